@@ -1,0 +1,66 @@
+"""Every key with its default. A key set to None is filled in when the run starts.
+
+What None becomes depends on other keys (`hvp_jax/config.py: resolve`) and is
+written to the workdir's config.json, so that a run always tells what it used.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    del arg
+    config = ConfigDict()
+    config.seed = 42
+    config.parallel = "pmap"  # pmap, shard_map: how a step is laid over devices
+    config.precision = "float32"  # float32, bfloat16: of the towers' arithmetic
+
+    config.model = ConfigDict()
+    config.model.variant = "ViT-B/32"  # ViT-B/32, ViT-B/16, ViT-L/14, tiny
+    config.model.taps = placeholder(tuple)  # layers counted from 1; None: first, middle, last
+    config.model.weights = ""  # a checkpoint to start from; empty: random weights
+    config.model.remat = "dots"  # none, dots, full: what the towers keep for the gradient
+
+    config.distill = ConfigDict()
+    config.distill.stages = 3
+    config.distill.noise = "train"  # train, always, never: noise that breaks ties of density
+
+    config.similarity = ConfigDict()
+    config.similarity.word_weights = "query"  # query, paired (leaks the answer)
+    config.similarity.normalize = "softmax"  # softmax, none: over the token weights
+    config.similarity.mask_padding = True
+    config.similarity.chunk = 16  # clips scored at a time; changes memory, no score
+
+    config.data = ConfigDict()
+    config.data.dataset = "folder"
+    config.data.root = ""  # for `folder` and `shapes`: holds videos/ and captions.csv
+    config.data.annotations = ""  # for the published data sets: their annotation files
+    config.data.videos = ""  # for the published data sets: their video files
+    config.data.shards = ""  # written by `prepare`; empty: decode the video files
+    config.data.frames = 12
+    config.data.words = 24
+    config.data.workers = 0  # decoding processes; 0: threads of this process
+
+    config.optim = ConfigDict()
+    config.optim.rate = placeholder(float)  # None: 1e-4 on a pretrained CLIP, 1e-3 from scratch
+    config.optim.clip_rate = placeholder(float)  # inside CLIP; None: 1e-7, or `rate` from scratch
+    config.optim.weight_decay = 0.2
+    config.optim.warmup = 0.1  # share of the schedule
+    config.optim.max_grad_norm = 1.0
+    config.optim.schedule_epochs = 0  # length of the schedule; 0: as long as the run
+
+    config.train = ConfigDict()
+    config.train.batch_size = 32  # over all devices
+    config.train.epochs = 5
+    config.train.steps = placeholder(int)  # None: `epochs` of them, or 1,500 from scratch
+    config.train.checkpoint_every = 100
+    config.train.eval_every = placeholder(int)  # None: once an epoch, at most 5 times from scratch
+    config.train.log_every = 10
+    config.train.keep = 2  # newest checkpoints kept beside the best
+
+    config.eval = ConfigDict()
+    config.eval.split = "test"
+    config.eval.batch_size = 32
+
+    config.bench = "step"  # step, similarity
+    return config

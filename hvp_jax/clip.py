@@ -1,0 +1,195 @@
+"""OpenAI CLIP's two towers, with taps at chosen depths of the vision tower.
+
+Paper section 3.1; Radford et al., arXiv 2103.00020. Heads are 64 wide, blocks are
+pre-norm, and a tower's blocks are one stacked set of weights that `nn.scan` walks:
+a twelfth of the code to compile, and a block's activations are all that
+rematerialisation has to think about.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HEAD_WIDTH = 64
+
+# What a block keeps for the gradient: everything, its matrix products, or its input alone.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """OpenAI's approximation of GELU; any shape."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """GELU by the error function (Flax's default is the tanh form); any shape."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable] = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """CLIP's norm: epsilon 1e-5 and two-pass variance, in float32 or better."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+
+
+class Block(nn.Module):
+    """One residual block. The carry is (x, taps); see `Tower`."""
+
+    width: int
+    layers: int
+    activation: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], slot: jax.Array, mask: jax.Array | None
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        x, taps = carry  # [N, S, width], [taps + 1, N, S, width]
+        out_scale = self.width**-0.5 * (2 * self.layers) ** -0.5
+
+        def dense(features, std, name):
+            return nn.Dense(
+                features,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.normal(std),
+                name=name,
+            )
+
+        heads = (*x.shape[:2], self.width // HEAD_WIDTH, HEAD_WIDTH)
+        y = layer_norm("norm_1")(x).astype(self.dtype)
+        qkv = dense(3 * self.width, self.width**-0.5, "qkv")(y)
+        query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        x = x + dense(self.width, out_scale, "attention_out")(y.reshape(x.shape))
+
+        y = layer_norm("norm_2")(x).astype(self.dtype)
+        y = dense(4 * self.width, (2 * self.width) ** -0.5, "mlp_in")(y)
+        x = x + dense(self.width, out_scale, "mlp_out")(ACTIVATIONS[self.activation](y))
+        return (x, taps.at[slot].set(x)), None
+
+
+class Tower(nn.Module):
+    """A stack of blocks that keeps the hidden states of chosen layers.
+
+    The scan carries one slot a tap and a spare one that every other layer writes
+    to, so the taps cost no more memory than themselves, at whatever depth.
+    """
+
+    width: int
+    layers: int
+    taps: tuple[int, ...]  # counted from 1, increasing
+    activation: str
+    remat: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """[N, S, width] -> [taps, N, S, width]; mask: [N or 1, 1, S, S], true to attend."""
+        slots = np.full(self.layers, len(self.taps), np.int32)
+        slots[np.array(self.taps) - 1] = np.arange(len(self.taps))
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=self.layers,
+        )(self.width, self.layers, self.activation, self.dtype, name="blocks")
+        taps = jnp.zeros((len(self.taps) + 1, *x.shape), x.dtype)
+        (_, taps), _ = blocks((x, taps), jnp.asarray(slots), mask)
+        return taps[:-1]
+
+
+class VisionTransformer(nn.Module):
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    embed_dim: int
+    taps: tuple[int, ...]
+    activation: str = "quick_gelu"
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Normalised frames [N, H, W, 3] -> every token at every tap [taps, N, P, D].
+
+        The class token comes first. `ln_post` and the projection are applied to all
+        tokens at each tap (paper section 3.1). The patch convolution is frozen.
+        """
+        side, patch = self.image_size // self.patch_size, self.patch_size
+        scale = self.width**-0.5
+        normal = nn.initializers.normal(scale)
+        kernel = self.param("patch_embedding", normal, (patch * patch * 3, self.width))
+        class_token = self.param("class_embedding", normal, (self.width,))
+        position = self.param("position_embedding", normal, (side * side + 1, self.width))
+        projection = self.param("projection", normal, (self.width, self.embed_dim))
+
+        # A convolution whose stride is its size is one matrix product over cut patches.
+        x = pixels.astype(self.dtype).reshape(-1, side, patch, side, patch, 3)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, patch * patch * 3)
+        x = x @ jax.lax.stop_gradient(kernel).astype(self.dtype)  # [N, P-1, width]
+        first = jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, self.width))
+        x = jnp.concatenate([first, x], axis=1) + position.astype(x.dtype)
+        x = layer_norm("norm_pre")(x).astype(self.dtype)
+        x = Tower(
+            self.width, self.layers, self.taps, self.activation, self.remat, self.dtype, name="tower"
+        )(x)
+        x = layer_norm("norm_post")(x).astype(self.dtype)
+        return x @ projection.astype(self.dtype)
+
+
+class TextTransformer(nn.Module):
+    context_length: int
+    vocabulary: int
+    width: int
+    layers: int
+    embed_dim: int
+    activation: str = "quick_gelu"
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Token ids and validity [B, W] -> words [B, W, D] and sentence [B, D].
+
+        The sentence is the word at the greatest token id, which is end-of-text.
+        """
+        normal = nn.initializers.normal
+        tokens = self.param("token_embedding", normal(0.02), (self.vocabulary, self.width))
+        position = self.param("position_embedding", normal(0.01), (self.context_length, self.width))
+        projection = self.param(
+            "projection", normal(self.width**-0.5), (self.width, self.embed_dim)
+        )
+
+        length = ids.shape[1]
+        x = (tokens[ids] + position[:length]).astype(self.dtype)  # [B, W, width]
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        # The first word is always attended to, so that no row of an empty caption is 0/0.
+        valid = mask.astype(bool).at[:, 0].set(True)
+        attend = causal[None, None] & valid[:, None, None, :]  # [B, 1, W, W]
+        x = Tower(
+            self.width,
+            self.layers,
+            (self.layers,),
+            self.activation,
+            self.remat,
+            self.dtype,
+            name="tower",
+        )(x, attend)[0]
+        x = layer_norm("norm_final")(x).astype(self.dtype)
+        words = x @ projection.astype(self.dtype)
+        end = jnp.argmax(ids, axis=1)
+        return words, jnp.take_along_axis(words, end[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,23 @@
+"""The two ways a run ends because of its user: one clear line, no traceback.
+
+A message names the file, key or id that is wrong and says what to do. Anything
+else that is raised is a bug of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Base of both; `status` is the exit status of the program."""
+
+    status = 1
+
+
+class BadData(UserError):
+    """The data is bad: a file is broken, missing or inconsistent."""
+
+    status = 1
+
+
+class BadUse(UserError):
+    """The program was used wrongly: an unknown key, a path that does not exist."""
+
+    status = 2
