@@ -41,6 +41,23 @@ def layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
 
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """Softmax attention, [N, Q, H, d] over [N, S, H, d] -> [N, Q, H, d].
+
+    `bias` [N or 1, 1, Q or 1, S] is added to the logits, -inf where not to attend. The
+    softmax is in float32 or better (`jax.nn.dot_product_attention` never better).
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    query = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("nqhd,nshd->nhqs", query, key, preferred_element_type=wide)
+    if bias is not None:
+        logits += bias
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("nhqs,nshd->nqhd", weights, value)
+
+
 class Block(nn.Module):
     """One residual block. The carry is (x, taps); see `Tower`."""
 
@@ -51,7 +68,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, jax.Array], slot: jax.Array, mask: jax.Array | None
+        self, carry: tuple[jax.Array, jax.Array], slot: jax.Array, bias: jax.Array | None
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, taps = carry  # [N, S, width], [taps + 1, N, S, width]
         out_scale = self.width**-0.5 * (2 * self.layers) ** -0.5
@@ -68,8 +85,8 @@ class Block(nn.Module):
         y = layer_norm("norm_1")(x).astype(self.dtype)
         qkv = dense(3 * self.width, self.width**-0.5, "qkv")(y)
         query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        x = x + dense(self.width, out_scale, "attention_out")(y.reshape(x.shape))
+        y = attention(query, key, value, bias).reshape(x.shape)
+        x = x + dense(self.width, out_scale, "attention_out")(y)
 
         y = layer_norm("norm_2")(x).astype(self.dtype)
         y = dense(4 * self.width, (2 * self.width) ** -0.5, "mlp_in")(y)
@@ -92,8 +109,8 @@ class Tower(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[N, S, width] -> [taps, N, S, width]; mask: [N or 1, 1, S, S], true to attend."""
+    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """[N, S, width] -> [taps, N, S, width]; `bias` as in `attention`."""
         slots = np.full(self.layers, len(self.taps), np.int32)
         slots[np.array(self.taps) - 1] = np.arange(len(self.taps))
         block = Block
@@ -107,7 +124,7 @@ class Tower(nn.Module):
             length=self.layers,
         )(self.width, self.layers, self.activation, self.dtype, name="blocks")
         taps = jnp.zeros((len(self.taps) + 1, *x.shape), x.dtype)
-        (_, taps), _ = blocks((x, taps), jnp.asarray(slots), mask)
+        (_, taps), _ = blocks((x, taps), jnp.asarray(slots), bias)
         return taps[:-1]
 
 
@@ -180,6 +197,7 @@ class TextTransformer(nn.Module):
         # The first word is always attended to, so that no row of an empty caption is 0/0.
         valid = mask.astype(bool).at[:, 0].set(True)
         attend = causal[None, None] & valid[:, None, None, :]  # [B, 1, W, W]
+        bias = jnp.where(attend, 0.0, -jnp.inf)
         x = Tower(
             self.width,
             self.layers,
@@ -188,7 +206,7 @@ class TextTransformer(nn.Module):
             self.remat,
             self.dtype,
             name="tower",
-        )(x, attend)[0]
+        )(x, bias)[0]
         x = layer_norm("norm_final")(x).astype(self.dtype)
         words = x @ projection.astype(self.dtype)
         end = jnp.argmax(ids, axis=1)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hvp_jax.clip import layer_norm
+from hvp_jax.clip import attention, layer_norm
 
 HEADS = 8
 NEIGHBOURS = 3
@@ -132,7 +132,7 @@ class Stage(nn.Module):
         merged = merge(x, score, clusters, count)
         self.sow("intermediates", "tokens", x)
         self.sow("intermediates", "scores", score)
-        self.sow("intermediates", "cluster", clusters)
+        self.sow("intermediates", "clusters", clusters)
         self.sow("intermediates", "merged", merged)
 
         norm = layer_norm("attention_norm")
@@ -141,10 +141,9 @@ class Stage(nn.Module):
         key, value = jnp.split(key_value, 2, axis=-1)
         query, key, value = (part.reshape(*part.shape[:2], *head) for part in (query, key, value))
         # The score of a token is added to its logits as a key.
-        bias = jnp.where(valid, score, -jnp.inf)[:, None, None, :].astype(query.dtype)
-        y = jax.nn.dot_product_attention(query, key, value, bias=bias)
-        y = dense(width, "attention_out")(y.reshape(*merged.shape))
-        return merged + y, merged_count
+        bias = jnp.where(valid, score, -jnp.inf)[:, None, None, :]
+        y = attention(query, key, value, bias).reshape(merged.shape)
+        return merged + dense(width, "attention_out")(y), merged_count
 
 
 class Distill(nn.Module):

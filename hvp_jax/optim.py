@@ -5,14 +5,12 @@ every tensor whose name has no `bias` in it, norms, positions and the temperatur
 included; the patch convolution is frozen; the rate inside CLIP is its own.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-B1, B2, EPSILON = 0.9, 0.98, 1e-6
 MAX_LOG_SCALE = 4.605170185988092  # ln 100
 
 
@@ -27,7 +25,7 @@ class BertAdamState(NamedTuple):
     nu: optax.Updates
 
 
-def scale_by_bert_adam(b1: float = B1, b2: float = B2) -> optax.GradientTransformation:
+def scale_by_bert_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
     """Adam without bias correction; moments in float32 or better whatever the weights are."""
 
     def zeros(params):
@@ -41,7 +39,7 @@ def scale_by_bert_adam(b1: float = B1, b2: float = B2) -> optax.GradientTransfor
         nu = jax.tree.map(
             lambda v, g: b2 * v + (1 - b2) * jnp.square(g.astype(v.dtype)), state.nu, grads
         )
-        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + EPSILON), mu, nu)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
         return updates, BertAdamState(mu, nu)
 
     return optax.GradientTransformation(lambda p: BertAdamState(zeros(p), zeros(p)), update)
@@ -84,12 +82,18 @@ def optimizer(
     warmup: float = 0.1,
     weight_decay: float = 0.2,
     max_grad_norm: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.98,
+    epsilon: float = 1e-6,
 ) -> optax.GradientTransformation:
     """Clip to the global norm, Adam, decay, rates, schedule: as an optax transformation."""
-    factor: Callable = lambda step: warmup_cosine(step / schedule_steps, warmup)  # noqa: E731
+
+    def factor(step: jax.Array) -> jax.Array:
+        return warmup_cosine(step / schedule_steps, warmup)
+
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
-        scale_by_bert_adam(),
+        scale_by_bert_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=decays),
         scale_by_group({"frozen": 0.0, "clip": clip_rate, "new": rate}),
         optax.scale_by_schedule(factor),

@@ -23,6 +23,7 @@ class Layout:
         self.kind = kind
         self.devices = devices or jax.devices()
         self.mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.whole = NamedSharding(self.mesh, PartitionSpec())
 
     def check_batch(self, size: int, key: str) -> None:
         """A batch must divide over the devices; BadUse names the key."""
@@ -33,56 +34,63 @@ class Layout:
             )
 
     def place(self, tree):
-        """Puts a tree whole on every device, as every step wants and returns it."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        """A copy of a tree, whole on every device, as every step wants and returns it."""
+        # A copy, since a training step gives the memory of its state away.
+        return jax.device_put(tree, self.whole, may_alias=False)
 
-    def lay(self, step: Callable, donate: bool) -> Callable:
-        """`step(state, batch, axis=...)` -> a compiled function of (state, host batch).
+    def train(self, step: Callable) -> Callable:
+        """`step(state, batch, axis=)` -> a compiled function of (state, host batch).
 
-        With `donate` it is a training step: what comes back is the same on all devices,
-        and the state's memory is used again. Without, it maps examples to examples.
+        What comes back is whole on all devices; the memory of the state is used again.
         """
+        return self._lay(step, PartitionSpec(), donate=(0,))
+
+    def map(self, function: Callable) -> Callable:
+        """`function(params, batch)`, example by example -> the same, compiled, to host arrays."""
+
+        def ignore_axis(params, batch, axis):
+            del axis
+            return function(params, batch)
+
+        laid = self._lay(ignore_axis, PartitionSpec(AXIS), donate=())
+        return lambda params, batch: jax.tree.map(np.asarray, laid(params, batch))
+
+    def _lay(self, step: Callable, out: PartitionSpec, donate: tuple[int, ...]) -> Callable:
+        step = functools.partial(step, axis=AXIS)
         if self.kind == "pmap":
-            return self._pmap(step, donate)
-        return self._shard_map(step, donate)
-
-    def _pmap(self, step: Callable, donate: bool) -> Callable:
-        count = len(self.devices)
-        mapped = jax.pmap(
-            functools.partial(step, axis=AXIS),
-            axis_name=AXIS,
-            in_axes=(None, 0),
-            out_axes=None if donate else 0,
-            donate_argnums=(0,) if donate else (),
-            devices=self.devices,
-        )
-
-        def run(state, batch):
-            split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-            out = mapped(state, split)
-            if donate:
-                return out
-            return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out)
-
-        return run
-
-    def _shard_map(self, step: Callable, donate: bool) -> Callable:
-        whole, split = PartitionSpec(), PartitionSpec(AXIS)
+            return self._pmap(step, out, donate)
+        split = PartitionSpec(AXIS)
         mapped = jax.jit(
             jax.shard_map(
-                functools.partial(step, axis=AXIS),
+                step,
                 mesh=self.mesh,
-                in_specs=(whole, split),
-                out_specs=whole if donate else split,
-                # The step gathers and averages by itself, as under pmap.
+                in_specs=(PartitionSpec(), split),
+                out_specs=out,
+                # The step gathers and averages by itself, as it must under pmap.
                 check_vma=False,
             ),
-            donate_argnums=(0,) if donate else (),
+            donate_argnums=donate,
+        )
+        return lambda state, batch: mapped(
+            state, jax.device_put(batch, NamedSharding(self.mesh, split))
         )
 
+    def _pmap(self, step: Callable, out: PartitionSpec, donate: tuple[int, ...]) -> Callable:
+        mapped = jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=0 if out == PartitionSpec(AXIS) else None,
+            donate_argnums=donate,
+            devices=self.devices,
+        )
+        count = len(self.devices)
+
         def run(state, batch):
-            batch = jax.device_put(batch, NamedSharding(self.mesh, split))
-            out = mapped(state, batch)
-            return out if donate else jax.tree.map(np.asarray, out)
+            # pmap wants the devices as an axis of their own, and gives it back.
+            result = mapped(state, jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch))
+            if out == PartitionSpec():
+                return result
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
 
         return run

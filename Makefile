@@ -1,0 +1,45 @@
+# Needs make and a Python 3.11 or 3.12; installs everything else into .venv.
+
+WORKDIR ?= demo
+PYTHON := .venv/bin/python
+DEMO := --config=configs/demo.py --workdir=$(WORKDIR)
+
+.PHONY: demo test lint
+
+demo: .venv/installed
+	$(PYTHON) run.py prepare $(DEMO) --config.data.root=$(WORKDIR)/clips
+	$(PYTHON) run.py train $(DEMO) --config.data.root=$(WORKDIR)/clips
+	$(PYTHON) run.py eval --workdir=$(WORKDIR)
+
+test: lint
+	$(PYTHON) -m pytest -q
+
+lint: .venv/installed-dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+# The stamps `installed` and `installed-dev` go before an install and come back after it:
+# where they lack, an install was cut off, and .venv is made anew.
+.venv/installed: requirements.txt
+	@test -e $@ && $(PYTHON) -c "" 2>/dev/null || { $(FIND_PYTHON); $(MAKE_VENV); }
+	$(INSTALL)
+	@touch .venv/installed
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(INSTALL)
+	@touch .venv/installed .venv/installed-dev
+
+define INSTALL
+@echo "installing $< into .venv"
+@rm -f .venv/installed .venv/installed-dev
+@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+endef
+
+# A command on the PATH may be a shim for a version that is not installed, or lack venv: try all.
+FITS := import ensurepip, ssl, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])
+FIND_PYTHON = found=; IFS=:; for name in python3.12 python3.11 python3; do \
+	for folder in $$PATH; do test -n "$$found" || ! "$$folder/$$name" -c "$(FITS)" 2>/dev/null || \
+	found=$$folder/$$name; done; done
+MAKE_VENV = test -n "$$found" || { echo "found no Python 3.11 or 3.12 that runs and has venv;" \
+	"install one (on Debian: python3 and python3-venv)" >&2; exit 1; }; \
+	echo "making .venv with $$found"; "$$found" -m venv --clear .venv

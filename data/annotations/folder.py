@@ -1,0 +1,207 @@
+"""A folder of your own: `videos/` and `captions.csv` beside it.
+
+captions.csv is comma separated UTF-8 with a header: `video_id,caption` and, if wanted,
+`split`, `start`, `end`, in any order; other columns are ignored. A `video_id` is a file's
+path inside `videos/`, with or without its extension. Several rows of one video are several
+captions of one clip; rows with another `start` or `end` (seconds) are another clip.
+
+Without a `split` column the SHA-256 of the video id decides: about 80% of the videos are
+train, 10% val and 10% test, and a video stays where it is when others are added.
+"""
+
+import csv
+import hashlib
+import io
+import logging
+import math
+import os
+import unicodedata
+
+from data.records import Clip
+from hvp_jax.errors import BadData, BadUse
+
+EXTENSIONS = frozenset(
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .h264 .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 .mpeg"
+    " .mpg .mts .mxf .ogg .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
+)
+SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
+
+
+def read(root: str) -> list[Clip]:
+    """The clips of `root`, in order of first appearance.
+
+    Raises BadUse if `root` is no directory, BadData for all that is wrong inside it.
+    """
+    if not os.path.isdir(root):
+        what = "is not a directory" if os.path.exists(root) else "does not exist"
+        raise BadUse(f"{root!r} {what}; data.root must hold videos/ and captions.csv")
+    folder, table = os.path.join(root, "videos"), os.path.join(root, "captions.csv")
+    names, stems = _find_files(folder)
+    clips: dict[tuple, dict] = {}
+    ids: dict[str, str] = {}  # path -> the id it was first named by
+    splits: dict[str, str] = {}  # path -> its split
+    absent: dict[str, None] = {}
+    for number, row in _read_rows(table):
+        where = f"{table}: row {number}"
+        for column in ("video_id", "caption"):
+            if not row[column]:
+                raise BadData(f"{where}: {column} is empty; fill it in or remove the row")
+        path = _match(names, stems, row["video_id"], where)
+        if path is None:
+            absent[row["video_id"]] = None
+            continue
+        video_id = ids.setdefault(path, row["video_id"])
+        split = _split(row, video_id, where)
+        if splits.setdefault(path, split) != split:
+            raise BadData(
+                f"{where}: video {video_id!r} is in {split} and in {splits[path]};"
+                " all rows of a video belong in one split"
+            )
+        start, end = _stretch(row, where)
+        clip = clips.setdefault((path, start, end), {"captions": [], "split": split})
+        clip["captions"].append(row["caption"])
+    _require_all(absent, table, folder)
+    unused = sum(_is_video(path) and path not in ids for path in names.values())
+    if unused:
+        logging.warning("%s: %d videos have no captions and are left out", table, unused)
+    return [
+        Clip(_clip_id(ids[path], start, end), path, tuple(c["captions"]), c["split"], start, end)
+        for (path, start, end), c in clips.items()
+    ]
+
+
+def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Names inside `folder` -> the file; names without a video's extension -> all such files."""
+    if not os.path.isdir(folder):
+        raise BadData(f"{folder}: no such directory; the video files belong there")
+    names: dict[str, str] = {}
+    stems: dict[str, list[str]] = {}
+    seen = {os.path.realpath(folder)}
+    for here, folders, files in os.walk(folder, followlinks=True):
+        # A link to a folder above would be followed in circles.
+        folders[:] = sorted(f for f in folders if not _was_seen(os.path.join(here, f), seen))
+        for file in sorted(f for f in files if not f.startswith(".")):
+            path = os.path.join(here, file)
+            name = _plain(os.path.relpath(path, folder))
+            names[name] = path
+            if _is_video(path):
+                stems.setdefault(os.path.splitext(name)[0], []).append(path)
+    if not names:
+        raise BadData(f"{folder}: holds no files; put the videos there")
+    return names, stems
+
+
+def _is_video(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
+def _was_seen(folder: str, seen: set[str]) -> bool:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return True
+    seen.add(real)
+    return False
+
+
+def _plain(name: str) -> str:
+    # Some file systems take accents apart, spreadsheets don't.
+    return unicodedata.normalize("NFC", name)
+
+
+def _match(names: dict, stems: dict, video_id: str, where: str) -> str | None:
+    name = _plain(video_id)
+    if name in names:
+        return names[name]
+    found = stems.get(name, [None])
+    if len(found) > 1:
+        raise BadData(
+            f"{where}: video_id {video_id!r} fits both {found[0]} and {found[1]};"
+            " write it with its extension or remove one of them"
+        )
+    return found[0]
+
+
+def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
+    """Rows with their numbers; the header is row 1, as spreadsheets count."""
+    reader = csv.reader(io.StringIO(_read_text(table), newline=""), strict=True)
+    try:
+        lines = [(n, [cell.strip() for cell in line]) for n, line in enumerate(reader, 1) if line]
+    except csv.Error as error:
+        raise BadData(f"{table}: line {reader.line_num}: {error}; check the quotes") from None
+    if not lines:
+        raise BadData(f"{table}: empty; it needs the header video_id,caption")
+    header = lines[0][1]
+    for column in ("video_id", "caption"):
+        if header.count(column) != 1:
+            fault = "twice the" if column in header else "no"
+            there = ", ".join(header)
+            raise BadData(f"{table}: {fault} column {column!r}; its header has: {there}")
+    if len(lines) == 1:
+        raise BadData(f"{table}: a header but no captions; write one row a caption")
+    for number, line in lines[1:]:
+        if len(line) != len(header):
+            raise BadData(
+                f"{table}: row {number} has {len(line)} fields, the header {len(header)};"
+                " put captions with commas in double quotes"
+            )
+    return [(number, dict(zip(header, line, strict=True))) for number, line in lines[1:]]
+
+
+def _read_text(table: str) -> str:
+    if not os.path.isfile(table):
+        raise BadData(f"{table}: no such file; it holds the captions (video_id,caption)")
+    with open(table, "rb") as file:
+        content = file.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadData(f"{table}: line {line} is not UTF-8; save the file as UTF-8") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise BadData(f"{table}: line {line} holds a null byte; save the file as UTF-8 text")
+    return text
+
+
+def _split(row: dict[str, str], video_id: str, where: str) -> str:
+    if "split" not in row:
+        share = int(hashlib.sha256(video_id.encode()).hexdigest()[:8], 16) / 16**8
+        return "train" if share < 0.8 else "val" if share < 0.9 else "test"
+    split = SPLITS.get(row["split"].lower())
+    if split is None:
+        raise BadData(f"{where}: split {row['split']!r} is none of train, val, test")
+    return split
+
+
+def _stretch(row: dict[str, str], where: str) -> tuple[float | None, float | None]:
+    """Start and end in seconds; both None for a whole video."""
+    seconds: list[float | None] = []
+    for column in ("start", "end"):
+        text = row.get(column, "")
+        try:
+            seconds.append(float(text) if text else None)
+        except ValueError:
+            raise BadData(f"{where}: {column} {text!r} is not a number of seconds") from None
+        if text and not 0 <= seconds[-1] < math.inf:
+            raise BadData(f"{where}: {column} {text} is not a moment in the video (in seconds)")
+    start, end = seconds
+    if end is None:
+        return start or None, None
+    if (start or 0.0) >= end:
+        raise BadData(f"{where}: start {start or 0:g} is not before end {end:g}")
+    return start or 0.0, end
+
+
+def _clip_id(video_id: str, start: float | None, end: float | None) -> str:
+    if start is None and end is None:
+        return video_id
+    return f"{video_id}@{start:.12g}-{'' if end is None else format(end, '.12g')}"
+
+
+def _require_all(absent: dict[str, None], table: str, folder: str) -> None:
+    if absent:
+        first = ", ".join(list(absent)[:3]) + (", ..." if len(absent) > 3 else "")
+        raise BadData(
+            f"{table}: {len(absent)} of its videos are not in {folder}: {first};"
+            " add the files or remove the rows"
+        )

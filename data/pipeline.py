@@ -1,0 +1,208 @@
+"""Grain: clips and captions -> batches, the same whatever the workers and hosts.
+
+Everything up to the last step is indices: a batch is a pure function of its number.
+So the batches do not depend on the number of threads or workers, and the batches of
+all hosts, put together in their order, are those of a single host. What Grain saves
+as the state of an iterator does depend on the number of workers.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import numpy as np
+from absl import flags
+
+from data import shards
+from data.records import Clip
+from data.tokenizer import tokenize
+from hvp_jax.errors import BadData, BadUse
+
+Batch = dict[str, np.ndarray]
+
+# Clips of one batch are read by a pool of threads; Grain then keeps two batches ahead.
+# So memory does not grow with the number of cores, and the first batch is not late.
+READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+
+
+class FileSource:
+    """clip_id -> pictures uint8 [n, size, size, 3], n <= frames, decoded from the files.
+
+    Raises BadData, naming the clip, where a file is missing or broken.
+    """
+
+    def __init__(self, clips: Sequence[Clip], size: int, frames: int):
+        self.size, self.frames = size, frames
+        self._clips = {clip.clip_id: clip for clip in clips}
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        return shards.decode(self._clips[clip_id], self.size, self.frames)
+
+
+class ShardSource:
+    """clip_id -> the same pictures as FileSource, from what `prepare` wrote.
+
+    Raises BadUse if the shards are of another size or number of frames, BadData if
+    one of the clips is not in them.
+    """
+
+    def __init__(self, directory: str, clips: Sequence[Clip], size: int, frames: int):
+        self.size, self.frames = size, frames
+        self._splits = {
+            split: shards.open_shards(directory, split)
+            for split in dict.fromkeys(clip.split for clip in clips)
+        }
+        self._places: dict[str, tuple[str, int]] = {}
+        for split, opened in self._splits.items():
+            if (opened.size, opened.frames) != (size, frames):
+                raise BadUse(
+                    f"{directory} holds up to {opened.frames} frames of {opened.size} px, "
+                    f"the run wants {frames} of {size} px: run `prepare` into another directory"
+                )
+            self._places |= {clip_id: (split, i) for i, clip_id in enumerate(opened.clip_ids)}
+        missing = [clip.clip_id for clip in clips if clip.clip_id not in self._places]
+        if missing:
+            raise BadData(
+                f"{directory} lacks {len(missing)} of {len(clips)} clips, such as {missing[0]}: "
+                "run `prepare` into another directory"
+            )
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        split, i = self._places[clip_id]
+        return self._splits[split][i]["frames"]
+
+
+Source = FileSource | ShardSource
+
+
+def open_source(clips: Sequence[Clip], size: int, frames: int, directory: str = "") -> Source:
+    """Pictures of `clips` from the shards in `directory`, or from the files if it is empty."""
+    if directory:
+        return ShardSource(directory, clips, size, frames)
+    return FileSource(clips, size, frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadVideos:
+    """Numbers of clips [n] -> `video` and `video_mask` of `rows` rows, the last ones padding."""
+
+    source: Source
+    clip_ids: Sequence[str]
+    frames: int
+    rows: int
+    threads: int
+
+    def __call__(self, numbers: np.ndarray) -> Batch:
+        size = self.source.size
+        video = np.zeros((self.rows, self.frames, size, size, 3), np.uint8)
+        mask = np.zeros((self.rows, self.frames), bool)
+
+        def read(row: int) -> None:
+            pictures = self.source[self.clip_ids[numbers[row]]]  # [n, S, S, 3]
+            video[row, : len(pictures)] = pictures
+            mask[row, : len(pictures)] = True
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            for _ in pool.map(read, range(len(numbers))):
+                pass  # raises what reading raised
+        return {"video": video, "video_mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadPairs:
+    """Numbers of pairs [B] -> a batch of videos with one caption each."""
+
+    videos: ReadVideos
+    clips: np.ndarray  # [pairs] the number of the clip of each pair
+    captions: Sequence[str]  # [pairs]
+    words: int
+
+    def __call__(self, numbers: np.ndarray) -> Batch:
+        ids, mask = tokenize([self.captions[i] for i in numbers], self.words)
+        return self.videos(self.clips[numbers]) | {"text_ids": ids, "text_mask": mask}
+
+
+def train_batches(
+    clips: Sequence[Clip],
+    source: Source,
+    frames: int,
+    words: int,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Endless batches of (clip, caption) pairs for training, each epoch in its own order.
+
+    Batches are dicts of `video` uint8 [B, frames, S, S, 3], `video_mask` bool
+    [B, frames], `text_ids` int32 [B, words], `text_mask` bool [B, words], where B =
+    `batch_size` is that of one host. An epoch is every pair once, less a remainder
+    smaller than the batch of all hosts, which differs from epoch to epoch. `workers`
+    processes read, or threads of this process if 0. The iterator has `get_state` and
+    `set_state`, exact to the batch; close() it at the end if there are workers.
+
+    Two captions of one clip can meet in a batch, where the loss takes each as the
+    other's negative. The original does nothing about it, nor do we.
+
+    Raises BadData if an epoch holds no batch, and while iterating if a clip cannot be
+    read; BadUse if the seed is not one.
+    """
+    numbers = [i for i, clip in enumerate(clips) for _ in clip.captions]
+    captions = [caption for clip in clips for caption in clip.captions]
+    together = batch_size * host_count
+    whole = len(captions) // together * together
+    if not whole:
+        raise BadData(
+            f"{len(captions)} pairs of clip and caption in the training split do not fill a "
+            f"batch of {together}: add clips or lower train.batch_size"
+        )
+    if not 0 <= seed < 2**32:
+        raise BadUse(f"seed must be from 0 to {2**32 - 1}, not {seed}")
+    dataset = grain.MapDataset.range(len(captions)).seed(seed).shuffle()
+    dataset = dataset[:whole].batch(batch_size)[host_index::host_count].repeat()
+    clip_ids = [clip.clip_id for clip in clips]
+    videos = ReadVideos(source, clip_ids, frames, batch_size, _threads(workers))
+    dataset = dataset.map(ReadPairs(videos, np.asarray(numbers), captions, words))
+    dataset = dataset.to_iter_dataset(READ_AHEAD)
+    if workers:
+        # Grain reads absl flags when it starts processes; nobody parses them in tests.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)
+
+
+def eval_texts(clips: Sequence[Clip], words: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
+    """Every caption once, clip by clip: `text_ids`, `text_mask` [batch_size, words].
+
+    The number with each batch says how many rows are valid; those after them, in the
+    last batch, are padding with nothing but False in the mask.
+    """
+    captions = [caption for clip in clips for caption in clip.captions]
+    for first in range(0, len(captions), batch_size):
+        ids, mask = tokenize(captions[first : first + batch_size], words)
+        valid = len(ids)
+        padding = ((0, batch_size - valid), (0, 0))
+        yield {"text_ids": np.pad(ids, padding), "text_mask": np.pad(mask, padding)}, valid
+
+
+def eval_videos(
+    clips: Sequence[Clip], source: Source, frames: int, batch_size: int
+) -> Iterator[tuple[Batch, int]]:
+    """Every clip once, in order: `video` and `video_mask` as in `train_batches`.
+
+    The last batch is padded as that of `eval_texts`. Raises BadData if a clip cannot
+    be read.
+    """
+    clip_ids = [clip.clip_id for clip in clips]
+    read = ReadVideos(source, clip_ids, frames, batch_size, _threads(workers=0))
+    dataset = grain.MapDataset.range(len(clips)).batch(batch_size).map(read)
+    for i, batch in enumerate(dataset.to_iter_dataset(READ_AHEAD)):
+        yield batch, min(batch_size, len(clips) - i * batch_size)
+
+
+def _threads(workers: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // max(1, workers))

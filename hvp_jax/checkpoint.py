@@ -1,0 +1,128 @@
+"""Checkpoints of a run, kept by Orbax: the newest ones, and the best by validation.
+
+A step is one item whole or not at all: parameters apart from the rest of the state, so
+that scoring need not read the optimiser's moments, and the place in the data.
+"""
+
+from pathlib import Path
+
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from hvp_jax.errors import BadData, BadUse
+from hvp_jax.model import HVPNet, init_params
+from hvp_jax.parallel import Layout
+from hvp_jax.step import State
+
+SELECT = "rsum"  # R@1 + R@5 + R@10 of both directions, the field's single figure
+
+
+def select_by(figures: dict) -> dict[str, float]:
+    """The figure that the best checkpoint is chosen by, of a validation split's figures."""
+    both = (figures["text_to_video"], figures["video_to_text"])
+    return {SELECT: sum(way[k] for way in both for k in ("R@1", "R@5", "R@10"))}
+
+
+class Checkpoints:
+    """The folder `checkpoints` of a workdir; to be used in `with`, which waits for writing."""
+
+    def __init__(self, workdir: Path, keep: int):
+        self.path = Path(workdir).absolute() / "checkpoints"
+        newest = policy.LatestN(keep)
+        best = policy.BestN(lambda m: m[SELECT], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda m: m[SELECT],
+            preservation_policy=policy.AnyPreservationPolicy([newest, best]),
+            create=False,
+        )
+        self._options, self._manager = options, None
+        if self.path.is_dir():
+            self._open()
+
+    def _open(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(self.path, options=self._options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._manager:
+            self._manager.close()
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step() if self._manager else None
+
+    def chosen(self) -> dict | None:
+        """The step to score with: the best on validation, or the last where there is none."""
+        if self.latest() is None:
+            return None
+        self._manager.wait_until_finished()
+        scored = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scored = {step: m[SELECT] for step, m in scored.items() if m and SELECT in m}
+        if not scored:
+            return {"step": self.latest(), "chosen_on": None}
+        # The earliest of equals, so that the choice does not hang on what is kept.
+        step = max(scored, key=lambda s: (scored[s], -s))
+        return {"step": step, "chosen_on": "val", SELECT: scored[step]}
+
+    def save(self, step: int, state: State, batches, figures: dict | None = None) -> None:
+        """Writes a step in the background; `figures` are of the validation split, if evaluated."""
+        if self._manager is None:
+            self._open()
+        if step in self._manager.all_steps():
+            return
+        rest = {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                rest=ocp.args.StandardSave(rest),
+                data=grain.checkpoint.CheckpointSave(batches),
+            ),
+            metrics=select_by(figures) if figures else None,
+        )
+
+    def restore(self, step: int, state: State, batches) -> State:
+        """The state of a step, placed like `state`; moves `batches` to where they were then."""
+        like = jax.tree.map(_abstract, state)
+        rest = {"step": like.step, "skipped": like.skipped, "opt_state": like.opt_state}
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(like.params),
+                rest=ocp.args.StandardRestore(rest),
+                data=grain.checkpoint.CheckpointRestore(batches),
+            ),
+        )
+        return State(params=found.params, **found.rest)
+
+    def params(self, step: int, model: HVPNet, layout: Layout) -> dict:
+        """The parameters of a step, whole on every device."""
+        shapes = jax.eval_shape(lambda: init_params(model, 0))
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.whole), shapes
+        )
+        try:
+            return self._manager.restore(
+                step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))
+            ).params
+        except ValueError as error:
+            raise BadData(
+                f"{self.path}: step {step} is not of the model that the config describes ({error})"
+            ) from error
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def weights(path: str, model: HVPNet, layout: Layout) -> dict:
+    """The parameters that the run in workdir `path` has chosen."""
+    with Checkpoints(Path(path), keep=1) as checkpoints:
+        chosen = checkpoints.chosen()
+        if chosen is None:
+            raise BadUse(f"model.weights={path} holds no checkpoints; give the workdir of a run")
+        return checkpoints.params(chosen["step"], model, layout)

@@ -1,0 +1,180 @@
+"""What the keys of `configs/base.py` may be, and what a key left at None becomes."""
+
+import copy
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from hvp_jax.errors import BadData, BadUse
+from hvp_jax.sizes import VARIANTS
+
+CHOICES = {
+    "parallel": ("pmap", "shard_map"),
+    "precision": ("float32", "bfloat16"),
+    "model.variant": tuple(VARIANTS),
+    "model.remat": ("none", "dots", "full"),
+    "distill.noise": ("train", "always", "never"),
+    "similarity.word_weights": ("query", "paired"),
+    "similarity.normalize": ("softmax", "none"),
+    "data.dataset": ("folder", "shapes"),
+    "eval.split": ("train", "val", "test"),
+    "bench": ("step", "similarity"),
+}
+
+LEAST = {
+    "seed": 0,
+    "distill.stages": 1,
+    "similarity.chunk": 1,
+    "data.frames": 1,
+    "data.words": 3,  # start and end of text and one token between
+    "data.workers": 0,
+    "optim.rate": 0,
+    "optim.clip_rate": 0,
+    "optim.weight_decay": 0,
+    "optim.warmup": 0,
+    "optim.schedule_epochs": 0,
+    "train.batch_size": 1,
+    "train.epochs": 1,
+    "train.steps": 1,
+    "train.checkpoint_every": 1,
+    "train.eval_every": 1,
+    "train.log_every": 1,
+    "train.keep": 1,
+    "eval.batch_size": 1,
+}
+
+OPTIONAL = {  # the keys that may be None, and their type when they are not
+    "model.taps": tuple,
+    "optim.rate": float,
+    "optim.clip_rate": float,
+    "train.steps": int,
+    "train.eval_every": int,
+}
+
+SCRATCH_STEPS = 1500
+SCRATCH_EVALUATIONS = 5
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"model.taps": (1, 6, 12), ...}: every key that holds a value, with its group's name."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy with the keys filled in that depend on other keys only.
+
+    `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
+    """
+    config = copy.deepcopy(config)
+    pretrained = bool(config.model.weights)
+    if config.model.taps is None:
+        layers = VARIANTS[config.model.variant].vision_layers
+        config.model.taps = (1, layers // 2, layers)
+    if config.optim.rate is None:
+        config.optim.rate = 1e-4 if pretrained else 1e-3
+    if config.optim.clip_rate is None:
+        config.optim.clip_rate = 1e-7 if pretrained else config.optim.rate
+    return config
+
+
+def resolve_steps(config: ConfigDict, examples: int) -> ConfigDict:
+    """A copy with `train.steps` and `train.eval_every` filled in.
+
+    `examples` is the number of training examples of one epoch; what is left over
+    after the last whole batch of an epoch is dropped.
+    """
+    config = copy.deepcopy(config)
+    pretrained = bool(config.model.weights)
+    epoch = max(1, examples // config.train.batch_size)
+    if config.train.steps is None:
+        config.train.steps = config.train.epochs * epoch if pretrained else SCRATCH_STEPS
+    if config.train.eval_every is None:
+        fifth = max(1, config.train.steps // SCRATCH_EVALUATIONS)
+        config.train.eval_every = epoch if pretrained else fifth
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises BadUse, naming the key, if a value is outside what the key allows."""
+    flat = flatten(config)
+    for key in (*CHOICES, *LEAST, *OPTIONAL):
+        if key not in flat:
+            raise BadUse(f"the config has no key config.{key}; start it from configs/base.py")
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise BadUse(f"config.{key} is {flat[key]!r}; it must be one of {', '.join(choices)}")
+    for key, least in LEAST.items():
+        if flat[key] is not None and flat[key] < least:
+            raise BadUse(f"config.{key} is {flat[key]}; it must be at least {least}")
+    if flat["optim.warmup"] >= 1:
+        raise BadUse(
+            f"config.optim.warmup is {flat['optim.warmup']}; it is a share of the schedule, below 1"
+        )
+    if flat["optim.max_grad_norm"] <= 0:
+        raise BadUse(
+            f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
+        )
+    longest = VARIANTS[flat["model.variant"]].context_length
+    if flat["data.words"] > longest:
+        raise BadUse(
+            f"config.data.words is {flat['data.words']}; the text tower takes at most {longest}"
+        )
+    _validate_taps(flat["model.taps"], flat["model.variant"])
+
+
+def _validate_taps(taps: tuple[int, ...] | None, variant: str) -> None:
+    if taps is None:
+        return
+    layers = VARIANTS[variant].vision_layers
+    in_order = all(a < b for a, b in zip(taps, taps[1:], strict=False))
+    if not taps or not in_order or taps[0] < 1 or taps[-1] > layers:
+        raise BadUse(
+            f"config.model.taps is {taps}; taps are layers of {variant}, "
+            f"rising, counted from 1 to {layers}"
+        )
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON; `from_json` gives back an equal one."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The locked config that `to_json` wrote. Raises BadData if it is not one."""
+    try:
+        config = _typed(json.loads(text))
+    except ValueError as error:
+        raise BadData(f"not the JSON of a config: {error}") from None
+    return config.lock()
+
+
+def _typed(values: Any, prefix: str = "") -> ConfigDict:
+    """JSON knows no tuple, and a null there does not tell its type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix or 'it'} is no object")
+    config = ConfigDict()
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict):
+            config[name] = _typed(value, f"{key}.")
+            continue
+        if key in OPTIONAL:
+            config[name] = placeholder(OPTIONAL[key])
+        config[name] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def difference(a: ConfigDict, b: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """(key, its value in `a`, its value in `b`) where they differ; None where there is none."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    keys = sorted(flat_a.keys() | flat_b.keys())
+    pairs = [(key, flat_a.get(key), flat_b.get(key)) for key in keys]
+    return [(key, of_a, of_b) for key, of_a, of_b in pairs if of_a != of_b]

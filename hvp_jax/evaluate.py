@@ -1,0 +1,202 @@
+"""Scores every text against every clip, and turns the scores into figures.
+
+Each clip and each caption is encoded once; the scoring then works on those features
+in blocks. Neither the batch, nor the block, nor the number of devices is part of a score.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data import annotations, pipeline
+from data.check import require_sound
+from data.records import Clip
+from hvp_jax import checkpoint, metrics, monitor, report, step
+from hvp_jax.config import resolve
+from hvp_jax.errors import BadUse
+from hvp_jax.model import HVPNet, from_config
+from hvp_jax.parallel import Layout
+from hvp_jax.similarity import Text, Video, scores
+
+BLOCK = 512  # texts, and clips, on the device at a time while scoring
+LEAK = (
+    "similarity.word_weights=paired: the weights of each clip's own caption are in its scores. "
+    "The figures contain the answer and compare with nothing but the original's."
+)
+
+
+@functools.partial(jax.jit, static_argnames=("clip_chunk", "dtype"))
+def _score_block(text, video, paired_weights, clip_chunk, dtype):
+    return scores(text, video, paired_weights, clip_chunk, dtype).sum((0, 1))
+
+
+def _rows(tree, first: int, size: int):
+    """Rows `first` to `first + size` of every array, padded by repeating the last."""
+
+    def cut(x):
+        x = x[first : first + size]
+        return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
+
+    return jax.tree.map(cut, tree)
+
+
+def score_matrix(
+    text: Text,
+    video: Video,
+    paired_weights: np.ndarray | None = None,
+    clip_chunk: int = 16,
+    dtype: jnp.dtype | None = None,
+    text_block: int = BLOCK,
+    clip_block: int = BLOCK,
+) -> np.ndarray:
+    """Features of all texts and all clips -> scores [texts, clips], summed over terms and taps.
+
+    `paired_weights` [clips, W]: word weights of each clip's own caption (the reference).
+    """
+    texts, clips = text.words.shape[0], video.patches.shape[0]
+    text_block, clip_block = min(text_block, texts), min(clip_block, clips)
+    matrix = np.empty((texts, clips), text.sentence.dtype)
+    for j in range(0, clips, clip_block):
+        part = jax.device_put(_rows(video, j, clip_block))
+        paired = None if paired_weights is None else _rows(paired_weights, j, clip_block)
+        for i in range(0, texts, text_block):
+            block = _score_block(_rows(text, i, text_block), part, paired, clip_chunk, dtype)
+            height, width = matrix[i : i + text_block, j : j + clip_block].shape
+            matrix[i : i + height, j : j + width] = np.asarray(block)[:height, :width]
+    return matrix
+
+
+class Scorer:
+    """The compiled encoders of a model, laid over devices, and its way of scoring."""
+
+    def __init__(self, model: HVPNet, config: ConfigDict, layout: Layout):
+        layout.check_batch(config.eval.batch_size, "eval.batch_size")
+        noise = config.seed if config.distill.noise == "always" else None
+        self.config, self.model = config, model
+        self.paired = config.similarity.word_weights == "paired"
+        self._text = layout.map(functools.partial(step.encode_text, model=model))
+        self._video = layout.map(
+            functools.partial(step.encode_video, model=model, noise_seed=noise)
+        )
+
+    def texts(self, params: optax.Params, clips: Sequence[Clip]) -> Text:
+        """Every caption of the clips, clip by clip."""
+        size, words = self.config.eval.batch_size, self.config.data.words
+        return _encode(self._text, params, pipeline.eval_texts(clips, words, size))
+
+    def videos(
+        self, params: optax.Params, clips: Sequence[Clip], source: pipeline.Source, say: str = ""
+    ) -> Video:
+        """Every clip, in order; `say` names the progress bar."""
+        size = self.config.eval.batch_size
+        batches = pipeline.eval_videos(clips, source, self.config.data.frames, size)
+        bar = tqdm(batches, say, total=-(-len(clips) // size), disable=not say, unit="batch")
+        return _encode(self._video, params, bar)
+
+    def matrix(self, text: Text, video: Video, video_of_text: np.ndarray) -> np.ndarray:
+        """Scores [texts, clips]. Paired, a clip's own caption is its first."""
+        paired = None
+        if self.paired:
+            _, first = np.unique(video_of_text, return_index=True)
+            paired = text.word_weights[first]
+        chunk = self.config.similarity.chunk
+        return score_matrix(text, video, paired, chunk, self.model.dtype)
+
+
+def _encode(encode: Callable, params: optax.Params, batches: Iterator):
+    parts, seen = [], 0
+    for batch, valid in batches:
+        rows = len(next(iter(batch.values())))
+        batch = batch | {"index": np.arange(seen, seen + rows, dtype=np.int32)}
+        parts.append(jax.tree.map(lambda x, n=valid: x[:n], encode(params, batch)))
+        seen += valid
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def figures(
+    scorer: Scorer,
+    params: optax.Params,
+    clips: Sequence[Clip],
+    source: pipeline.Source,
+    say: str = "",
+) -> tuple[dict, np.ndarray]:
+    """T2V and V2T figures of `clips`, and the scores [texts, clips] they come from."""
+    video_of_text = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
+    text = scorer.texts(params, clips)
+    video = scorer.videos(params, clips, source, say)
+    matrix = scorer.matrix(text, video, video_of_text)
+    result = {
+        "text_to_video": metrics.text_to_video(matrix, video_of_text),
+        "video_to_text": metrics.video_to_text(matrix, video_of_text),
+        "counts": {"videos": len(clips), "captions": len(video_of_text)},
+    }
+    return result, matrix
+
+
+def scoring(config: ConfigDict) -> dict:
+    """What the scoring was, for the report; it says so where the figures contain the answer."""
+    about = {
+        "word_weights": config.similarity.word_weights,
+        "normalize": config.similarity.normalize,
+        "mask_padding": config.similarity.mask_padding,
+        "noise": config.distill.noise == "always",
+    }
+    paired = config.similarity.word_weights == "paired"
+    return about | ({"contains_the_answer": True, "warning": LEAK} if paired else {})
+
+
+def read_clips(config: ConfigDict) -> list[Clip]:
+    """The clips of the data set a config names."""
+    data = config.data
+    return annotations.read(data.dataset, data.root, data.annotations, data.videos)
+
+
+def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pipeline.Source:
+    """Pictures of `clips`, which are known to be readable from here on."""
+    if not config.data.shards:
+        require_sound(clips)
+    size = model.sizes.image_size
+    return pipeline.open_source(clips, size, config.data.frames, config.data.shards)
+
+
+def conclude(
+    config: ConfigDict,
+    workdir: Path,
+    scorer: Scorer,
+    params: optax.Params,
+    clips: Sequence[Clip],
+    source: pipeline.Source,
+    chosen: dict,
+) -> dict:
+    """The figures of `eval.split` with the chosen weights: returned, and the workdir's eval.json."""
+    result, matrix = figures(scorer, params, clips, source, f"eval {config.eval.split}")
+    result |= {"split": config.eval.split, "checkpoint": chosen, "scoring": scoring(config)}
+    monitor.write_json(workdir / "eval.json", result)
+    report.contact_sheet_of(workdir / "contact_sheet.png", clips, matrix, source)
+    text = report.table(result)
+    if "warning" in result["scoring"]:
+        text += f"\n\n{result['scoring']['warning']}"
+    return result | {"text": text}
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """The verb `eval`: a split of a data set with the weights a run has chosen."""
+    config = resolve(config)
+    model = from_config(config)
+    layout = Layout(config.parallel)
+    scorer = Scorer(model, config, layout)
+    clips = annotations.select(read_clips(config), config.eval.split)
+    with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
+        chosen = checkpoints.chosen()
+        if chosen is None:
+            raise BadUse(f"{workdir} holds no checkpoint: run `train` with this workdir first")
+        params = checkpoints.params(chosen["step"], model, layout)
+    source = open_source(config, model, clips)
+    return conclude(config, workdir, scorer, params, clips, source, chosen)

@@ -1,0 +1,180 @@
+"""What a run writes down as it goes: metrics.jsonl, progress on stderr, environment.json."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from hvp_jax.console import plain
+from hvp_jax.errors import BadData, BadUse
+
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
+    *("ml_collections", "numpy", "av", "pillow", "ftfy", "instant-clip-tokenizer"),
+)
+
+
+class Monitor:
+    """Appends rows to `workdir`/metrics.jsonl and shows progress on `stream`, stderr by default.
+
+    A run that goes on from step k drops the rows of later steps, which it writes again;
+    one that starts at step 0 starts the file anew. On a terminal progress is a bar of
+    tqdm, elsewhere a line at most every `seconds`. To be used in `with`.
+
+    Raises BadUse if the file cannot be written, BadData if it does not hold JSON lines.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        total: int,
+        step: int = 0,
+        stream: TextIO | None = None,
+        seconds: float = 10.0,
+    ):
+        path = Path(workdir) / "metrics.jsonl"
+        rows = read_rows(path) if step and path.exists() else []
+        _replace(path, "".join(_line(row) for row in rows if row["step"] <= step))
+        self._file = open(path, "a", encoding="utf-8")
+        self._total, self._seconds = total, seconds
+        self._stream = sys.stderr if stream is None else stream
+        self._told: tuple[float, int] | None = None  # when progress was last told, at which step
+        self._bar = None
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=step, file=self._stream, unit="step")
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """One line of JSON, `step` first, handed to the system before this returns.
+
+        Numbers keep their full precision; one that is not finite becomes null.
+        """
+        self._file.write(_line({"step": step} | plain(row)))
+        self._file.flush()
+
+    def progress(self, step: int, loss: float) -> None:
+        """Tells that `step` steps are done, if it is time to: call it as often as you like."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if self._told is None:  # the time until here went into compiling
+            self.say(f"step {step}/{self._total}  loss {loss:.4f}")
+        elif now - self._told[0] >= self._seconds or step >= self._total:
+            rate = (step - self._told[1]) / max(now - self._told[0], 1e-9)  # steps a second
+            left = _clock((self._total - step) / rate) if rate else "?"
+            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {rate:.2f} steps/s  {left} left")
+        else:
+            return
+        self._told = (now, step)
+
+    def say(self, text: str) -> None:
+        """A line of text on the stream, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that was cut off is not one of them.
+
+    Raises BadData if the file is missing or another line is not an object with a `step`.
+    """
+    try:
+        lines = Path(path).read_text("utf-8", "replace").split("\n")[:-1]
+    except FileNotFoundError:
+        raise BadData(f"{path} does not exist: train first, it is written on the way") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["step"] + 0  # raises TypeError unless it is a number
+        except (ValueError, TypeError, KeyError):
+            raise BadData(
+                f"{path} line {number} is not a JSON object with a step: mend or remove the file"
+            ) from None
+        found.append(row)
+    return found
+
+
+def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """`value` as JSON, whole or not at all; numbers that are not finite become null.
+
+    Raises BadUse if the file cannot be written.
+    """
+    _replace(Path(path), json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def environment(devices: Iterable[Any]) -> dict[str, Any]:
+    """Versions, `devices` as of `jax.devices()`, and the git revision: nothing that tells a path.
+
+    `git` is None outside a checkout, else `revision` and whether files of it were `changed`.
+    """
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "devices": [{"name": str(d), "kind": d.device_kind} for d in devices],
+        "git": _git(Path(__file__).resolve().parents[1]),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _git(root: Path) -> dict[str, Any] | None:
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if ask("rev-parse", "--show-prefix"):
+            return None  # we lie within a checkout of something else
+        changed = bool(ask("status", "--porcelain", "--untracked-files=no"))
+        return {"revision": ask("rev-parse", "--verify", "HEAD"), "changed": changed}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes `text` beside `path` and moves it there: readers see the old file or the new one."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BadUse(f"cannot write {path}: {error.strerror}") from None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,189 @@
+"""The verb `train`: from a config to a workdir with checkpoints and figures.
+
+The order of the loop is law: step, then evaluate, then save; and whatever stops a
+run does so after a whole step and a checkpoint.
+"""
+
+import functools
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from data import annotations, pipeline
+from data.records import Clip
+from hvp_jax import checkpoint, evaluate, monitor, optim, report, step
+from hvp_jax.config import difference, from_json, resolve, resolve_steps
+from hvp_jax.errors import BadData, BadUse
+from hvp_jax.model import HVPNet, from_config, init_params
+from hvp_jax.parallel import Layout
+
+# Keys that may differ when a run goes on: they change what is kept, shown or scored,
+# or where things lie, but no update.
+FREE = ("eval.", "data.root", "data.videos", "data.shards", "data.annotations", "parallel", "bench")
+FREE += ("train.checkpoint_every", "train.eval_every", "train.log_every", "train.keep")
+
+
+class Stop:
+    """Remembers the first SIGTERM or SIGINT; the second one has its usual effect."""
+
+    def __enter__(self) -> "Stop":
+        self.name = None
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, frame) -> None:
+        del frame
+        self.name = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+
+def recipe_of(config: ConfigDict, model: HVPNet, examples: int) -> step.Recipe:
+    """What a step needs beside arrays, from a config whose steps are resolved."""
+    o = config.optim
+    steps = o.schedule_epochs * max(1, examples // config.train.batch_size) or config.train.steps
+    optimizer = optim.optimizer(
+        o.rate, o.clip_rate, steps, o.warmup, o.weight_decay, o.max_grad_norm
+    )
+    return step.Recipe(
+        model,
+        optimizer,
+        seed=config.seed,
+        noise=config.distill.noise != "never",
+        paired=config.similarity.word_weights == "paired",
+        chunk=config.similarity.chunk,
+    )
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """Trains, or goes on where the workdir's run was; then scores `eval.split`."""
+    config = resolve(config)
+    layout = Layout(config.parallel)
+    layout.check_batch(config.train.batch_size, "train.batch_size")
+    model = from_config(config)
+    scorer = evaluate.Scorer(model, config, layout)
+    clips = evaluate.read_clips(config)
+    train_clips = annotations.select(clips, "train")
+    val_clips = [clip for clip in clips if clip.split == "val"]
+    eval_clips = annotations.select(clips, config.eval.split)
+    examples = sum(len(clip.captions) for clip in train_clips)
+    config = resolve_steps(config, examples)
+
+    _require_same(config, workdir)
+    used = {clip.clip_id: clip for clip in [*train_clips, *val_clips, *eval_clips]}
+    source = evaluate.open_source(config, model, list(used.values()))
+    batches = pipeline.train_batches(
+        train_clips,
+        source,
+        config.data.frames,
+        config.data.words,
+        config.train.batch_size,
+        config.seed,
+        config.data.workers,
+    )
+    recipe = recipe_of(config, model, examples)
+    state = layout.place(step.new_state(_initial(config, model, layout), recipe.optimizer))
+
+    _describe(config, workdir)
+    with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints, Stop() as stop:
+        at = checkpoints.latest() or 0
+        if at:
+            state = checkpoints.restore(at, state, batches)
+        with monitor.Monitor(workdir, config.train.steps, at) as show:
+            state, at = _loop(
+                config, layout, recipe, state, at, batches, checkpoints, show, stop,
+                functools.partial(_validate, scorer, val_clips, source) if val_clips else None,
+            )  # fmt: skip
+        if stop.name:
+            return {
+                "ok": False,
+                "step": at,
+                "text": f"stopped by {stop.name} at step {at} of {config.train.steps}, saved: "
+                "the same command goes on from there",
+            }
+        chosen = checkpoints.chosen()
+        params = state.params
+        if chosen["step"] != at:
+            params = checkpoints.params(chosen["step"], model, layout)
+        result = evaluate.conclude(config, workdir, scorer, params, eval_clips, source, chosen)
+    report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
+    return result | {"step": at, "skipped": int(state.skipped)}
+
+
+def _initial(config: ConfigDict, model: HVPNet, layout: Layout) -> dict:
+    if config.model.weights:
+        return checkpoint.weights(config.model.weights, model, layout)
+    return jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
+
+
+def _loop(config, layout, recipe, state, at, batches, checkpoints, show, stop, validate):
+    """Steps until the run's end or a signal; returns the state and the step it is at."""
+    train_step = layout.train(functools.partial(step.train_step, recipe=recipe))
+    total, pending, saved = config.train.steps, None, at
+    while at < total and not stop.name:
+        state, figures = train_step(state, next(batches))
+        at += 1
+        # Written one step late, when they are surely there: reading them stalls nothing.
+        pending = _write(show, pending)
+        if at % config.train.log_every == 0 or at == total:
+            pending = (at, figures)
+        scored = None
+        if validate and (at % config.train.eval_every == 0 or at == total):
+            pending = _write(show, pending)
+            scored = validate(state.params)
+            show.write(at, {"split": "val", **scored})
+            show.say(f"step {at}  val  {report.line(scored)}")
+        if scored or at % config.train.checkpoint_every == 0 or at == total:
+            pending = _write(show, pending)  # a saved step has its row
+            checkpoints.save(at, state, batches, scored)
+            saved = at
+    _write(show, pending)
+    if at != saved:
+        checkpoints.save(at, state, batches)
+    return state, at
+
+
+def _write(show: monitor.Monitor, pending: tuple[int, dict] | None) -> None:
+    if pending:
+        at, figures = pending[0], {name: float(x) for name, x in pending[1].items()}
+        show.write(at, figures)
+        show.progress(at, figures["loss"])
+
+
+def _validate(
+    scorer: evaluate.Scorer, clips: Sequence[Clip], source: pipeline.Source, params
+) -> dict:
+    return evaluate.figures(scorer, params, clips, source)[0]
+
+
+def _require_same(config: ConfigDict, workdir: Path) -> None:
+    """Refuses to go on with a run that another config began."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        before = from_json(path.read_text())
+    except BadData as error:
+        raise BadData(f"{path}: {error}") from None
+    changed = [row for row in difference(before, config) if not row[0].startswith(FREE)]
+    if changed:
+        told = ", ".join(f"{key} was {a!r}, is {b!r}" for key, a, b in changed)
+        raise BadUse(f"{workdir} holds a run of another config: {told}; use another workdir")
+
+
+def _describe(config: ConfigDict, workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadUse(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    monitor.write_json(workdir / "config.json", config.to_dict())
+    monitor.write_json(workdir / "environment.json", monitor.environment(jax.devices()))

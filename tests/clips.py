@@ -1,0 +1,102 @@
+"""Writes video files for tests, plain ones and odd ones."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+STEP = 4  # grey levels between two numbered pictures
+
+
+def numbered(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
+    """Grey pictures [height, width, 3] that tell their number, at most 60."""
+    return [np.full((height, width, 3), STEP * i, np.uint8) for i in range(count)]
+
+
+def numbers(pictures: np.ndarray) -> list[int]:
+    """The numbers of decoded pictures [n, size, size, 3]."""
+    return np.round(pictures.mean((1, 2, 3)) / STEP).astype(int).tolist()
+
+
+def quarters(width: int, height: int) -> np.ndarray:
+    """Red top left, green top right, blue bottom left, white bottom right; [height, width, 3]."""
+    colours = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]], np.uint8)
+    rows, columns = np.arange(height) * 2 // height, np.arange(width) * 2 // width
+    return colours[rows[:, None], columns]
+
+
+def write_video(
+    path: Path,
+    pictures: Sequence[np.ndarray],
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    rate: Fraction | int = 10,
+    milliseconds: Sequence[int] | None = None,
+    options: dict[str, str] | None = None,
+    prepare: Callable | None = None,
+    format: str | None = None,
+) -> Path:
+    """Writes uint8 pictures [H, W, 3 or 4]; `milliseconds` are their moments, else `rate` a second.
+
+    `prepare(container, stream)` may change either before the first picture is written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        if milliseconds is not None:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        if prepare is not None:
+            prepare(container, stream)
+        encode(container, stream, pictures, milliseconds)
+    return path
+
+
+def encode(container, stream, pictures, milliseconds=None) -> None:
+    for i, picture in enumerate(pictures):
+        kind = "rgba" if picture.shape[2] == 4 else "rgb24"
+        frame = av.VideoFrame.from_ndarray(picture, format=kind)
+        if milliseconds is not None:
+            frame.pts, frame.time_base = milliseconds[i], Fraction(1, 1000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def write_sound(path: Path, cover: bytes | None = None) -> Path:
+    """A Matroska file of sound alone, `cover` (PNG) attached to it if given."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("aac", rate=44100)
+        if cover:
+            container.add_attachment("cover.png", "image/png", cover)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((2, 1024), np.float32), format="fltp", layout="stereo"
+        )
+        frame.sample_rate = 44100
+        for i in range(20):
+            frame.pts = 1024 * i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def overstate_frames(path: Path, count: int) -> None:
+    """Makes the header of an AVI claim `count` frames."""
+    content = bytearray(path.read_bytes())
+    for chunk, offset in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
+        place = content.index(chunk) + offset
+        content[place : place + 4] = count.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def spoil_packets(path: Path, first: int, last: int) -> None:
+    """Overwrites the packets number first ... last with noise; the container stays whole."""
+    with av.open(str(path)) as container:
+        packets = [(p.pos, bytes(p)) for p in container.demux(video=0) if p.size]
+    content = bytearray(path.read_bytes())
+    for position, packet in packets[first : last + 1]:
+        place = content.index(packet, position)
+        content[place : place + len(packet)] = b"\x55" * len(packet)
+    path.write_bytes(content)

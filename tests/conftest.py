@@ -1,0 +1,52 @@
+"""Eight simulated devices on the CPU for every test, and the command as a person runs it."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import absl.flags
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for parsed flags
+for name in ("absl", "jax", "orbax", "grain"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Finished(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run_command(*command: str | Path, cwd: Path = ROOT, timeout: float = 300, **env: str):
+    """Runs Python with `command`; it sees one CPU device, as on a plain machine."""
+    inherited = {key: os.environ[key] for key in os.environ if key != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=inherited | env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run_cli():
+    """`run_cli("train", "--workdir=W")` runs `python run.py train --workdir=W` to its end."""
+
+    def run(*arguments: str | Path, **options) -> Finished:
+        return run_command(ROOT / "run.py", *arguments, **options)
+
+    return run

@@ -1,0 +1,199 @@
+"""The keys, what None becomes, what is refused, and the way to JSON and back."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.base import get_config
+from hvp_jax import config as rules
+from hvp_jax.errors import BadData, BadUse
+from hvp_jax.overrides import load, override
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def changed(**changes):
+    """The base config, with `model__variant="tiny"` for model.variant."""
+    config = get_config().lock()
+    for key, text in changes.items():
+        override(config, key.replace("__", "."), str(text))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("variant", "taps"),
+    [
+        ("ViT-B/32", (1, 6, 12)),
+        ("ViT-B/16", (1, 6, 12)),
+        ("ViT-L/14", (1, 12, 24)),
+        ("tiny", (1, 2, 4)),
+    ],
+)
+def test_taps_are_first_middle_last(variant, taps):
+    assert rules.resolve(changed(model__variant=variant)).model.taps == taps
+
+
+def test_rates_from_scratch_and_on_a_pretrained_clip():
+    scratch = rules.resolve(changed()).optim
+    assert (scratch.rate, scratch.clip_rate) == (1e-3, 1e-3)
+    assert rules.resolve(changed(optim__rate=0.5)).optim.clip_rate == 0.5
+    pretrained = rules.resolve(changed(model__weights="clip.npz")).optim
+    assert (pretrained.rate, pretrained.clip_rate) == (1e-4, 1e-7)
+
+
+def test_resolving_keeps_what_was_given_and_its_argument():
+    config = changed(model__taps="3", optim__rate="0.25", optim__clip_rate="0")
+    resolved = rules.resolve(config)
+    assert resolved.model.taps == (3,)
+    assert (resolved.optim.rate, resolved.optim.clip_rate) == (0.25, 0)
+    untouched = changed()
+    rules.resolve_steps(rules.resolve(untouched), 100)
+    assert untouched.model.taps is None and untouched.train.steps is None
+    assert resolved.is_locked
+
+
+def steps(examples, **changes):
+    train = rules.resolve_steps(changed(**changes), examples).train
+    return train.steps, train.eval_every
+
+
+def test_steps_follow_from_the_data():
+    pretrained = {"model__weights": "clip.npz", "train__batch_size": 10, "train__epochs": 3}
+    assert steps(99, **pretrained) == (27, 9)  # what is left over after 9 batches is dropped
+    assert steps(4, **pretrained) == (3, 1)
+    assert steps(99, train__steps=50, **pretrained) == (50, 9)
+    assert steps(99) == (1500, 300)
+    assert steps(99, train__steps=3) == (3, 1)
+    assert steps(99, train__steps=100, train__eval_every=7) == (100, 7)
+
+
+def test_nothing_is_left_at_none():
+    config = rules.resolve_steps(rules.resolve(changed()), 1000)
+    assert [key for key, value in rules.flatten(config).items() if value is None] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        *((key, "nonsense", choices[0]) for key, choices in rules.CHOICES.items()),
+        *((key, least - 1, f"at least {least}") for key, least in rules.LEAST.items()),
+        ("data.words", 78, "at most 77"),
+        ("optim.warmup", 1, "below 1"),
+        ("optim.max_grad_norm", 0, "above 0"),
+        ("model.taps", "0,6", "counted from 1 to 12"),
+        ("model.taps", "1,13", "counted from 1 to 12"),
+        ("model.taps", "6,1", "rising"),
+        ("model.taps", "6,6", "rising"),
+    ],
+)
+def test_a_value_that_is_not_allowed_names_its_key(key, value, says):
+    config = get_config()
+    override(config, key, str(value))
+    with pytest.raises(BadUse) as refused:
+        rules.validate(config)
+    assert f"config.{key} " in str(refused.value) and says in str(refused.value)
+
+
+def test_the_ends_of_what_is_allowed():
+    for key, least in rules.LEAST.items():
+        config = get_config()
+        override(config, key, str(least))
+        rules.validate(config)
+    rules.validate(changed(data__words=77))
+    rules.validate(changed(model__taps="1,2,3,4", model__variant="tiny"))
+    rules.validate(rules.resolve_steps(rules.resolve(changed()), 100))
+
+
+def test_every_key_that_has_a_rule_is_needed():
+    config = get_config()
+    del config.distill.stages
+    with pytest.raises(BadUse, match="no key config.distill.stages"):
+        rules.validate(config)
+    known = rules.flatten(get_config())
+    assert {*rules.CHOICES, *rules.LEAST, *rules.OPTIONAL} <= known.keys()
+
+
+def test_keys_that_are_none_are_the_optional_ones():
+    none = {key for key, value in rules.flatten(get_config()).items() if value is None}
+    assert none == rules.OPTIONAL.keys()
+
+
+@pytest.mark.parametrize("resolved", [False, True])
+def test_json_and_back(resolved):
+    config = get_config()
+    config.optim.weight_decay = 1
+    config.data.sizes = (64, 32)
+    config.lock()
+    if resolved:
+        config = rules.resolve_steps(rules.resolve(config), 1000)
+    again = rules.from_json(rules.to_json(config))
+    assert again == config and rules.difference(again, config) == []
+    assert again.is_locked and again.model.taps == config.model.taps
+    for text in ("1,4", "none"):
+        override(again, "model.taps", text)
+    override(again, "optim.rate", "1")
+    override(again, "optim.weight_decay", "0.5")
+    override(again, "train.steps", "9")
+    assert (again.optim.rate, again.train.steps, again.model.taps) == (1.0, 9, None)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"seed": 1'])
+def test_text_that_is_no_config(text):
+    with pytest.raises(BadData, match="not the JSON of a config"):
+        rules.from_json(text)
+
+
+def test_difference_names_keys_and_both_values():
+    a, b = changed(), changed(model__taps="1,12", train__batch_size=8)
+    assert rules.difference(a, b) == [
+        ("model.taps", None, (1, 12)),
+        ("train.batch_size", 32, 8),
+    ]
+    assert rules.difference(a, changed()) == []
+
+
+def names():
+    return sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_config_has_the_keys_of_base(name):
+    config = load(str(ROOT / "configs" / f"{name}.py"))
+    assert rules.flatten(config).keys() == rules.flatten(get_config()).keys()
+    assert config.is_locked
+    rules.validate(config)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name.endswith("_reference")])
+def test_a_reference_config_is_the_original(name):
+    config = load(str(ROOT / "configs" / f"{name}.py"))
+    assert config.similarity.to_dict() | config.distill.to_dict() == {
+        "word_weights": "paired",
+        "normalize": "none",
+        "mask_padding": False,
+        "chunk": 16,
+        "stages": 3,
+        "noise": "always",
+    }
+    assert (config.optim.schedule_epochs, config.data.frames, config.data.words) == (5, 12, 24)
+    assert "contain the answer" in importlib.import_module(f"configs.{name}").__doc__
+
+
+def test_only_reference_configs_leave_what_is_sound():
+    for name in names():
+        config = load(str(ROOT / "configs" / f"{name}.py"))
+        is_sound = (
+            config.similarity.word_weights == "query"
+            and config.similarity.normalize == "softmax"
+            and config.similarity.mask_padding
+            and config.distill.noise != "always"
+        )
+        assert is_sound != name.endswith("_reference")
+
+
+def test_rules_need_no_jax():
+    code = "import sys, hvp_jax.config, hvp_jax.overrides; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

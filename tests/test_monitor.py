@@ -1,0 +1,159 @@
+import io
+import json
+import os
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from hvp_jax import monitor
+from hvp_jax.errors import BadData, BadUse
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def rows(workdir) -> list[dict]:
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_rows_are_on_disk_at_once_and_exact(tmp_path):
+    with monitor.Monitor(tmp_path, total=3) as run:
+        run.write(1, {"loss": 0.1 + 0.2, "part": np.float32(0.1), "skipped": np.int32(2)})
+        run.write(2, {"loss": float("nan"), "text_to_video": {"R@1": np.inf, "MdR": 3.5}})
+        assert rows(tmp_path) == [
+            {"step": 1, "loss": 0.1 + 0.2, "part": float(np.float32(0.1)), "skipped": 2},
+            {"step": 2, "loss": None, "text_to_video": {"R@1": None, "MdR": 3.5}},
+        ]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 7, "lo', '{"step": 2}'])
+def test_a_run_that_goes_on_writes_no_row_twice(tmp_path, torn):
+    with monitor.Monitor(tmp_path, total=9) as run:
+        for step in range(1, 7):
+            run.write(step, {"loss": step / 3})
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(torn)
+    with monitor.Monitor(tmp_path, total=9, step=4) as run:
+        for step in (5, 6):
+            run.write(step, {"loss": step / 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_run_from_the_start_starts_anew(tmp_path):
+    for _ in range(2):
+        with monitor.Monitor(tmp_path, total=2) as run:
+            run.write(0, {"loss": 1.0})
+    assert rows(tmp_path) == [{"step": 0, "loss": 1.0}]
+
+
+def test_a_run_that_goes_on_without_its_file(tmp_path):
+    with monitor.Monitor(tmp_path, total=9, step=4) as run:
+        run.write(5, {"loss": 1.0})
+    assert rows(tmp_path) == [{"step": 5, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("line", ["{nonsense", '{"loss": 1.0}', "[]", '{"step": null}', "\udcff"])
+def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path, line):
+    text = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
+    # "\udcff" becomes a byte that is not UTF-8.
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(BadData, match=r"metrics.jsonl line 2 is not"):
+        monitor.Monitor(tmp_path, total=9, step=3)
+    assert (tmp_path / "metrics.jsonl").read_text("utf-8", "surrogateescape") == text
+
+
+def test_a_workdir_that_is_not_there(tmp_path):
+    with pytest.raises(BadUse, match="cannot write .*metrics.jsonl: No such file"):
+        monitor.Monitor(tmp_path / "none", total=1)
+
+
+def test_progress_in_lines(tmp_path):
+    stream = io.StringIO()
+    with monitor.Monitor(tmp_path, total=4, stream=stream, seconds=0) as run:
+        for step in (1, 2, 3, 4):
+            run.progress(step, 1 / step)
+        run.say("done")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 1/4  loss 1.0000"
+    assert lines[1].startswith("step 2/4  loss 0.5000  ") and lines[1].endswith(" left")
+    assert "steps/s" in lines[1] and lines[3].endswith("  0:00 left") and lines[4:] == ["done"]
+
+
+def test_progress_keeps_quiet_in_between_but_tells_the_end(tmp_path):
+    stream = io.StringIO()
+    with monitor.Monitor(tmp_path, total=100, stream=stream, seconds=3600) as run:
+        for step in range(1, 101):
+            run.progress(step, 1.0)
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/100", "100/100"]
+
+
+def test_progress_on_a_terminal(tmp_path):
+    stream = Terminal()
+    with monitor.Monitor(tmp_path, total=10, step=6, stream=stream) as run:
+        run.progress(8, 2.5)
+        run.say("a line of its own")
+        run.progress(10, float("nan"))
+    assert "6/10" in stream.getvalue() and "10/10" in stream.getvalue()
+    assert "a line of its own\n" in stream.getvalue() and "loss nan" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3600 * 30 + 61, "30:01:01")]
+)
+def test_clock(seconds, text):
+    assert monitor._clock(seconds) == text
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "eval.json"
+    monitor.write_json(path, {"R@1": np.float64(0.1), "loss": np.nan, "taps": (1, 2)})
+    expected = {"R@1": 0.1, "loss": None, "taps": [1, 2]}
+    assert json.loads(path.read_text()) == expected
+    with pytest.raises(TypeError):
+        monitor.write_json(path, {"R@1": object()})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadUse, match="cannot write .*eval.json: No space left on device"):
+        monitor.write_json(path, {"R@1": 0.2})
+    assert json.loads(path.read_text()) == expected
+    assert os.listdir(tmp_path) == ["eval.json"]
+
+
+def test_environment_names_versions_and_devices_but_no_path():
+    found = monitor.environment(jax.devices()[:1])
+    assert found["devices"] == [{"name": str(jax.devices()[0]), "kind": "cpu"}]
+    assert found["packages"]["numpy"] == np.__version__
+    assert set(found) == {"python", "platform", "packages", "devices", "git"}
+    assert '"/' not in json.dumps(found) and os.getcwd() not in json.dumps(found)
+
+
+def test_git_revision(tmp_path):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    assert monitor._git(tmp_path) is None
+    git("init")
+    assert monitor._git(tmp_path) is None  # no revision yet
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    found = monitor._git(tmp_path)
+    assert len(found["revision"]) == 40 and found["changed"] is False
+    (tmp_path / "sub" / "file").write_text("2")
+    assert monitor._git(tmp_path) == found | {"changed": True}
+    assert monitor._git(tmp_path / "sub") is None  # a checkout of something else

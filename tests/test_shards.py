@@ -1,0 +1,168 @@
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data import shards
+from data.records import Clip
+from data.video import read_frames
+from hvp_jax.errors import BadData, BadUse
+
+SIZE, FRAMES = 16, 4
+
+
+def write_video(path: Path, seed: int, frames: int) -> None:
+    """A picture a second of coarse noise, which no other seed gives."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height = 48, 32
+        for _ in range(frames):
+            picture = np.kron(rng.integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1)))
+            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Clip]:
+    """Seven clips of 1 to 6 pictures, their splits mixed, one without a caption."""
+    folder = tmp_path_factory.mktemp("videos")
+    made = []
+    for i in range(7):
+        path = folder / f"{i}.mp4"
+        write_video(path, i, frames=1 + i % 6)
+        captions = ("ein Bär", f"caption {i}")[: i % 3]
+        made.append(Clip(f"clip{i}", str(path), captions, "test" if i % 3 == 1 else "train"))
+    made[4] = dataclasses.replace(made[4], start=1.0, end=3.0)
+    return made
+
+
+def files(directory: Path) -> list[str]:
+    return [path.name for path in directory.rglob("*") if path.is_file()]
+
+
+def test_holds_what_the_files_hold(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * FRAMES * SIZE * SIZE * 3)
+    seen = []
+    report = shards.prepare(
+        clips, str(tmp_path), SIZE, FRAMES, lambda done, of: seen.append((done, of))
+    )
+    assert report["splits"] == {"train": 5, "test": 2} and report["written"]
+    assert report["bytes"] == sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    assert seen == [(i + 1, 7) for i in range(7)]
+    assert capsys.readouterr().out == ""
+    assert sum("-train." in name for name in files(tmp_path)) == 3  # two clips a file
+
+    for split in ("train", "test"):
+        expected = [clip for clip in clips if clip.split == split]
+        opened = pickle.loads(pickle.dumps(shards.open_shards(str(tmp_path), split)))
+        assert opened.clip_ids == [clip.clip_id for clip in expected]
+        assert (len(opened), opened.size, opened.frames) == (len(expected), SIZE, FRAMES)
+        for i in reversed(range(len(expected))):
+            clip, item = expected[i], opened[i]
+            pictures = read_frames(clip.path, SIZE, FRAMES, clip.start, clip.end)
+            assert item["clip_id"] == clip.clip_id and item["captions"] == clip.captions
+            assert item["frames"].dtype == np.uint8
+            np.testing.assert_array_equal(item["frames"], pictures)
+
+
+def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypatch):
+    shards.prepare(clips, str(tmp_path), SIZE, FRAMES)
+
+    def refuse(*args):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(shards, "decode", refuse)
+    assert not shards.prepare(clips, str(tmp_path), SIZE, FRAMES)["written"]
+    other_caption = [dataclasses.replace(clips[0], captions=("new",)), *clips[1:]]
+    other_file = [dataclasses.replace(clips[0], path=clips[1].path), *clips[1:]]
+    for other, size, frames, word in (
+        (clips, 24, FRAMES, "other size "),
+        (clips, SIZE, 3, "other frames "),
+        (clips[1:], SIZE, FRAMES, "other clips "),
+        (other_caption, SIZE, FRAMES, "other clips "),
+        (other_file, SIZE, FRAMES, "other clips "),
+    ):
+        with pytest.raises(BadUse, match=word) as raised:
+            shards.prepare(other, str(tmp_path), size, frames)
+        assert str(tmp_path) in str(raised.value)
+
+
+def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    broken = [*clips[:5], dataclasses.replace(clips[5], path=str(text)), clips[6]]
+    directory = tmp_path / "shards"
+    with pytest.raises(BadData, match=r"clip5: .*text\.mp4"):
+        shards.prepare(broken, str(directory), SIZE, FRAMES)
+    assert files(directory) == []
+    with pytest.raises(BadUse, match="no finished shards"):
+        shards.open_shards(str(directory), "train")
+
+    absent = dataclasses.replace(clips[0], path=str(tmp_path / "absent.mp4"))
+    with pytest.raises(BadData, match=r"clip0: .*absent\.mp4"):
+        shards.prepare([absent], str(tmp_path / "none"), SIZE, FRAMES)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(BadData, match="no clips"):
+        shards.prepare([], str(tmp_path / "none"), SIZE, FRAMES)
+    with pytest.raises(BadUse, match=r"text\.mp4"):
+        shards.prepare(clips, str(text), SIZE, FRAMES)
+
+
+def test_a_kill_half_way_leaves_nothing_that_opens(clips, tmp_path):
+    """The process is killed when one split is written and the other half done."""
+    (tmp_path / "clips.pickle").write_bytes(pickle.dumps(clips))
+    directory = tmp_path / "shards"
+    code = f"""
+import os, pickle, signal
+from data import shards
+def progress(done, of):
+    if done == of - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+clips = pickle.load(open({str(tmp_path / "clips.pickle")!r}, "rb"))
+shards.prepare(clips, {str(directory)!r}, {SIZE}, {FRAMES}, progress)
+"""
+    root = Path(__file__).parents[1]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120)
+    assert ended.returncode == -9
+    assert any("-train." in name for name in files(directory))
+    with pytest.raises(BadUse, match="no finished shards"):
+        shards.open_shards(str(directory), "train")
+
+    assert shards.prepare(clips, str(directory), SIZE, FRAMES)["written"]
+    assert os.listdir(directory / "clips") == ["1.0.0"]  # what was left is gone
+    assert len(shards.open_shards(str(directory), "train")) == 5
+
+
+def test_damaged_or_absent_shards_are_named(clips, tmp_path):
+    directory = str(tmp_path)
+    shards.prepare(clips, directory, SIZE, FRAMES)
+    with pytest.raises(BadUse, match="no split val, only train, test"):
+        shards.open_shards(directory, "val")
+    with pytest.raises(BadUse, match="nowhere"):
+        shards.open_shards(str(tmp_path / "nowhere"), "train")
+
+    (path,) = tmp_path.rglob("*-train.*")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes(50) + whole[250:])
+    with pytest.raises(BadData, match="clip0"):
+        shards.open_shards(directory, "train")[0]
+    path.write_bytes(whole)
+    (facts,) = tmp_path.rglob("metadata.json")
+    facts.write_text(facts.read_text().replace('"clip0"', '"moved"'))
+    with pytest.raises(BadData, match="clip0 in the place of moved"):
+        shards.open_shards(directory, "train")[0]
+    path.write_bytes(whole[:-1])
+    with pytest.raises(BadData, match="train are missing or cut short"):
+        shards.open_shards(directory, "train")
+    path.unlink()
+    with pytest.raises(BadData, match="train are missing or cut short"):
+        shards.open_shards(directory, "train")
+    assert len(shards.open_shards(directory, "test")) == 2
