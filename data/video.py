@@ -75,9 +75,8 @@ def read_frames(
     _require_within(path, timeline, start)
     positions = frame_positions(timeline.frames, timeline.rate, max_frames, start, end)
     wanted = _shown(timeline, positions)
-    pictures = None
-    if timeline.decoded_alike:
-        pictures = _take(path, size, timeline.stamps[wanted].tolist(), by_stamp=True)
+    stamps = timeline.stamps[wanted].tolist() if timeline.decoded_alike else None
+    pictures = _take(path, size, stamps, by_stamp=True) if stamps else None
     if pictures is None:
         pictures = _take(path, size, wanted, by_stamp=False)
     if not pictures:
@@ -88,10 +87,9 @@ def read_frames(
 def probe(path: str, start: float | None = None) -> None:
     """Decodes the first frame; raises BadData if none decodes or `start` lies behind the end."""
     with _opened(path) as (container, stream):
-        first = next(_decoded(container, stream), None)
-        if first is None:
+        if (first := next(_decoded(container, stream), None)) is None:
             raise _unreadable(path, "no frame decodes")
-        _upright_rgb(first)
+        _picture(first, _read_turn(first), 1)
     if start is not None:
         with _opened(path) as (container, stream):
             _require_within(path, _read_timeline(path, container, stream), start)
@@ -119,8 +117,8 @@ def _read_timeline(path: str, container, stream) -> _Timeline:
     if not frames:
         raise _unreadable(path, "its video stream is empty")
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    unit = float(stream.time_base or 0)
-    if frames == 1 or not unit or None in stamps or len(set(stamps)) < frames:
+    unit = float(stream.time_base)
+    if frames == 1 or None in stamps or len(set(stamps)) < frames:
         return _Timeline(frames, rate, True, frames / rate, None, unit, False)
     # Stamps that rise although the decoder reorders (AVI) belong to packets, not to pictures.
     alike = not (stream.codec_context.has_b_frames and stamps == sorted(stamps))
@@ -155,45 +153,52 @@ def _take(path: str, size: int, wanted: list[int], by_stamp: bool) -> list[np.nd
     None if the decoder's stamps do not rise: they say nothing then.
     """
     pictures: list[np.ndarray] = []
-    before, before_key = None, None
+    before, before_key, turn = None, None, None
     with _opened(path) as (container, stream):
         for number, frame in enumerate(_decoded(container, stream)):
+            turn = turn or _read_turn(frame)
             key = frame.pts if by_stamp else number
             if key is None or (before_key is not None and key <= before_key):
                 return None
-            late = sum(want < key for want in wanted[len(pictures) :])
-            due = sum(want == key for want in wanted[len(pictures) :])
-            if late:
-                pictures += [_picture(frame if before is None else before, size)] * late
-            if due:
-                pictures += [_picture(frame, size)] * due
+            left = wanted[len(pictures) :]
+            if late := sum(want < key for want in left):
+                pictures += [_picture(before or frame, turn, size)] * late
+            if due := left.count(key):
+                pictures += [_picture(frame, turn, size)] * due
             if len(pictures) == len(wanted):
                 return pictures
             before, before_key = frame, key
-        if before is not None:
-            pictures += [_picture(before, size)] * (len(wanted) - len(pictures))
+        if before:
+            pictures += [_picture(before, turn, size)] * (len(wanted) - len(pictures))
     return pictures
 
 
-def _picture(frame: av.VideoFrame, size: int) -> np.ndarray:
-    return resize_and_crop(_upright_rgb(frame), size)
+def _read_turn(frame: av.VideoFrame) -> tuple[bool, int, int]:
+    """How the file asks to show its pictures: whether rows and columns change places first,
+    then the steps (1, or -1 for mirrored) through rows and columns.
+
+    Asked of one frame a file: a frame that was asked stays in memory until Python looks for
+    reference cycles.
+    """
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return False, 1, 1
+    # x' = a x + c y and y' = b x + d y; only the eight turns and mirrorings occur.
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    swap = abs(a) < abs(b)
+    right, down = (c, b) if swap else (a, d)
+    return swap, -1 if down < 0 else 1, -1 if right < 0 else 1
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 [H, W, 3]: transparency over black, turned and mirrored as the file asks."""
+def _picture(frame: av.VideoFrame, turn: tuple[bool, int, int], size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: transparency over black, turned, resized and cropped."""
     see_through = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
     pixels = frame.to_ndarray(format="rgba" if see_through else "rgb24", threads=1)
     if see_through:
-        pixels = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
-        pixels = pixels.astype(np.uint8)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return pixels
-    # x' = a x + c y and y' = b x + d y; only the eight turns and mirrorings occur.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    if abs(a) < abs(b):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        mixed = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
+        pixels = mixed.astype(np.uint8)
+    swap, down, right = turn
+    pixels = (pixels.swapaxes(0, 1) if swap else pixels)[::down, ::right]
+    return resize_and_crop(np.ascontiguousarray(pixels), size)
 
 
 def _decoded(container, stream) -> Iterator[av.VideoFrame]:
@@ -224,8 +229,8 @@ def _opened(path: str):
         # An absolute path is never taken for an address such as "http:".
         place, options = os.path.abspath(path), {"protocol_whitelist": "file"}
         with av.open(place, metadata_errors="replace", options=options) as container:
-            covers = av.stream.Disposition.attached_pic
-            streams = [s for s in container.streams.video if not s.disposition & covers]
+            cover = av.stream.Disposition.attached_pic
+            streams = [s for s in container.streams.video if not s.disposition & cover]
             if not streams:
                 raise _unreadable(path, "no video stream in it")
             best = container.streams.best("video")

@@ -53,7 +53,7 @@ VERBS = {
         ("workdir",),
         ("config",),
     ),
-    "prepare": Verb("data.shards:run", "video files to ArrayRecord shards", ("config", "workdir")),
+    "prepare": Verb("hvp_jax.prepare:run", "video files to ArrayRecord shards", ("config",)),
     "parity": Verb(
         "hvp_jax.parity:run",
         "every array of a golden file against ours",

@@ -61,26 +61,22 @@ def repeat_first(x: jax.Array, valid: jax.Array) -> jax.Array:
 def word_patch_tile(
     words: jax.Array, word_weights: jax.Array, patches: jax.Array, patch_weights: jax.Array
 ) -> jax.Array:
-    """[W, A, D], [W, A] or [W, 1, C], [M, C, D], [M, C] -> scores [A, C].
+    """[A, W, D], [A, 1, W] or [1, C, W], [C, M, D], [C, M] -> scores [A, C].
 
-    Tokens lead and pairs trail, so both maxima run over whole vectors of pairs. The
-    word weights are the text's own [W, A, 1] or, paired, the clip's [W, 1, C].
+    The word weights are the text's own [A, 1, W] or, paired, the clip's [1, C, W].
     """
-    (n_words, texts, width), (n_patches, clips) = words.shape, patches.shape[:2]
-    cosine = words.reshape(-1, width) @ patches.reshape(-1, width).T
-    cosine = cosine.reshape(n_words, texts, n_patches, clips)
-    cosine = cosine.astype(word_weights.dtype)
-    of_words = jnp.sum(word_weights * cosine.max(axis=2), axis=0)
-    of_patches = jnp.sum(patch_weights * cosine.max(axis=0), axis=1)
+    cosine = jnp.einsum("awd,cmd->awcm", words, patches).astype(word_weights.dtype)
+    of_words = jnp.einsum("awc,acw->ac", cosine.max(axis=3), word_weights)
+    of_patches = jnp.einsum("acm,cm->ac", cosine.max(axis=1), patch_weights)
     return (of_words + of_patches) / 2
 
 
-def _tiles(x: jax.Array, size: int) -> jax.Array:
-    """[K, N, ...] -> [ceil(N / size), K, size, ...], padded with zeros."""
-    count = -(-x.shape[1] // size)
-    pad = [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, pad).reshape(x.shape[0], count, size, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
+def _tiles(x: jax.Array, most: int) -> jax.Array:
+    """[N, ...] -> [tiles, n, ...] of the fewest, evenest tiles with n <= most, padded with zeros."""
+    count = -(-x.shape[0] // most)
+    size = -(-x.shape[0] // count)
+    x = jnp.pad(x, [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(count, size, *x.shape[1:])
 
 
 def word_patch(
@@ -89,7 +85,7 @@ def word_patch(
     patches: jax.Array,
     patch_weights: jax.Array,
     paired: bool = False,
-    text_chunk: int = 32,
+    text_chunk: int = 48,
     clip_chunk: int = 16,
     dtype: jnp.dtype | None = None,
 ) -> jax.Array:
@@ -100,28 +96,26 @@ def word_patch(
     gradient keeps the inputs of a tile and computes the rest again.
     """
     texts, clips = words.shape[0], patches.shape[0]
-    text_chunk, clip_chunk = min(text_chunk, texts), min(clip_chunk, clips)
     dtype = dtype or words.dtype
-
-    words = _tiles(jnp.swapaxes(words, 0, 1).astype(dtype), text_chunk)
-    patches = _tiles(jnp.swapaxes(patches, 0, 1).astype(dtype), clip_chunk)
-    word_weights = _tiles(word_weights.T, clip_chunk if paired else text_chunk)
-    patch_weights = _tiles(patch_weights.T, clip_chunk)
+    of_texts = [_tiles(words.astype(dtype), text_chunk)]
+    of_clips = [_tiles(x, clip_chunk) for x in (patches.astype(dtype), patch_weights)]
+    if paired:
+        of_clips.append(_tiles(word_weights[None].swapaxes(0, 1), clip_chunk))  # [c, C, 1, W]
+    else:
+        of_texts.append(_tiles(word_weights[:, None], text_chunk))  # [a, A, 1, W]
     tile = jax.checkpoint(word_patch_tile)
 
-    def clip_tile(args):
-        patches, patch_weights, *own = args
+    def clip_tile(of_clip):
+        patches, patch_weights, *weights = of_clip
+        weights = [x.swapaxes(0, 1) for x in weights]  # [1, C, W]
 
-        def text_tile(args):
-            words, *own_of_text = args
-            (weights,) = own or own_of_text
-            weights = weights[:, None] if paired else weights[:, :, None]
-            return tile(words, weights, patches, patch_weights)
+        def text_tile(of_text):
+            words, *own = of_text
+            return tile(words, *(own or weights), patches, patch_weights)
 
-        return jax.lax.map(text_tile, (words,) if paired else (words, word_weights))
+        return jax.lax.map(text_tile, of_texts)
 
-    of_clips = (patches, patch_weights, word_weights) if paired else (patches, patch_weights)
-    scores = jax.lax.map(clip_tile, of_clips)  # [clip tiles, text tiles, A, C]
+    scores = jax.lax.map(clip_tile, of_clips)  # [c, a, A, C]
     scores = scores.transpose(1, 2, 0, 3)
     return scores.reshape(scores.shape[0] * scores.shape[1], -1)[:texts, :clips]
 

@@ -1,11 +1,13 @@
 """Writes video files for tests, plain ones and odd ones."""
 
+import io
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 STEP = 4  # grey levels between two numbered pictures
 
@@ -100,3 +102,10 @@ def spoil_packets(path: Path, first: int, last: int) -> None:
         place = content.index(packet, position)
         content[place : place + len(packet)] = b"\x55" * len(packet)
     path.write_bytes(content)
+
+
+def cover() -> bytes:
+    """A white PNG, larger than the videos."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((300, 300, 3), 255, np.uint8)).save(file, "png")
+    return file.getvalue()

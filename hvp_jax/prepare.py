@@ -1,0 +1,28 @@
+"""The verb `prepare`: the video files of a data set -> shards for this model's pictures."""
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data import shards
+from hvp_jax.errors import BadUse
+from hvp_jax.evaluate import read_clips
+from hvp_jax.sizes import VARIANTS
+
+
+def run(config: ConfigDict) -> dict:
+    """Writes shards to `data.shards`, or finds them there whole already."""
+    if not config.data.shards:
+        raise BadUse("data.shards is empty; say where to write with --config.data.shards=DIR")
+    clips = read_clips(config)
+    size = VARIANTS[config.model.variant].image_size
+    with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
+
+        def progress(done: int, total: int) -> None:
+            del total
+            bar.update(done - bar.n)
+
+        result = shards.prepare(clips, config.data.shards, size, config.data.frames, progress)
+    counts = ", ".join(f"{count} {split}" for split, count in result["splits"].items())
+    verb = "wrote" if result["written"] else "found"
+    text = f"{verb} {counts} clips in {result['directory']}, {result['bytes'] / 2**20:.0f} MiB"
+    return result | {"text": text}
