@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grain
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from data import shards
 from data.records import Clip
@@ -27,6 +28,10 @@ Batch = dict[str, np.ndarray]
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 
 
+# All pictures of a set are kept in memory if they cannot take more bytes than this.
+FITS = 2 << 30
+
+
 class FileSource:
     """clip_id -> pictures uint8 [n, size, size, 3], n <= frames, decoded from the files.
 
@@ -34,11 +39,31 @@ class FileSource:
     """
 
     def __init__(self, clips: Sequence[Clip], size: int, frames: int):
-        self.size, self.frames = size, frames
+        self.size, self.longest = size, frames
         self._clips = {clip.clip_id: clip for clip in clips}
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
-        return shards.decode(self._clips[clip_id], self.size, self.frames)
+        return shards.decode(self._clips[clip_id], self.size, self.longest)
+
+
+class MemorySource:
+    """clip_id -> the same pictures as FileSource, every clip decoded once and kept.
+
+    For sets so small that all their pictures fit (`FITS` bytes). `longest` is the number
+    of frames of the longest clip: no batch of theirs need be wider.
+    """
+
+    def __init__(self, clips: Sequence[Clip], size: int, frames: int):
+        files = FileSource(clips, size, frames)
+        ids = [clip.clip_id for clip in clips]
+        with ThreadPoolExecutor(_threads(0)) as pool:
+            read = tqdm(pool.map(files.__getitem__, ids), "decoding", len(ids), leave=False)
+            self._pictures = dict(zip(ids, read, strict=True))
+        self.size = size
+        self.longest = max(map(len, self._pictures.values()), default=1)
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        return self._pictures[clip_id]
 
 
 class ShardSource:
@@ -49,7 +74,7 @@ class ShardSource:
     """
 
     def __init__(self, directory: str, clips: Sequence[Clip], size: int, frames: int):
-        self.size, self.frames = size, frames
+        self.size, self.longest = size, frames
         self._splits = {
             split: shards.open_shards(directory, split)
             for split in dict.fromkeys(clip.split for clip in clips)
@@ -74,14 +99,21 @@ class ShardSource:
         return self._splits[split][i]["frames"]
 
 
-Source = FileSource | ShardSource
+Source = FileSource | MemorySource | ShardSource
 
 
-def open_source(clips: Sequence[Clip], size: int, frames: int, directory: str = "") -> Source:
-    """Pictures of `clips` from the shards in `directory`, or from the files if it is empty."""
+def open_source(
+    clips: Sequence[Clip], size: int, frames: int, directory: str = "", workers: int = 0
+) -> Source:
+    """Pictures of `clips` from the shards in `directory`, or from the files if it is empty.
+
+    Files of a small set are decoded here, once; those of a large one whenever they are
+    asked for, as are those that worker processes read for themselves.
+    """
     if directory:
         return ShardSource(directory, clips, size, frames)
-    return FileSource(clips, size, frames)
+    fits = len(clips) * frames * size * size * 3 <= FITS
+    return (MemorySource if fits and not workers else FileSource)(clips, size, frames)
 
 
 @dataclasses.dataclass(frozen=True)

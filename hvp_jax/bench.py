@@ -46,7 +46,10 @@ def measure(work: Callable, operations: float, dtype: jnp.dtype, devices: int = 
     """Medians of `work` and of the matrix product, timed in turn."""
     dot, dot_operations = product(dtype)
     jax.block_until_ready(dot())
-    times = [(seconds(dot), seconds(work)) for _ in range(REPEATS)]
+    # Three products a repeat: a single one is so short that one hiccup would decide it.
+    times = [
+        (statistics.median(seconds(dot) for _ in range(3)), seconds(work)) for _ in range(REPEATS)
+    ]
     dot_time, work_time = (statistics.median(column) for column in zip(*times, strict=True))
     rate, dot_rate = operations / work_time / devices, dot_operations / dot_time
     return {

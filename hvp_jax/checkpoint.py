@@ -4,6 +4,7 @@ A step is one item whole or not at all: parameters apart from the rest of the st
 that scoring need not read the optimiser's moments, and the place in the data.
 """
 
+import logging
 from pathlib import Path
 
 import grain.checkpoint
@@ -15,6 +16,9 @@ from hvp_jax.errors import BadData, BadUse
 from hvp_jax.model import HVPNet, init_params
 from hvp_jax.parallel import Layout
 from hvp_jax.step import State
+
+# Orbax warns of every step that has no figures; only some are meant to have any.
+logging.getLogger("absl").addFilter(lambda record: "tracked_metric" not in record.msg)
 
 SELECT = "rsum"  # R@1 + R@5 + R@10 of both directions, the field's single figure
 
@@ -31,7 +35,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int):
         self.path = Path(workdir).absolute() / "checkpoints"
         newest = policy.LatestN(keep)
-        best = policy.BestN(lambda m: m[SELECT], n=1, keep_checkpoints_without_metrics=False)
+        best = policy.BestN(get_metric_fn=lambda m: m[SELECT], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda m: m[SELECT],
             preservation_policy=policy.AnyPreservationPolicy([newest, best]),

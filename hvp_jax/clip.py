@@ -54,8 +54,13 @@ def attention(
     logits = jnp.einsum("nqhd,nshd->nhqs", query, key, preferred_element_type=wide)
     if bias is not None:
         logits += bias
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("nhqs,nshd->nqhd", weights, value)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    # Dividing what was summed, not each weight: one pass less over the largest array.
+    total = weights.sum(axis=-1, keepdims=True)
+    summed = jnp.einsum(
+        "nhqs,nshd->nhqd", weights.astype(value.dtype), value, preferred_element_type=wide
+    )
+    return (summed / total).astype(value.dtype).swapaxes(1, 2)
 
 
 class Block(nn.Module):

@@ -53,7 +53,7 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "train.eval_every": int,
 }
 
-SCRATCH_STEPS = 1500
+SCRATCH_STEPS = 300
 SCRATCH_EVALUATIONS = 5
 
 

@@ -96,7 +96,8 @@ class Scorer:
     ) -> Video:
         """Every clip, in order; `say` names the progress bar."""
         size = self.config.eval.batch_size
-        batches = pipeline.eval_videos(clips, source, self.config.data.frames, size)
+        frames = frames_of(self.config, source)
+        batches = pipeline.eval_videos(clips, source, frames, size)
         bar = tqdm(batches, say, total=-(-len(clips) // size), disable=not say, unit="batch")
         return _encode(self._video, params, bar)
 
@@ -163,7 +164,15 @@ def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pip
     if not config.data.shards:
         require_sound(clips)
     size = model.sizes.image_size
-    return pipeline.open_source(clips, size, config.data.frames, config.data.shards)
+    data = config.data
+    return pipeline.open_source(clips, size, data.frames, data.shards, data.workers)
+
+
+def frames_of(config: ConfigDict, source: pipeline.Source) -> int:
+    """How many frames wide batches are: no wider than the longest clip where padding is masked."""
+    if config.similarity.mask_padding:
+        return min(config.data.frames, source.longest)
+    return config.data.frames
 
 
 def conclude(

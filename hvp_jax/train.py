@@ -84,7 +84,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     batches = pipeline.train_batches(
         train_clips,
         source,
-        config.data.frames,
+        evaluate.frames_of(config, source),
         config.data.words,
         config.train.batch_size,
         config.seed,

@@ -65,7 +65,7 @@ def test_steps_follow_from_the_data():
     assert steps(99, **pretrained) == (27, 9)  # what is left over after 9 batches is dropped
     assert steps(4, **pretrained) == (3, 1)
     assert steps(99, train__steps=50, **pretrained) == (50, 9)
-    assert steps(99) == (1500, 300)
+    assert steps(99) == (300, 60)
     assert steps(99, train__steps=3) == (3, 1)
     assert steps(99, train__steps=100, train__eval_every=7) == (100, 7)
 
