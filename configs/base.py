@@ -19,6 +19,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.variant = "ViT-B/32"  # ViT-B/32, ViT-B/16, ViT-L/14, tiny
     config.model.taps = placeholder(tuple)  # layers counted from 1; None: first, middle, last
     config.model.weights = ""  # a checkpoint to start from; empty: random weights
+    # The patch convolution; None: frozen on a pretrained CLIP, trained from scratch.
+    config.model.freeze_patches = placeholder(bool)
     config.model.remat = "dots"  # none, dots, full: what the towers keep for the gradient
 
     config.distill = ConfigDict()

@@ -47,6 +47,7 @@ LEAST = {
 
 OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.taps": tuple,
+    "model.freeze_patches": bool,
     "optim.rate": float,
     "optim.clip_rate": float,
     "train.steps": int,
@@ -78,6 +79,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.model.taps is None:
         layers = VARIANTS[config.model.variant].vision_layers
         config.model.taps = (1, layers // 2, layers)
+    if config.model.freeze_patches is None:
+        config.model.freeze_patches = pretrained
     if config.optim.rate is None:
         config.optim.rate = 1e-4 if pretrained else 1e-3
     if config.optim.clip_rate is None:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hvp_jax.clip import attention, layer_norm
+from hvp_jax.clip import attention, by_row, layer_norm
 
 HEADS = 8
 NEIGHBOURS = 3
@@ -85,11 +85,18 @@ def cluster(
     return jnp.argmin(to_centre, axis=1).astype(jnp.int32), clusters
 
 
-def merge(x: jax.Array, score: jax.Array, clusters: jax.Array, count: jax.Array) -> jax.Array:
-    """Mean of each cluster weighted by exp(score): [B, N, D], [B, N], [B, N], [B] -> [B, M, D].
+def merge(
+    x: jax.Array,
+    score: jax.Array,
+    clusters: jax.Array,
+    count: jax.Array,
+    bias: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Mean of each cluster weighted by exp(score + bias), the bias one number for all.
 
-    The weights are exp(score) / (sum + 1e-6) for any score, without overflow: both are
-    divided by the greatest weight of the cluster.
+    [B, N, D], [B, N], [B, N], [B] -> [B, M, D]. The weights are exp(score + bias) /
+    (sum + 1e-6) for any score, without overflow: both are divided by the greatest weight
+    of the cluster. All but the 1e-6 is free of the bias, and so is its gradient, exactly.
     """
     most = max((x.shape[1] + 1) // 2, 1)
     valid = jnp.arange(x.shape[1]) < count[:, None]
@@ -100,9 +107,24 @@ def merge(x: jax.Array, score: jax.Array, clusters: jax.Array, count: jax.Array)
     exponent = jnp.where(member, score[:, :, None] - top[:, None], 0)
     weight = jnp.where(member, jnp.exp(exponent), 0)
     # exp(80) times epsilon already drowns a weight of at most N; more would overflow.
-    total = weight.sum(axis=1) + EPSILON * jnp.exp(jnp.minimum(-top, 80))
+    total = weight.sum(axis=1) + EPSILON * jnp.exp(jnp.minimum(-top - bias, 80))
     merged = jnp.einsum("bnm,bnd->bmd", weight, x.astype(weight.dtype), precision=HIGHEST)
     return merged / total[:, :, None]
+
+
+class Score(nn.Module):
+    """A linear score of each token, with its bias apart.
+
+    The same bias for all tokens cancels in every softmax. Left in the sum, it would get
+    the rounding errors of all their gradients, which in float32 are greater than its own.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, N, D] -> [B, N] without the bias, and the bias []."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 1))
+        bias = self.param("bias", nn.initializers.zeros, (1,))
+        return (x @ kernel)[..., 0], bias[0]
 
 
 class Stage(nn.Module):
@@ -119,31 +141,31 @@ class Stage(nn.Module):
         head = (HEADS, width // HEADS)
         valid = jnp.arange(x.shape[1]) < count[:, None]
 
-        def dense(features, name):
-            return nn.Dense(features, dtype=self.dtype, name=name)
+        def dense(features, name, x):
+            return by_row(nn.Dense(features, dtype=self.dtype, name=name), x)
 
         # The convolution pads with zeros at the ends: what lies past the last valid token is one.
         x = jnp.where(valid[:, :, None], x, 0)
         conv = nn.Conv(width, (3,), padding=1, use_bias=False, dtype=self.dtype, name="conv")
         x = layer_norm("norm")(x + conv(x.astype(self.dtype)))  # float32 or better
-        score = nn.Dense(1, name="score")(x)[..., 0]  # [B, N]
+        score, score_bias = Score(name="score")(x)  # [B, N], []
 
         clusters, merged_count = cluster(x, count, noise)
-        merged = merge(x, score, clusters, count)
+        merged = merge(x, score, clusters, count, score_bias)
         self.sow("intermediates", "tokens", x)
-        self.sow("intermediates", "scores", score)
+        self.sow("intermediates", "scores", score + score_bias)
         self.sow("intermediates", "clusters", clusters)
         self.sow("intermediates", "merged", merged)
 
         norm = layer_norm("attention_norm")
-        query = dense(width, "query")(norm(merged).astype(self.dtype))
-        key_value = dense(2 * width, "key_value")(norm(x).astype(self.dtype))
+        query = dense(width, "query", norm(merged).astype(self.dtype))
+        key_value = dense(2 * width, "key_value", norm(x).astype(self.dtype))
         key, value = jnp.split(key_value, 2, axis=-1)
         query, key, value = (part.reshape(*part.shape[:2], *head) for part in (query, key, value))
-        # The score of a token is added to its logits as a key.
+        # The score of a token is added to its logits as a key; a softmax ignores the bias.
         bias = jnp.where(valid, score, -jnp.inf)[:, None, None, :]
         y = attention(query, key, value, bias).reshape(merged.shape)
-        return merged + dense(width, "attention_out")(y), merged_count
+        return merged + dense(width, "attention_out", y), merged_count
 
 
 class Distill(nn.Module):

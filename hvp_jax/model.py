@@ -33,6 +33,7 @@ class Clip(nn.Module):
     taps: tuple[int, ...]
     remat: str
     dtype: jnp.dtype
+    freeze_patches: bool
 
     def setup(self):
         s = self.sizes
@@ -44,6 +45,7 @@ class Clip(nn.Module):
             s.vision_layers,
             s.embed_dim,
             self.taps,
+            freeze_patches=self.freeze_patches,
             **common,
         )
         self.text = TextTransformer(
@@ -62,10 +64,11 @@ class TokenWeight(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Features that are not normalised [..., D] -> raw weights [...]."""
-        width = x.shape[-1]
-        x = nn.relu(nn.Dense(2 * width, dtype=self.dtype, name="dense_0")(x.astype(self.dtype)))
+        shape, width = x.shape[:-1], x.shape[-1]
+        x = x.astype(self.dtype).reshape(-1, width)
+        x = nn.relu(nn.Dense(2 * width, dtype=self.dtype, name="dense_0")(x))
         x = nn.relu(nn.Dense(width, dtype=self.dtype, name="dense_1")(x))
-        return nn.Dense(1, name="dense_2")(x)[..., 0]
+        return nn.Dense(1, name="dense_2")(x).reshape(shape)
 
 
 class HVPNet(nn.Module):
@@ -76,9 +79,10 @@ class HVPNet(nn.Module):
     mask_padding: bool = True
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+    freeze_patches: bool = True
 
     def setup(self):
-        self.clip = Clip(self.sizes, self.taps, self.remat, self.dtype)
+        self.clip = Clip(self.sizes, self.taps, self.remat, self.dtype, self.freeze_patches)
         self.distill = Distill(self.stages, self.dtype)
         self.word_weight = TokenWeight(self.dtype)
         self.patch_weight = TokenWeight(self.dtype)
@@ -165,6 +169,7 @@ def from_config(config) -> HVPNet:
         config.similarity.mask_padding,
         config.model.remat,
         jnp.dtype(config.precision),
+        config.model.freeze_patches,
     )
 
 

@@ -2,7 +2,7 @@
 
 `p <- p - rate · (m / (√v + 1e-6) + decay · p)`, without bias correction. Decay falls on
 every tensor whose name has no `bias` in it, norms, positions and the temperature
-included; the patch convolution is frozen; the rate inside CLIP is its own.
+included; the patch convolution of a pretrained CLIP is frozen; the rate inside CLIP is its own.
 """
 
 from typing import NamedTuple
@@ -50,9 +50,9 @@ def _path(keys) -> str:
 
 
 def group(path: str) -> str:
-    """Which rate a parameter has: "frozen", "clip" or "new"."""
+    """Which rate a parameter has: "patches", "clip" or "new"."""
     if path == "clip/visual/patch_embedding":
-        return "frozen"
+        return "patches"
     return "clip" if path.startswith("clip/") else "new"
 
 
@@ -85,8 +85,10 @@ def optimizer(
     b1: float = 0.9,
     b2: float = 0.98,
     epsilon: float = 1e-6,
+    freeze_patches: bool = True,
 ) -> optax.GradientTransformation:
     """Clip to the global norm, Adam, decay, rates, schedule: as an optax transformation."""
+    rates = {"patches": 0.0 if freeze_patches else clip_rate, "clip": clip_rate, "new": rate}
 
     def factor(step: jax.Array) -> jax.Array:
         return warmup_cosine(step / schedule_steps, warmup)
@@ -95,7 +97,7 @@ def optimizer(
         optax.clip_by_global_norm(max_grad_norm),
         scale_by_bert_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=decays),
-        scale_by_group({"frozen": 0.0, "clip": clip_rate, "new": rate}),
+        scale_by_group(rates),
         optax.scale_by_schedule(factor),
     )
 

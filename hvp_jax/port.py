@@ -78,8 +78,10 @@ RULES = [
     ("clip.ln_final.weight", "clip/text/norm_final/scale", "same"),
     ("clip.ln_final.bias", "clip/text/norm_final/bias", "same"),
     ("clip.text_projection", "clip/text/projection", "same"),
-    *((f"PatchListProcessing.blocks.{{i}}.{a}", f"distill/stage_{{i}}/{b}", how)
-      for a, b, how in STAGE),
+    *(
+        (f"PatchListProcessing.blocks.{{i}}.{a}", f"distill/stage_{{i}}/{b}", how)
+        for a, b, how in STAGE
+    ),
     *TOKEN_WEIGHTS,
 ]
 
@@ -106,11 +108,13 @@ def _to_torch(x: np.ndarray, how: str) -> np.ndarray:
 
 
 def _layers(name: str, names: Mapping[str, object]) -> list[int]:
-    """The layers of a rule's name that `names` has, which must be 0, 1, 2 ..."""
-    pattern = re.compile(re.escape(name).replace(r"\{i\}", r"(\d+)") + "$")
-    layers = sorted(int(m[1]) for m in map(pattern.match, names) if m)
-    if layers != list(range(len(layers))):
-        raise BadData(f"{name}: layers {layers} are not 0 to {len(layers) - 1}; one is missing")
+    """The layers of the stack that a rule's name is in, by any tensor of it: 0, 1, 2 ..."""
+    stack = name.split("{i}")[0]
+    pattern = re.compile(re.escape(stack) + r"(\d+)[./]")
+    layers = sorted({int(m[1]) for m in map(pattern.match, names) if m})
+    for expected, layer in enumerate(layers):
+        if layer != expected:
+            raise BadData(f"{stack}{expected}: a layer that is missing, of 0 to {layers[-1]}")
     return layers
 
 

@@ -52,7 +52,13 @@ def recipe_of(config: ConfigDict, model: HVPNet, examples: int) -> step.Recipe:
     o = config.optim
     steps = o.schedule_epochs * max(1, examples // config.train.batch_size) or config.train.steps
     optimizer = optim.optimizer(
-        o.rate, o.clip_rate, steps, o.warmup, o.weight_decay, o.max_grad_norm
+        o.rate,
+        o.clip_rate,
+        steps,
+        o.warmup,
+        o.weight_decay,
+        o.max_grad_norm,
+        freeze_patches=config.model.freeze_patches,
     )
     return step.Recipe(
         model,

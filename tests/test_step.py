@@ -1,0 +1,234 @@
+"""The training step laid over devices: one or eight, by pmap or shard_map, the same numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import SIZES, captions, normal, random_params
+
+from hvp_jax import optim, similarity, step
+from hvp_jax.errors import BadUse
+from hvp_jax.model import HVPNet
+from hvp_jax.parallel import Layout
+
+BATCH, FRAMES, WORDS = 8, 2, 5
+LAYOUTS = [("pmap", 1), ("pmap", 8), ("shard_map", 8)]
+NAMES = [f"{kind} {devices}" for kind, devices in LAYOUTS]
+MODEL = HVPNet(SIZES, (1, 3), stages=2)
+OPTIMIZER = optim.optimizer(1e-4, 1e-4, 10)
+
+
+def batch_of(seed: int) -> dict[str, np.ndarray]:
+    """Clips as floats, so that a pixel can be no number; half of them have a padded frame."""
+    ids, text_mask = captions(seed, BATCH, WORDS)
+    video = np.float32(normal(seed, BATCH, FRAMES, SIZES.image_size, SIZES.image_size, 3))
+    video_mask = np.ones((BATCH, FRAMES), bool)
+    video_mask[::2, 1] = False
+    return {"text_ids": ids, "text_mask": text_mask, "video": video, "video_mask": video_mask}
+
+
+def layout_of(kind: str, devices: int) -> Layout:
+    return Layout(kind, jax.devices()[:devices])
+
+
+def numbers(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    return random_params(MODEL, *batch_of(0).values())
+
+
+@pytest.fixture(scope="module")
+def laid() -> dict:
+    """The compiled step of each layout."""
+    recipe = step.Recipe(MODEL, OPTIMIZER, seed=3)
+    train_step = functools.partial(step.train_step, recipe=recipe)
+    return {
+        name: layout_of(*how).train(train_step) for name, how in zip(NAMES, LAYOUTS, strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(laid, params) -> dict:
+    """Three steps of each layout: the metrics of each, the last state, and what was compiled."""
+    found = {}
+    for name, how in zip(NAMES, LAYOUTS, strict=True):
+        state = layout_of(*how).place(step.new_state(params, OPTIMIZER))
+        curve, given = [], []
+        for i in range(3):
+            given.append(state)
+            state, metrics = laid[name](state, batch_of(i))
+            curve.append(numbers(metrics))
+        found[name] = (curve, numbers(state), given, state)
+    return found
+
+
+def test_the_devices_are_eight():
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_any_layout_gives_the_numbers_of_one_device(runs, name):
+    (curve, state, *_), (expected_curve, expected, *_) = runs[name], runs["pmap 1"]
+    for metrics, expected_metrics in zip(curve, expected_curve, strict=True):
+        assert metrics.keys() == expected_metrics.keys() >= {"loss", "grad_norm", "skipped"}
+        for key, value in expected_metrics.items():
+            np.testing.assert_allclose(metrics[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+    for part in ("params", "opt_state"):
+        pairs = zip(*(jax.tree.leaves(getattr(s, part)) for s in (state, expected)), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert (state.step, state.skipped) == (3, 0)
+
+
+def test_the_steps_do_something(runs, params):
+    curve, state, *_ = runs["pmap 1"]
+    assert 0 < curve[0]["loss"] < 100 and np.isfinite(curve[2]["grad_norm"])
+    parts = [value for key, value in curve[0].items() if key.startswith("loss/")]
+    assert len(parts) == 6 and sum(parts) == pytest.approx(curve[0]["loss"], rel=1e-5)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params)
+    assert moved["clip"]["visual"].pop("patch_embedding") == 0
+    assert min(jax.tree.leaves(moved)) > 1e-8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_given_away_is_gone_and_the_weights_it_was_made_of_are_not(runs, params, name):
+    given = runs[name][2]
+    for state in given:
+        assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert np.isfinite(params["clip"]["logit_scale"])
+
+
+def test_place_makes_a_copy():
+    layout, source = layout_of("pmap", 1), {"a": jnp.arange(3.0)}
+    placed = layout.place(source)
+    placed["a"].delete()
+    assert source["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_batch_changes_nothing_and_the_next_one_counts(runs, laid, name, caplog):
+    """One pixel that is no number: the update is skipped, counted, and nothing is compiled anew."""
+    curve, before, given, state = runs[name]
+    bad = batch_of(5)
+    bad["video"][3, 0, 7, 7, 1] = np.nan
+    with jax.log_compiles():
+        state, metrics = laid[name](state, bad)
+        after, metrics = numbers(state), numbers(metrics)
+        assert not np.isfinite(metrics["loss"])
+        assert (after.step, after.skipped, metrics["skipped"]) == (4, 1, 1)
+        for part in ("params", "opt_state"):
+            pairs = (jax.tree.leaves(getattr(s, part)) for s in (after, before))
+            for a, b in zip(*pairs, strict=True):
+                np.testing.assert_array_equal(a, b)
+        state, metrics = laid[name](state, batch_of(6))
+    good = numbers(state)
+    assert np.isfinite(metrics["loss"]) and (good.step, good.skipped) == (5, 1)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), good.params, before.params)
+    assert moved["word_weight"]["dense_0"]["kernel"] > 1e-7
+    assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+class Line:
+    """A model of one product a side that is mostly noise: quick to compile, and feels every key."""
+
+    dtype = jnp.float32
+
+    def apply(self, variables, ids, mask, video, video_mask, keys):
+        del video_mask
+        params = variables["params"]
+        words = similarity.unit(jax.nn.one_hot(ids, SIZES.vocabulary) @ params["clip"]["words"])
+        seen = video[:, 0, 0] @ params["distill"]  # [B, 32, D]
+        if keys is not None:
+            noise = jax.vmap(jax.random.normal, (0, None))(keys, seen.shape[1:])
+            seen = seen + noise * params["scale"]
+        patches = similarity.unit(seen)[:, None, :4]  # [B, 1, 4, D]
+        weights = similarity.token_weights((words**3).sum(-1), mask, "softmax")
+        text = similarity.Text(words, weights, words[:, 1])
+        ones = jnp.ones(patches.shape[:3])
+        video = similarity.Video(patches, ones, patches.sum(2), patches.sum(2) ** 3)
+        return text, video, params["clip"]["logit_scale"]
+
+
+def line_params() -> dict:
+    return {
+        "clip": {
+            "logit_scale": np.float32(1),
+            "words": np.float32(normal(0, SIZES.vocabulary, 6)),
+        },
+        "distill": np.float32(normal(1, 3, 6)),
+        "scale": np.float32(1),
+    }
+
+
+def line_steps(train_step, place, steps: int = 3):
+    state, losses = place(step.new_state(line_params(), OPTIMIZER)), []
+    for _ in range(steps):
+        state, metrics = train_step(state, batch_of(0))
+        losses.append(float(metrics["loss"]))
+    return losses, numbers(state.params)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_neither_noise_nor_objective_hangs_on_the_number_of_devices(paired):
+    recipe = step.Recipe(Line(), OPTIMIZER, seed=1, paired=paired, chunk=3)
+    alone = jax.jit(functools.partial(step.train_step, recipe=recipe))
+    losses, params = line_steps(alone, lambda state: state)
+    assert losses[1] != losses[0]  # the weights are the same there; the noise is not
+    for kind, devices in (("pmap", 1), ("pmap", 2), ("pmap", 8), ("shard_map", 8)):
+        layout = layout_of(kind, devices)
+        laid = layout.train(functools.partial(step.train_step, recipe=recipe))
+        found, moved = line_steps(laid, layout.place)
+        np.testing.assert_allclose(found, losses, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_noise_and_pairing_are_what_the_recipe_says():
+    def first(steps=2, **how):
+        recipe = step.Recipe(Line(), OPTIMIZER, **how)
+        return line_steps(
+            jax.jit(functools.partial(step.train_step, recipe=recipe)), lambda s: s, steps
+        )[0]
+
+    noisy = first(seed=1)
+    assert first(seed=1) == noisy
+    assert abs(first(seed=2)[0] - noisy[0]) > 1e-3
+    quiet = first(noise=False)
+    assert quiet[0] == quiet[1] != noisy[0]  # the first update is 0
+    assert abs(first(noise=False, paired=True)[0] - quiet[0]) > 1e-3
+
+
+def test_a_clip_has_its_key_wherever_it_lies():
+    keys = jax.random.key_data(step.clip_keys(7, 3, 0, 8))
+    assert len({tuple(key) for key in keys.tolist()}) == 8
+    for first in (0, 2, 6):
+        part = jax.random.key_data(step.clip_keys(7, 3, first, 2))
+        np.testing.assert_array_equal(part, keys[first : first + 2])
+    for seed, at in ((8, 3), (7, 4)):
+        other = jax.random.key_data(step.clip_keys(seed, at, 0, 8))
+        assert (other != keys).any(axis=1).all()
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_map_goes_example_by_example_and_gives_host_arrays(kind):
+    layout = layout_of(kind, 8)
+    double = layout.map(lambda params, batch: {"y": batch["x"] * params["by"]})
+    x = np.float32(normal(0, 16, 3))
+    found = double(layout.place({"by": np.float32(2)}), {"x": x})
+    assert isinstance(found["y"], np.ndarray)
+    np.testing.assert_array_equal(found["y"], 2 * x)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    layout = layout_of("pmap", 8)
+    layout.check_batch(32, "train.batch_size")
+    with pytest.raises(BadUse) as error:
+        layout.check_batch(12, "train.batch_size")
+    assert str(error.value) == (
+        "train.batch_size=12 does not divide over 8 devices; use a multiple of 8"
+    )
