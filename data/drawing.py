@@ -11,7 +11,7 @@ import numpy as np
 SIDE = 96
 RATE = 4  # frames a second
 SECONDS = (8, 12)
-RADII = {"small": 13, "medium": 20, "large": 29}
+RADII = {"small": 15, "large": 29}
 DARK = (16, 16, 20)  # the other colour of a texture
 COLOURS = {
     "red": (225, 25, 30),
@@ -22,18 +22,33 @@ COLOURS = {
     "purple": (150, 35, 190),
     "cyan": (40, 220, 230),
     "white": (245, 245, 245),
+    "pink": (250, 130, 190),
+    "brown": (125, 75, 35),
+}
+BACKDROPS = {
+    "grey": (95, 95, 95),
+    "black": (28, 28, 28),
+    "navy": (28, 36, 100),
+    "maroon": (100, 28, 44),
+    "teal": (22, 96, 96),
 }
 STAYING = ("blink", "pulse")  # all other motions leave a trail
 TRAIL = ((2.0, 0.12), (1.5, 0.22), (1.0, 0.34), (0.5, 0.5))  # (seconds ago, opacity)
 
 
 def draw(
-    colour: str, shape: str, motion: str, size: str, texture: str, seed: tuple[int, ...]
+    colour: str,
+    shape: str,
+    motion: str,
+    size: str,
+    texture: str,
+    backdrop: str,
+    seed: tuple[int, ...],
 ) -> Iterator[np.ndarray]:
     """Yields a clip of 8 to 12 s, uint8 [SIDE, SIDE, 3] each; the seed decides the rest:
-    background, tone, where the shape begins and how fast it moves."""
+    the light on the backdrop, tone, where the shape begins and how fast it moves."""
     rng = np.random.default_rng(seed)
-    background = _background(rng)
+    background = _background(backdrop, rng)
     bright = np.clip(np.float32(COLOURS[colour]) + rng.integers(-12, 13, 3), 0, 255)
     bright = bright.astype(np.float32)
     radius = RADII[size]
@@ -57,14 +72,14 @@ def draw(
         yield (picture + 0.5).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """A dim slope of a greyish tone with grain, float32 [SIDE, SIDE, 3]."""
+def _background(backdrop: str, rng: np.random.Generator) -> np.ndarray:
+    """A slope of light over the backdrop's tone, with grain, float32 [SIDE, SIDE, 3]."""
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     angle = rng.uniform(0, 2 * math.pi)
-    slope = 18 * (math.cos(angle) * x + math.sin(angle) * y)
+    slope = 12 * (math.cos(angle) * x + math.sin(angle) * y)
     grain = rng.normal(0, 2.5, (SIDE, SIDE))
-    tone = rng.uniform(75, 115) + rng.uniform(-12, 12, 3)
-    return (tone + (slope + grain)[..., None]).astype(np.float32)
+    tone = np.add(BACKDROPS[backdrop], rng.uniform(-10, 10, 3))
+    return np.clip(tone + (slope + grain)[..., None], 0, 255).astype(np.float32)
 
 
 def _place(
@@ -73,12 +88,10 @@ def _place(
     """Centre x, y and scale; scale 0 is out of sight. `phase` and `across` are in [0, 1)."""
     low, high = radius * 0.5, SIDE - radius * 0.5
     beside = radius + across * (SIDE - 2 * radius)
-    if motion in ("right", "left", "up", "down"):
+    if motion in ("right", "up"):
         # The trail goes on beyond the picture's edge where the shape has just come in.
         way = low + (high - low) * ((phase + seconds / 6) % 1 - ago / 6)
-        if motion in ("left", "up"):
-            way = SIDE - way
-        return (way, beside, 1.0) if motion in ("right", "left") else (beside, way, 1.0)
+        return (way, beside, 1.0) if motion == "right" else (beside, SIDE - way, 1.0)
     then = seconds - ago
     if motion == "round":
         angle = 2 * math.pi * (phase + then / 5)
@@ -138,12 +151,6 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (inner_along - 1) * aside - inner_aside * (along - 1) >= 0
 
 
-def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = 1.15 * x, 0.1 - 1.1 * y
-    bowl = x * x + y * y - 1
-    return bowl * bowl * bowl <= x * x * y * y * y
-
-
 # Inside or not, at points in units of the radius.
 SHAPES = {
     "circle": lambda x, y: np.hypot(x, y) <= 1,
@@ -151,8 +158,6 @@ SHAPES = {
     "triangle": lambda x, y: (y <= 0.8) & (abs(x) <= 0.55 * (y + 1)),
     "star": _star,
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.3) & (np.maximum(abs(x), abs(y)) <= 1),
-    "ring": lambda x, y: (np.hypot(x, y) <= 1) & (np.hypot(x, y) >= 0.5),
-    "heart": _heart,
 }
 
 # Dark or not, at points in pixels: a texture is as fine on a large shape as on a small one.
@@ -160,5 +165,4 @@ TEXTURES = {
     "plain": lambda x, y: np.zeros(x.shape, bool),
     "striped": lambda x, y: y // 4 % 2 == 0,
     "dotted": lambda x, y: np.hypot(x % 8 - 4, y % 8 - 4) < 2.6,
-    "checked": lambda x, y: (x // 5 + y // 5) % 2 == 0,
 }

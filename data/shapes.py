@@ -1,8 +1,8 @@
 """The built-in clips: H.264 files of moving shapes with captions, in the `folder` format.
 
-A clip shows one shape, described by colour, shape, motion, size and texture. The first four
-of a test or val clip never occur together in train, though each of them does, and no two test
-clips share them: a test caption names all and so fits one clip of the gallery.
+A clip shows one shape, told by colour, shape, motion, size, texture and backdrop. The first
+four of a test or val clip never occur together in train, though each of them does, and no two
+test clips share them: a test caption names all and so fits one clip of the gallery.
 
 HVP-Net takes the frames of a clip as a set, so a direction has to be visible in a single
 frame: what moves leaves a fading trail.
@@ -20,29 +20,22 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from data.drawing import COLOURS, RADII, RATE, SHAPES, SIDE, TEXTURES, draw
+from data.drawing import BACKDROPS, COLOURS, RADII, RATE, SHAPES, SIDE, TEXTURES, draw
 from hvp_jax.errors import BadUse
 
 WORDS = {
     "small": ("small", "little", "tiny"),
-    "medium": ("medium", "medium-sized"),
     "large": ("large", "big", "huge"),
     "plain": ("plain", "solid"),
     "striped": ("striped",),
     "dotted": ("dotted", "spotted"),
-    "checked": ("checked", "checkered"),
 }
 PHRASES = {  # what it does, what it is doing
     "right": (
         ("moves from left to right", "moving from left to right"),
         ("slides to the right", "sliding to the right"),
     ),
-    "left": (
-        ("moves from right to left", "moving from right to left"),
-        ("slides to the left", "sliding to the left"),
-    ),
     "up": (("moves upwards", "moving upwards"), ("rises to the top", "rising to the top")),
-    "down": (("moves downwards", "moving downwards"), ("sinks to the bottom", "sinking down")),
     "round": (
         ("goes round and round", "going round and round"),
         ("orbits the middle", "orbiting the middle"),
@@ -52,11 +45,11 @@ PHRASES = {  # what it does, what it is doing
     "pulse": (("grows and shrinks", "growing and shrinking"), ("pulsates", "pulsating")),
 }
 TEMPLATES = (
-    "a {size} {texture} {colour} {shape} {does}",
-    "a {size} {colour} {shape} that is {texture} {does}",
-    "there is a {size} {texture} {shape} in {colour}, {doing}",
-    "a {texture} {shape}, {size} and {colour}, is {doing}",
-    "a video of a {size} {texture} {colour} {shape} {doing}",
+    "a {size} {texture} {colour} {shape} {does} on {backdrop}",
+    "on {backdrop}, a {size} {colour} {shape} that is {texture} {does}",
+    "there is a {size} {texture} {shape} in {colour} on {backdrop}, {doing}",
+    "a {texture} {shape}, {size} and {colour}, is {doing} on {backdrop}",
+    "a video of a {size} {texture} {colour} {shape} {doing} on {backdrop}",
 )
 
 
@@ -68,9 +61,10 @@ class Scene(NamedTuple):
     motion: str
     size: str
     texture: str
+    backdrop: str
 
 
-def make(root: str, seed: int = 0, train: int = 1200, val: int = 100, test: int = 256) -> None:
+def make(root: str, seed: int = 0, train: int = 1200, val: int = 50, test: int = 200) -> None:
     """Writes `root`/videos and `root`/captions.csv, or nothing: `root` appears when all is there.
 
     The same seed gives the same pictures and captions. Raises BadUse if `root` holds
@@ -104,9 +98,10 @@ def _scenes(seed: int, counts: dict[str, int]) -> list[tuple[str, Scene]]:
     chosen = combinations[:held_out] + [left[i % len(left)] for i in range(counts["train"])]
     splits = [split for split, count in counts.items() for _ in range(count)]
     textures = rng.choice(list(TEXTURES), len(chosen))
+    backdrops = rng.choice(list(BACKDROPS), len(chosen))
     return [
-        (split, Scene(*four, str(texture)))
-        for split, four, texture in zip(splits, chosen, textures, strict=True)
+        (split, Scene(*four, str(texture), str(backdrop)))
+        for split, four, texture, backdrop in zip(splits, chosen, textures, backdrops, strict=True)
     ]
 
 
@@ -129,7 +124,7 @@ def _write_all(folder: str, seed: int, scenes: list[tuple[str, Scene]]) -> None:
 
 
 def captions(scene: Scene, count: int, seed: tuple[int, ...]) -> list[str]:
-    """`count` differently built captions, each naming all five attributes."""
+    """`count` differently built captions, each naming all six attributes."""
     rng = np.random.default_rng(seed)
     lines = []
     for template in rng.choice(TEMPLATES, count, replace=False):
@@ -141,6 +136,7 @@ def captions(scene: Scene, count: int, seed: tuple[int, ...]) -> list[str]:
                 shape=scene.shape,
                 size=size,
                 texture=texture,
+                backdrop=scene.backdrop,
                 does=does,
                 doing=doing,
             )

@@ -145,7 +145,9 @@ def bench_similarity(config: ConfigDict) -> dict:
 def peak_memory(device) -> int:
     """Bytes: the device's own count, or on a CPU the greatest size this process had."""
     stats = device.memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return (
+        stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    )
 
 
 def run(config: ConfigDict, workdir=None) -> dict:

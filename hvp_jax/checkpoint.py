@@ -35,7 +35,9 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int):
         self.path = Path(workdir).absolute() / "checkpoints"
         newest = policy.LatestN(keep)
-        best = policy.BestN(get_metric_fn=lambda m: m[SELECT], n=1, keep_checkpoints_without_metrics=False)
+        best = policy.BestN(
+            get_metric_fn=lambda m: m[SELECT], n=1, keep_checkpoints_without_metrics=False
+        )
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda m: m[SELECT],
             preservation_policy=policy.AnyPreservationPolicy([newest, best]),

@@ -175,7 +175,13 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([first, x], axis=1) + position.astype(x.dtype)
         x = layer_norm("norm_pre")(x).astype(self.dtype)
         x = Tower(
-            self.width, self.layers, self.taps, self.activation, self.remat, self.dtype, name="tower"
+            self.width,
+            self.layers,
+            self.taps,
+            self.activation,
+            self.remat,
+            self.dtype,
+            name="tower",
         )(x)
         x = layer_norm("norm_post")(x).astype(self.dtype)
         return by_row(lambda rows: rows @ projection.astype(self.dtype), x)

@@ -10,9 +10,9 @@ import numpy as np
 
 from hvp_jax import similarity
 from hvp_jax.clip import TextTransformer, VisionTransformer
-from hvp_jax.sizes import VARIANTS, Sizes
 from hvp_jax.distill import Distill
 from hvp_jax.similarity import Text, Video
+from hvp_jax.sizes import VARIANTS, Sizes
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,9 +51,7 @@ class Clip(nn.Module):
         self.text = TextTransformer(
             s.context_length, s.vocabulary, s.text_width, s.text_layers, s.embed_dim, **common
         )
-        self.logit_scale = self.param(
-            "logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ()
-        )
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
 
 class TokenWeight(nn.Module):
@@ -103,7 +101,9 @@ class HVPNet(nn.Module):
             similarity.unit(sentence),
         )
 
-    def encode_video(self, video: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> Video:
+    def encode_video(
+        self, video: jax.Array, mask: jax.Array, key: jax.Array | None = None
+    ) -> Video:
         """Frames [B, T, H, W, 3] and validity [B, T] -> tokens and frames of every tap.
 
         uint8 frames are normalised here; float frames must be already. `key` [B]: a

@@ -88,7 +88,9 @@ class Layout:
 
         def run(state, batch):
             # pmap wants the devices as an axis of their own, and gives it back.
-            result = mapped(state, jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch))
+            result = mapped(
+                state, jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+            )
             if out == PartitionSpec():
                 return result
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)

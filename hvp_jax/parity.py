@@ -116,7 +116,9 @@ def thin(ours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         b < 1 or -(-a // -(-a // b)) != b for a, b in zip(ours.shape, shape, strict=True)
     ):
         return ours
-    return ours[tuple(slice(None, None, -(-a // b)) for a, b in zip(ours.shape, shape, strict=True))]
+    return ours[
+        tuple(slice(None, None, -(-a // b)) for a, b in zip(ours.shape, shape, strict=True))
+    ]
 
 
 def compare(name: str, golden: np.ndarray, ours: np.ndarray | None, tolerance: dict) -> dict:

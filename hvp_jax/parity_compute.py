@@ -136,7 +136,14 @@ def _evaluate(model: HVPNet, params: dict, batch: dict) -> dict[str, np.ndarray]
     matrix = score_matrix(text, video, text.word_weights, text_block=4, clip_block=3)
     target = np.arange(len(matrix))
     ours = {"eval/similarity": matrix}
-    names = {"R@1": "R1", "R@5": "R5", "R@10": "R10", "R@50": "R50", "MdR": "MedianR", "MnR": "MeanR"}
+    names = {
+        "R@1": "R1",
+        "R@5": "R5",
+        "R@10": "R10",
+        "R@50": "R50",
+        "MdR": "MedianR",
+        "MnR": "MeanR",
+    }
     for direction, figures in (
         ("metrics_t2v", metrics.text_to_video(matrix, target)),
         ("metrics_v2t", metrics.video_to_text(matrix, target)),

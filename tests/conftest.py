@@ -42,7 +42,7 @@ def run_command(*command: str | Path, cwd: Path = ROOT, timeout: float = 300, **
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_cli():
     """`run_cli("train", "--workdir=W")` runs `python run.py train --workdir=W` to its end."""
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import normal, random_params
+from small import normal, quick_compile, random_params  # noqa: F401
 
 from hvp_jax import clip
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import SIZES, captions, clips, normal, random_params
+from small import SIZES, captions, clips, normal, quick_compile, random_params  # noqa: F401
 
 from configs import base
 from hvp_jax import evaluate, similarity

@@ -13,7 +13,7 @@ from data import annotations, drawing, shapes
 from data.video import read_frames
 from hvp_jax.errors import BadUse
 
-COUNTS = {"test": 256, "val": 100, "train": 1200}
+COUNTS = {"test": 200, "val": 50, "train": 1200}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,11 @@ def test_compositions_are_held_out_but_not_their_parts(scenes):
     assert Counter(split for split, _ in scenes) == COUNTS
     fours = {s: [scene[:4] for split, scene in scenes if split == s] for s in COUNTS}
     assert shapes._scenes(1, COUNTS) != scenes
-    assert len(set(fours["test"])) == 256  # no two clips of the gallery are told alike
+    assert len(set(fours["test"])) == 200  # no two clips of the gallery are told alike
     assert not set(fours["test"]) & set(fours["train"])
     assert not set(fours["val"]) & (set(fours["train"]) | set(fours["test"]))
-    parts = [drawing.COLOURS, drawing.SHAPES, shapes.PHRASES, drawing.RADII, drawing.TEXTURES]
+    parts = [drawing.COLOURS, drawing.SHAPES, shapes.PHRASES, drawing.RADII]
+    parts += [drawing.TEXTURES, drawing.BACKDROPS]
     for place, values in enumerate(parts):
         assert {scene[place] for split, scene in scenes if split == "train"} == set(values)
         assert {scene[place] for split, scene in scenes if split == "test"} == set(values)
@@ -50,7 +51,7 @@ def test_captions_name_every_attribute(scenes):
     for i, (_, scene) in enumerate(scenes):
         for caption in shapes.captions(scene, 2, (0, i, 1)):
             words = caption.replace(",", "").split()
-            assert scene.colour in words and scene.shape in words
+            assert {scene.colour, scene.shape, scene.backdrop} <= set(words)
             assert sum(word in words for word in shapes.WORDS[scene.size]) == 1
             assert sum(word in words for word in shapes.WORDS[scene.texture]) == 1
             told = [
@@ -135,6 +136,7 @@ def test_other_things_are_not_overwritten(tmp_path):
 def still(motion: str, **changes) -> np.ndarray:
     """Frames [n, 96, 96, 3] of one second's step, as the model sees them."""
     scene = {"colour": "white", "shape": "circle", "size": "small", "texture": "plain"} | changes
+    scene = {"backdrop": "grey"} | scene
     return np.stack(list(drawing.draw(motion=motion, seed=(5,), **scene))[:: drawing.RATE])
 
 
@@ -143,9 +145,7 @@ def middle(frame: np.ndarray) -> np.ndarray:
     return np.argwhere(frame.min(-1) > 215)[:, ::-1].mean(0)
 
 
-@pytest.mark.parametrize(
-    "motion, step", [("right", (1, 0)), ("left", (-1, 0)), ("up", (0, -1)), ("down", (0, 1))]
-)
+@pytest.mark.parametrize("motion, step", [("right", (1, 0)), ("up", (0, -1))])
 def test_directions_are_those_told(motion, step):
     moves = np.diff([middle(frame) for frame in still(motion)], axis=0)
     onward = moves @ step
@@ -162,13 +162,13 @@ def test_motions_on_the_spot_are_seen_at_one_frame_a_second():
 
 def test_sizes_colours_and_textures_are_seen():
     areas = [(still("round", size=size).min(-1) > 215).sum() for size in drawing.RADII]
-    assert areas[1] > 1.8 * areas[0] and areas[2] > 1.6 * areas[1]
+    assert areas[1] > 3 * areas[0]
     dark = {t: (still("blink", texture=t).max(-1) < 40).sum() for t in drawing.TEXTURES}
-    assert dark["plain"] == 0 and min(dark[t] for t in ("striped", "dotted", "checked")) > 200
+    assert dark["plain"] == 0 and min(dark[t] for t in ("striped", "dotted")) > 200
     edges = {
         t: np.diff((still("round", texture=t).max(-1) < 40), axis=1).sum((1, 2)).mean()
         for t in drawing.TEXTURES
     }
-    assert min(edges[t] for t in ("striped", "dotted", "checked")) > 80 > 0 == edges["plain"]
+    assert min(edges[t] for t in ("striped", "dotted")) > 80 > 0 == edges["plain"]
     blues = (still("round", colour="blue").astype(int) @ (-1, 0, 1)).max()
     assert blues > 150

@@ -5,7 +5,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import normal
+from small import normal, quick_compile  # noqa: F401
 
 from hvp_jax import similarity
 

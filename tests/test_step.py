@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import SIZES, captions, normal, random_params
+from small import SIZES, captions, normal, quick_compile, random_params  # noqa: F401
 
 from hvp_jax import optim, similarity, step
 from hvp_jax.errors import BadUse
@@ -16,7 +16,7 @@ from hvp_jax.parallel import Layout
 BATCH, FRAMES, WORDS = 8, 2, 5
 LAYOUTS = [("pmap", 1), ("pmap", 8), ("shard_map", 8)]
 NAMES = [f"{kind} {devices}" for kind, devices in LAYOUTS]
-MODEL = HVPNet(SIZES, (1, 3), stages=2)
+MODEL = HVPNet(SIZES, (1, 3), stages=1)
 OPTIMIZER = optim.optimizer(1e-4, 1e-4, 10)
 
 
@@ -92,7 +92,10 @@ def test_the_steps_do_something(runs, params):
     assert len(parts) == 6 and sum(parts) == pytest.approx(curve[0]["loss"], rel=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params)
     assert moved["clip"]["visual"].pop("patch_embedding") == 0
-    assert min(jax.tree.leaves(moved)) > 1e-8
+    # In a softmax, what all tokens share has no effect, so it moves by rounding errors at most.
+    for network in ("word_weight", "patch_weight", "frame_weight"):
+        moved[network]["dense_2"].pop("bias")
+    assert min(jax.tree.leaves(moved)) > 1e-6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -165,22 +168,21 @@ def line_params() -> dict:
     }
 
 
-def line_steps(train_step, place, steps: int = 3):
+def line_steps(train_step, place):
     state, losses = place(step.new_state(line_params(), OPTIMIZER)), []
-    for _ in range(steps):
+    for _ in range(3):
         state, metrics = train_step(state, batch_of(0))
         losses.append(float(metrics["loss"]))
     return losses, numbers(state.params)
 
 
-@pytest.mark.parametrize("paired", [False, True])
-def test_neither_noise_nor_objective_hangs_on_the_number_of_devices(paired):
-    recipe = step.Recipe(Line(), OPTIMIZER, seed=1, paired=paired, chunk=3)
+def test_neither_noise_nor_objective_hangs_on_the_number_of_devices():
+    recipe = step.Recipe(Line(), OPTIMIZER, seed=1, paired=True, chunk=3)
     alone = jax.jit(functools.partial(step.train_step, recipe=recipe))
     losses, params = line_steps(alone, lambda state: state)
     assert losses[1] != losses[0]  # the weights are the same there; the noise is not
-    for kind, devices in (("pmap", 1), ("pmap", 2), ("pmap", 8), ("shard_map", 8)):
-        layout = layout_of(kind, devices)
+    for how in (("pmap", 2), ("shard_map", 4)):
+        layout = layout_of(*how)
         laid = layout.train(functools.partial(step.train_step, recipe=recipe))
         found, moved = line_steps(laid, layout.place)
         np.testing.assert_allclose(found, losses, rtol=1e-5)
@@ -189,18 +191,15 @@ def test_neither_noise_nor_objective_hangs_on_the_number_of_devices(paired):
 
 
 def test_noise_and_pairing_are_what_the_recipe_says():
-    def first(steps=2, **how):
-        recipe = step.Recipe(Line(), OPTIMIZER, **how)
-        return line_steps(
-            jax.jit(functools.partial(step.train_step, recipe=recipe)), lambda s: s, steps
-        )[0]
+    def loss(at=0, **how):
+        recipe = step.Recipe(Line(), None, **how)
+        whole = jax.jit(functools.partial(step.batch_loss, recipe=recipe, axis=None))
+        return float(whole(line_params(), at, batch_of(0))[0])
 
-    noisy = first(seed=1)
-    assert first(seed=1) == noisy
-    assert abs(first(seed=2)[0] - noisy[0]) > 1e-3
-    quiet = first(noise=False)
-    assert quiet[0] == quiet[1] != noisy[0]  # the first update is 0
-    assert abs(first(noise=False, paired=True)[0] - quiet[0]) > 1e-3
+    noisy, quiet = loss(seed=1), loss(noise=False)
+    assert loss(seed=1) == noisy and loss(noise=False, at=1) == quiet
+    others = (loss(seed=2), loss(seed=1, at=1), quiet, loss(noise=False, paired=True))
+    assert np.abs(np.subtract.outer([noisy, *others], others)).round(3).astype(bool).sum() == 16
 
 
 def test_a_clip_has_its_key_wherever_it_lies():
