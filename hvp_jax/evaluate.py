@@ -184,7 +184,7 @@ def conclude(
     source: pipeline.Source,
     chosen: dict,
 ) -> dict:
-    """The figures of `eval.split` with the chosen weights: returned, and the workdir's eval.json."""
+    """The figures of `eval.split` with the chosen weights: returned, and eval.json."""
     result, matrix = figures(scorer, params, clips, source, f"eval {config.eval.split}")
     result |= {"split": config.eval.split, "checkpoint": chosen, "scoring": scoring(config)}
     monitor.write_json(workdir / "eval.json", result)

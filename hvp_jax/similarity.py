@@ -32,7 +32,7 @@ class Video:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Features [..., D] over their length, in float32 or better; 0 stays 0, also in the gradient."""
+    """Features [..., D] over their length, in float32 or better; 0 stays 0."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
@@ -72,7 +72,7 @@ def word_patch_tile(
 
 
 def _tiles(x: jax.Array, most: int) -> jax.Array:
-    """[N, ...] -> [tiles, n, ...] of the fewest, evenest tiles with n <= most, padded with zeros."""
+    """[N, ...] -> [tiles, n, ...] of the fewest, evenest tiles of at most `most`, padded by 0."""
     count = -(-x.shape[0] // most)
     size = -(-x.shape[0] // count)
     x = jnp.pad(x, [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
