@@ -2,14 +2,14 @@
 
 WORKDIR ?= demo
 PYTHON := .venv/bin/python
-DEMO := --config=configs/demo.py --workdir=$(WORKDIR)
+DEMO := --config=configs/demo.py --config.data.root=$(WORKDIR)/clips --config.data.shards=$(WORKDIR)/shards
 
 .PHONY: demo test lint
 
 demo: .venv/installed
-	$(PYTHON) run.py prepare $(DEMO) --config.data.root=$(WORKDIR)/clips
-	$(PYTHON) run.py train $(DEMO) --config.data.root=$(WORKDIR)/clips
-	$(PYTHON) run.py eval --workdir=$(WORKDIR)
+	$(PYTHON) run.py prepare $(DEMO)
+	$(PYTHON) run.py train $(DEMO) --workdir=$(WORKDIR)
+	@echo "pictures: $(WORKDIR)/loss_curve.png and $(WORKDIR)/contact_sheet.png"
 
 test: lint
 	$(PYTHON) -m pytest -q

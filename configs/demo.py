@@ -1,6 +1,7 @@
 """The built-in clips of moving shapes on a CPU: what `make demo` runs.
 
-The clips are made in --config.data.root=DIR.
+The clips are made in --config.data.root=DIR. A tiny model learns them from scratch in
+a few minutes on two cores; everything else is as on a pod.
 """
 
 from ml_collections import ConfigDict
@@ -11,5 +12,10 @@ from configs.base import get_config as base
 def get_config() -> ConfigDict:
     config = base()
     config.data.dataset = "shapes"
+    config.data.frames = 4  # what moves leaves a trail, so a few frames tell the motion
     config.model.variant = "tiny"
+    config.optim.rate = 1.5e-3
+    config.train.steps = 450
+    config.train.eval_every = 150
+    config.train.checkpoint_every = 150
     return config

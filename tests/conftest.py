@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,14 @@ for name in ("absl", "jax", "orbax", "grain"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
+# Commands of one test session compile the same step once between them.
+CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+}
+
+
 class Finished(NamedTuple):
     status: int
     stdout: str
@@ -33,7 +42,7 @@ def run_command(*command: str | Path, cwd: Path = ROOT, timeout: float = 300, **
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        env=inherited | env,
+        env=inherited | COMPILED | env,
         capture_output=True,
         text=True,
         timeout=timeout,

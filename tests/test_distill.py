@@ -142,6 +142,12 @@ def test_squared_distances_are_never_negative_and_0_to_itself():
     np.testing.assert_allclose(distill.squared_distances(jnp.asarray(x)), long, atol=1e-4)
 
 
+def test_bfloat16_tokens_are_clustered_in_float32():
+    x = jnp.asarray(np.stack([tokens_with_a_margin(s, 24) for s in range(4)]), jnp.bfloat16)
+    labels, _ = cluster(x, np.full(4, 24))
+    np.testing.assert_array_equal(labels, cluster(x.astype(jnp.float32), np.full(4, 24))[0])
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_mean_of_smallest_counts_duplicates(k):
     values = np.random.default_rng(0).integers(0, 4, (3, 6, 40)).astype(np.float32)

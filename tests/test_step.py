@@ -198,8 +198,8 @@ def test_noise_and_pairing_are_what_the_recipe_says():
 
     noisy, quiet = loss(seed=1), loss(noise=False)
     assert loss(seed=1) == noisy and loss(noise=False, at=1) == quiet
-    others = (loss(seed=2), loss(seed=1, at=1), quiet, loss(noise=False, paired=True))
-    assert np.abs(np.subtract.outer([noisy, *others], others)).round(3).astype(bool).sum() == 16
+    losses = [noisy, quiet, loss(seed=2), loss(seed=1, at=1), loss(noise=False, paired=True)]
+    assert np.diff(sorted(losses)).min() > 1e-3
 
 
 def test_a_clip_has_its_key_wherever_it_lies():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import COMPILED
 
 from data import shapes
 
@@ -95,7 +96,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(clips, whole, tmp_path):
     command = [sys.executable, "run.py", "train", *TINY, f"--config.data.root={clips}"]
     command += [f"--workdir={workdir}", "--config.train.steps=6", "--json"]
     command += ["--config.train.checkpoint_every=2", "--config.train.eval_every=3"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    environment = os.environ | COMPILED | {"JAX_NUM_CPU_DEVICES": "1"}
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     metrics, begin = workdir / "metrics.jsonl", time.monotonic()
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
