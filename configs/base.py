@@ -53,8 +53,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 32  # over all devices
-    config.train.epochs = 5
-    config.train.steps = placeholder(int)  # None: `epochs` of them, or 300 from scratch
+    config.train.epochs = placeholder(int)  # None: 5 on a pretrained CLIP
+    config.train.steps = placeholder(int)  # None: `epochs` of them, or else 300 from scratch
     config.train.checkpoint_every = 100
     config.train.eval_every = placeholder(int)  # None: once an epoch, at most 5 times from scratch
     config.train.log_every = 10

@@ -73,8 +73,11 @@ def make(root: str, seed: int = 0, train: int = 1200, val: int = 50, test: int =
     root = os.path.abspath(root)
     if os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
         raise BadUse(f"{root}: holds other things; name a new directory for the built-in clips")
-    os.makedirs(os.path.dirname(root), exist_ok=True)
-    beside = tempfile.mkdtemp(prefix=os.path.basename(root) + ".", dir=os.path.dirname(root))
+    try:
+        os.makedirs(os.path.dirname(root), exist_ok=True)
+        beside = tempfile.mkdtemp(prefix=os.path.basename(root) + ".", dir=os.path.dirname(root))
+    except OSError as error:
+        raise BadUse(f"{root}: the built-in clips cannot be made there: {error.strerror}") from None
     try:
         _write_all(beside, seed, _scenes(seed, {"test": test, "val": val, "train": train}))
         os.chmod(beside, 0o755)

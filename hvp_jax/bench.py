@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hvp_jax import flops, step
+from hvp_jax import flops, monitor, step
 from hvp_jax.config import resolve
 from hvp_jax.evaluate import score_matrix
 from hvp_jax.model import HVPNet, from_config, init_params
@@ -151,14 +151,13 @@ def peak_memory(device) -> int:
 
 
 def run(config: ConfigDict, workdir=None) -> dict:
-    """The verb: `config.bench` says which part; a workdir gets bench.json."""
+    """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
     config = resolve(config)
+    if workdir is not None:
+        monitor.make_workdir(workdir)
     part = {"step": bench_step, "similarity": bench_similarity}[config.bench]
     result = {"bench": config.bench, "variant": config.model.variant, "precision": config.precision}
     result |= {"devices": [str(device) for device in jax.devices()]} | part(config)
     if workdir is not None:
-        from hvp_jax import monitor
-
-        workdir.mkdir(parents=True, exist_ok=True)
         monitor.write_json(workdir / f"bench_{config.bench}.json", result)
     return result

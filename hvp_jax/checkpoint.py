@@ -70,8 +70,8 @@ class Checkpoints:
         scored = {step: m[SELECT] for step, m in scored.items() if m and SELECT in m}
         if not scored:
             return {"step": self.latest(), "chosen_on": None}
-        # The earliest of equals, so that the choice does not hang on what is kept.
-        step = max(scored, key=lambda s: (scored[s], -s))
+        # The latest of equals is the one that is always kept.
+        step = max(scored, key=lambda s: (scored[s], s))
         return {"step": step, "chosen_on": "val", SELECT: scored[step]}
 
     def save(self, step: int, state: State, batches, figures: dict | None = None) -> None:

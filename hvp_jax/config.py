@@ -50,10 +50,12 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.freeze_patches": bool,
     "optim.rate": float,
     "optim.clip_rate": float,
+    "train.epochs": int,
     "train.steps": int,
     "train.eval_every": int,
 }
 
+EPOCHS = 5  # on a pretrained CLIP
 SCRATCH_STEPS = 300
 SCRATCH_EVALUATIONS = 5
 
@@ -97,8 +99,13 @@ def resolve_steps(config: ConfigDict, examples: int) -> ConfigDict:
     config = copy.deepcopy(config)
     pretrained = bool(config.model.weights)
     epoch = max(1, examples // config.train.batch_size)
+    if config.train.epochs is None and pretrained:
+        config.train.epochs = EPOCHS
     if config.train.steps is None:
-        config.train.steps = config.train.epochs * epoch if pretrained else SCRATCH_STEPS
+        by_epochs = config.train.epochs is not None
+        config.train.steps = config.train.epochs * epoch if by_epochs else SCRATCH_STEPS
+    if config.train.epochs is None:
+        config.train.epochs = -(-config.train.steps // epoch)
     if config.train.eval_every is None:
         fifth = max(1, config.train.steps // SCRATCH_EVALUATIONS)
         config.train.eval_every = epoch if pretrained else fifth

@@ -96,8 +96,7 @@ class Scorer:
     ) -> Video:
         """Every clip, in order; `say` names the progress bar."""
         size = self.config.eval.batch_size
-        frames = frames_of(self.config, source)
-        batches = pipeline.eval_videos(clips, source, frames, size)
+        batches = pipeline.eval_videos(clips, source, self.config.data.frames, size)
         bar = tqdm(batches, say, total=-(-len(clips) // size), disable=not say, unit="batch")
         return _encode(self._video, params, bar)
 
@@ -166,13 +165,6 @@ def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pip
     size = model.sizes.image_size
     data = config.data
     return pipeline.open_source(clips, size, data.frames, data.shards, data.workers)
-
-
-def frames_of(config: ConfigDict, source: pipeline.Source) -> int:
-    """How many frames wide batches are: no wider than the longest clip where padding is masked."""
-    if config.similarity.mask_padding:
-        return min(config.data.frames, source.longest)
-    return config.data.frames
 
 
 def conclude(

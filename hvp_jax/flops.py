@@ -40,7 +40,7 @@ def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
     for _ in range(model.stages):
         distilled = (distilled + 1) // 2
 
-    frozen = frames * 2 * patches * 3 * s.patch_size**2 * s.vision_width
+    patch_embedding = frames * 2 * patches * 3 * s.patch_size**2 * s.vision_width
     vision = frames * tower(patches + 1, s.vision_width, s.vision_layers)
     vision += taps * 2 * tokens * s.vision_width * s.embed_dim
     text = tower(words, s.text_width, s.text_layers) + 2 * words * s.text_width * s.embed_dim
@@ -49,4 +49,5 @@ def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
     weighing = weighed * 2 * 4 * s.embed_dim**2
     scoring = taps * word_patch(batch, words, 1, distilled, s.embed_dim)
     with_gradient = vision + text + taps * learned + weighing + scoring
-    return batch * (3 * with_gradient + frozen + taps * clustering)
+    patches_passes = 1 if model.freeze_patches else 2  # the pixels have no gradient
+    return batch * (3 * with_gradient + patches_passes * patch_embedding + taps * clustering)

@@ -114,6 +114,14 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return found
 
 
+def make_workdir(workdir: Path) -> None:
+    """Makes the run's folder if it is not there. Raises BadUse if that cannot be done."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadUse(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+
+
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
     """`value` as JSON, whole or not at all; numbers that are not finite become null.
 

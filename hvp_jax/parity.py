@@ -48,9 +48,12 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if not beside.is_file():
         raise BadUse(f"{beside}: no such file; a golden file has its JSON beside it")
     try:
-        return arrays, json.loads(beside.read_text())
+        about = json.loads(beside.read_text())
     except ValueError as error:
         raise BadData(f"{beside}: not JSON ({error})") from None
+    if not isinstance(about, dict):
+        raise BadData(f"{beside}: not a JSON object")
+    return arrays, about
 
 
 def state_by_rule(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:

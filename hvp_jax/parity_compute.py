@@ -56,6 +56,8 @@ def _optimizer(about: dict):
     if "optimizer" not in about:
         return None
     o = about["optimizer"]
+    if "steps" not in o:
+        raise BadData("the golden file's JSON: `optimizer` has no 'steps'")
     try:
         return optim.optimizer(
             o["lr"],

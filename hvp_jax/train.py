@@ -5,6 +5,8 @@ run does so after a whole step and a checkpoint.
 """
 
 import functools
+import hashlib
+import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout = Layout(config.parallel)
     layout.check_batch(config.train.batch_size, "train.batch_size")
     model = from_config(config)
-    scorer = evaluate.Scorer(model, config, layout)
+    layout.check_batch(config.eval.batch_size, "eval.batch_size")
     clips = evaluate.read_clips(config)
     train_clips = annotations.select(clips, "train")
     val_clips = [clip for clip in clips if clip.split == "val"]
@@ -84,13 +86,19 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     examples = sum(len(clip.captions) for clip in train_clips)
     config = resolve_steps(config, examples)
 
-    _require_same(config, workdir)
     used = {clip.clip_id: clip for clip in [*train_clips, *val_clips, *eval_clips]}
     source = evaluate.open_source(config, model, list(used.values()))
+    if config.similarity.mask_padding:
+        # No wider than the longest clip, from here on and in config.json: padding is masked,
+        # so this changes no score but to rounding, and `eval` is to repeat it to the last digit.
+        config.data.frames = min(config.data.frames, source.longest)
+    scorer = evaluate.Scorer(model, config, layout)
+    fingerprint = _fingerprint([*train_clips, *val_clips])
+    _require_same(config, fingerprint, workdir)
     batches = pipeline.train_batches(
         train_clips,
         source,
-        evaluate.frames_of(config, source),
+        config.data.frames,
         config.data.words,
         config.train.batch_size,
         config.seed,
@@ -99,12 +107,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     recipe = recipe_of(config, model, examples)
     state = layout.place(step.new_state(_initial(config, model, layout), recipe.optimizer))
 
-    _describe(config, workdir)
-    with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints, Stop() as stop:
+    _describe(config, fingerprint, workdir)
+    with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
         at = checkpoints.latest() or 0
         if at:
             state = checkpoints.restore(at, state, batches)
-        with monitor.Monitor(workdir, config.train.steps, at) as show:
+        with monitor.Monitor(workdir, config.train.steps, at) as show, Stop() as stop:
             state, at = _loop(
                 config, layout, recipe, state, at, batches, checkpoints, show, stop,
                 functools.partial(_validate, scorer, val_clips, source) if val_clips else None,
@@ -171,25 +179,40 @@ def _validate(
     return evaluate.figures(scorer, params, clips, source)[0]
 
 
-def _require_same(config: ConfigDict, workdir: Path) -> None:
-    """Refuses to go on with a run that another config began."""
+def _fingerprint(clips: Sequence[Clip]) -> dict:
+    """What a run learns from and is chosen by, but for the pixels and where they lie."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(
+            repr((clip.clip_id, clip.split, clip.captions, clip.start, clip.end)).encode()
+        )
+    return {"clips": len(clips), "sha256": digest.hexdigest()}
+
+
+def _require_same(config: ConfigDict, fingerprint: dict, workdir: Path) -> None:
+    """Refuses to go on with a run that another config, or other captions, began."""
+    with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
+        if checkpoints.latest() is None:
+            return
     path = workdir / "config.json"
-    if not path.exists():
-        return
     try:
         before = from_json(path.read_text())
-    except BadData as error:
-        raise BadData(f"{path}: {error}") from None
+        data = json.loads((workdir / "data.json").read_text())
+    except (BadData, OSError, ValueError) as error:
+        raise BadData(f"{path}: its checkpoints cannot be gone on with: {error}") from None
+    if data != fingerprint:
+        raise BadUse(
+            f"{workdir} holds a run on other training or validation captions ({data['clips']} "
+            f"clips, now {fingerprint['clips']}); use another workdir"
+        )
     changed = [row for row in difference(before, config) if not row[0].startswith(FREE)]
     if changed:
         told = ", ".join(f"{key} was {a!r}, is {b!r}" for key, a, b in changed)
         raise BadUse(f"{workdir} holds a run of another config: {told}; use another workdir")
 
 
-def _describe(config: ConfigDict, workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadUse(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+def _describe(config: ConfigDict, fingerprint: dict, workdir: Path) -> None:
+    monitor.make_workdir(workdir)
     monitor.write_json(workdir / "config.json", config.to_dict())
+    monitor.write_json(workdir / "data.json", fingerprint)
     monitor.write_json(workdir / "environment.json", monitor.environment(jax.devices()))

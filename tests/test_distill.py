@@ -87,7 +87,7 @@ def test_cluster_of_samples_of_many_lengths_equals_the_loops():
 
 def test_clusters_are_numbered_by_falling_score():
     """Three tight groups; the score of a group's head falls with its distance to a denser one."""
-    spread = np.array([0.0, 0.01, 0.02])
+    spread = np.array([0.0, 0.1, 0.25])
     line = np.concatenate([spread, 3 + 1.3 * spread, 9 + 1.7 * spread])
     x = np.zeros((1, 9, WIDTH), np.float32)
     x[0, :, 0] = line
@@ -117,6 +117,19 @@ def test_ties_leave_no_cluster_without_its_centre(x):
     assert jnp.isfinite(merged).all()
 
 
+@pytest.mark.parametrize("copies", [2, 3, 4])
+def test_of_twins_one_is_a_centre(copies):
+    """The frames of a still: with centres to spare, no token shares one with another."""
+    distinct = np.float32(normal(copies, 2, 8, 64))
+    x = np.concatenate([distinct] * copies, axis=1)
+    x = np.float32(x * (1 + 1e-6 * normal(9, *x.shape[:2], 1)))  # what rounding does to copies
+    labels, clusters = cluster(x, np.full(2, 8 * copies))
+    for row in labels.reshape(2, copies, 8):
+        # Each token with all its copies, and no other; spare centres are copies too.
+        members = [set(row[:, token].tolist()) for token in range(8)]
+        assert sum(len(m) for m in members) == len(set().union(*members)) == clusters[0]
+
+
 def test_the_noise_decides_between_equals():
     """All at one distance: the density is the noise's, and so is the order of the centres."""
     noise = np.array([[3, 0, 5, 1, 4, 2]], np.float32) / 5
@@ -133,13 +146,18 @@ def test_noise_overrules_no_margin():
         np.testing.assert_array_equal(cluster(x, np.full(4, 12), noise)[0], quiet)
 
 
-def test_squared_distances_are_never_negative_and_0_to_itself():
-    x = np.float32(300 + 1e-3 * normal(0, 2, 40, WIDTH))  # the products cancel to nothing
-    squared = distill.squared_distances(jnp.asarray(x))
-    assert squared.min() == 0 and (jnp.diagonal(squared, axis1=1, axis2=2) == 0).all()
+def test_squared_distances_are_never_negative_and_0_between_twins():
+    squared_distances = jax.jit(distill.squared_distances)
+    x = np.float32(300 + 1e-4 * normal(0, 2, 40, WIDTH))  # the products cancel to nothing
+    assert (squared_distances(x) == 0).all()
+    x = np.tile(np.float32(normal(1, 1, 200, 512)), (1, 3, 1))
+    squared = squared_distances(x)[0].reshape(3, 200, 3, 200)
+    twins = np.eye(200, dtype=bool)
+    assert (squared.transpose(0, 2, 1, 3)[:, :, twins] == 0).all()
+    assert squared.transpose(0, 2, 1, 3)[:, :, ~twins].min() > 500
     x = normal(1, 2, 9, WIDTH).astype(np.float32)
     long = ((x[:, :, None] - x[:, None]) ** 2).sum(-1)
-    np.testing.assert_allclose(distill.squared_distances(jnp.asarray(x)), long, atol=1e-4)
+    np.testing.assert_allclose(squared_distances(x), long, atol=1e-4)
 
 
 def test_bfloat16_tokens_are_clustered_in_float32():

@@ -78,15 +78,19 @@ def test_three_updates_equal_the_description():
             np.testing.assert_allclose(found[path], value, rtol=1e-6, atol=1e-7, err_msg=path)
 
 
-def test_the_first_update_is_0_and_the_patches_never_move():
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_first_update_is_0_and_frozen_patches_never_move(frozen):
     params, gradient = tree_of(0), tree_of(100)
-    tx = optim.optimizer(RATE, CLIP_RATE, STEPS)
+    tx = optim.optimizer(RATE, CLIP_RATE, STEPS, freeze_patches=frozen)
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(3):
         updates, state = update(gradient, state, params)
         sizes = {path: float(jnp.abs(x).max()) for path, x in port.flatten(updates).items()}
-        assert sizes.pop("clip/visual/patch_embedding") == 0
+        if frozen:
+            assert sizes.pop("clip/visual/patch_embedding") == 0
         assert max(sizes.values()) == 0 if step == 0 else min(sizes.values()) > 0
+    of_clip = [size for path, size in sizes.items() if path.startswith("clip/")]
+    assert max(of_clip) < 3 * CLIP_RATE < RATE / 2 < max(sizes.values())
 
 
 def test_the_schedule_is_as_long_as_it_is_told():

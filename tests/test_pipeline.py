@@ -177,7 +177,7 @@ def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
     clips = [*filmed, Clip("broken", str(path), ("text",), "train")]
-    source = pipeline.open_source(clips, SIZE, FRAMES)
+    source = pipeline.FileSource(clips, SIZE, FRAMES)
     run = start(clips=clips, source=source, batch_size=11, workers=workers)
     with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
         next(run)
@@ -186,9 +186,25 @@ def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
         list(pipeline.eval_videos(clips, source, FRAMES, 4))
 
 
+def test_a_small_set_is_decoded_once_and_a_broken_clip_found_then(filmed, tmp_path):
+    kept, files = (
+        pipeline.open_source(filmed, SIZE, FRAMES),
+        pipeline.FileSource(filmed, SIZE, FRAMES),
+    )
+    assert isinstance(kept, pipeline.MemorySource)
+    assert kept.longest == max(len(files[clip.clip_id]) for clip in filmed)
+    for clip in filmed:
+        assert kept[clip.clip_id] is kept[clip.clip_id]
+        np.testing.assert_array_equal(kept[clip.clip_id], files[clip.clip_id])
+    (tmp_path / "text.mp4").write_text("not a video")
+    broken = Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")
+    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
+        pipeline.open_source([*filmed, broken], SIZE, FRAMES)
+
+
 def test_shards_give_the_batches_of_the_files(filmed, tmp_path):
     shards.prepare(filmed, str(tmp_path), SIZE, FRAMES)
-    files = pipeline.open_source(filmed, SIZE, FRAMES)
+    files = pipeline.FileSource(filmed, SIZE, FRAMES)
     stored = pipeline.open_source(filmed, SIZE, FRAMES, str(tmp_path))
     assert isinstance(stored, pipeline.ShardSource)
     runs = [take(start(clips=filmed, source=source), 6) for source in (files, stored)]

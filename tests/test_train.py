@@ -65,7 +65,7 @@ def rows(workdir):
 
 def test_a_run_leaves_what_it_should(whole):
     workdir, result = whole
-    for name in ("config.json", "environment.json", "metrics.jsonl", "eval.json"):
+    for name in ("config.json", "data.json", "environment.json", "metrics.jsonl", "eval.json"):
         assert (workdir / name).stat().st_size > 2
     for name in ("loss_curve.png", "contact_sheet.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
@@ -120,6 +120,19 @@ def test_another_config_may_not_go_on_with_a_run(clips, whole, run_cli):
         *("--config.train.steps=6", "--config.optim.rate=0.5"),
     )
     assert status == 2 and "optim.rate was 0.001, is 0.5" in err and "Traceback" not in err
+
+
+def test_other_captions_may_not_go_on_with_a_run(clips, whole, run_cli, tmp_path):
+    root = tmp_path / "moved"
+    root.mkdir()
+    os.symlink(clips / "videos", root / "videos")
+    table = (clips / "captions.csv").read_text().replace("a video of", "a film of")
+    (root / "captions.csv").write_text(table)
+    status, _, err = run_cli(
+        *("train", *TINY, f"--config.data.root={root}", f"--workdir={whole[0]}"),
+        *("--config.train.steps=6",),
+    )
+    assert status == 2 and "captions" in err and "Traceback" not in err
 
 
 def test_files_and_shards_train_alike(clips, whole, tmp_path, run_cli):

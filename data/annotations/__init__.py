@@ -19,9 +19,11 @@ def read(dataset: str, root: str, annotations: str, videos: str) -> list[Clip]:
     Raises BadUse if the data set is unknown or its directory is not given, and what its
     reader raises.
     """
-    del annotations, videos
     if dataset not in DATASETS:
         raise BadUse(f"data.dataset {dataset!r} is unknown; known are {', '.join(DATASETS)}")
+    for key, value in (("data.annotations", annotations), ("data.videos", videos)):
+        if value:
+            raise BadUse(f"{key} is {value}; data set {dataset!r} lies in data.root alone")
     if not root:
         raise BadUse(f"data.root is empty; data set {dataset!r} needs a directory there")
     if dataset == "shapes" and not os.path.exists(os.path.join(root, "captions.csv")):
