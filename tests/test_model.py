@@ -177,6 +177,8 @@ def test_shuffling_the_captions_of_the_gallery(features, word_weights):
     plain = scorer.matrix(text, video, video_of_text)
     moved = np.abs(scorer.matrix(shuffled, video, video_of_text) - plain[order]).max()
     assert moved < 1e-6 if word_weights == "query" else moved > 0.01
+    leak = text.word_weights[[0, 2, 5, 7]] if word_weights == "paired" else None
+    np.testing.assert_allclose(plain, evaluate.score_matrix(text, video, leak), atol=1e-6)
     assert evaluate.scoring(config).get("contains_the_answer", False) == (word_weights == "paired")
 
 
@@ -186,7 +188,7 @@ def test_blocks_change_no_score(features, paired):
     leak = text.word_weights[np.unique(video_of_text, return_index=True)[1]] if paired else None
     whole = evaluate.score_matrix(text, video, leak)
     assert whole.shape == (9, 4)
-    for chunk, text_block, clip_block in ((16, 4, 3), (1, 1, 1), (2, 9, 4), (3, 512, 2)):
+    for chunk, text_block, clip_block in ((16, 7, 3), (1, 1, 1), (2, 9, 4), (3, 512, 2)):
         blocks = evaluate.score_matrix(text, video, leak, chunk, None, text_block, clip_block)
         np.testing.assert_allclose(blocks, whole, atol=1e-6)
 

@@ -328,6 +328,7 @@ def test_an_object_in_a_file_is_not_unpickled(tmp_path, capsys):
         ({"input/text_mask": changed}, "input/text_mask holds values other than 0 and 1"),
         ({"input/text_ids": lambda x: x + 1}, "not ids of a vocabulary of 128"),
         ({"input/text_ids": changed}, "not ids of a vocabulary of 128"),
+        ({"input/text_ids": lambda x: x * 0.5}, "not ids of a vocabulary of 128"),
         ({"eval/video_mask": lambda x: x[:, 1:]}, "eval/video and eval/video_mask differ in shape"),
         ({"input/video": lambda x: x[..., 1:]}, "input/video is not of size 48"),
         ({"state/clip.visual.proj": None}, "clip.visual.proj: not among"),
