@@ -16,15 +16,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.precision = "float32"  # float32, bfloat16: of the towers' arithmetic
 
     config.model = ConfigDict()
-    config.model.variant = "ViT-B/32"  # ViT-B/32, ViT-B/16, ViT-L/14, tiny
-    config.model.taps = placeholder(tuple)  # layers counted from 1; None: first, middle, last
-    config.model.weights = ""  # a checkpoint to start from; empty: random weights
+    # ViT-B/32, ViT-B/16, ViT-L/14, tiny; None: as the weights are, or ViT-B/32 from scratch
+    config.model.variant = placeholder(str)
+    # Of a frame's side; None: the variant's or the weights'. Positions are resized to it.
+    config.model.image_size = placeholder(int)
+    # Layers counted from 1; None: those of the weights if told, or first, middle, last.
+    config.model.taps = placeholder(tuple)
+    # A checkpoint to start from: a workdir, or any that `port` reads; empty: random weights.
+    config.model.weights = ""
     # The patch convolution; None: frozen on a pretrained CLIP, trained from scratch.
     config.model.freeze_patches = placeholder(bool)
     config.model.remat = "dots"  # none, dots, full: what the towers keep for the gradient
 
     config.distill = ConfigDict()
-    config.distill.stages = 3
+    config.distill.stages = placeholder(int)  # None: those of the weights, or 3
     config.distill.noise = "train"  # train, always, never: noise that breaks ties of density
 
     config.similarity = ConfigDict()

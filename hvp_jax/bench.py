@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hvp_jax import flops, monitor, step
+from hvp_jax import flops, monitor, step, weights
 from hvp_jax.config import resolve
 from hvp_jax.evaluate import score_matrix
 from hvp_jax.model import HVPNet, from_config, init_params
@@ -78,9 +78,9 @@ def random_batch(config: ConfigDict, model: HVPNet, rng: np.random.Generator) ->
     }
 
 
-def bench_step(config: ConfigDict) -> dict:
+def bench_step(config: ConfigDict, model: HVPNet) -> dict:
     """The training step, on one batch of noise."""
-    model, layout = from_config(config), Layout(config.parallel)
+    layout = Layout(config.parallel)
     layout.check_batch(config.train.batch_size, "train.batch_size")
     config.train.steps = config.train.steps or 1000
     recipe = recipe_of(config, model, config.train.batch_size)
@@ -111,9 +111,8 @@ def bench_step(config: ConfigDict) -> dict:
     }
 
 
-def bench_similarity(config: ConfigDict) -> dict:
+def bench_similarity(config: ConfigDict, model: HVPNet) -> dict:
     """The scores of 200 texts and 200 clips from features that are there already."""
-    model = from_config(config)
     s, words, taps = model.sizes, config.data.words, len(model.taps)
     tokens = config.data.frames * ((s.image_size // s.patch_size) ** 2 + 1)
     for _ in range(model.stages):
@@ -123,11 +122,13 @@ def bench_similarity(config: ConfigDict) -> dict:
     def features(*shape):
         return np.asarray(unit(jax.random.normal(next(keys), (GALLERY, *shape, s.embed_dim))))
 
-    def weights(*shape):
+    def token_weights(*shape):
         return np.asarray(jax.random.uniform(next(keys), (GALLERY, *shape)))
 
-    text = Text(features(words), weights(words), features())
-    video = Video(features(taps, tokens), weights(taps, tokens), features(taps), features(taps))
+    text = Text(features(words), token_weights(words), features())
+    video = Video(
+        features(taps, tokens), token_weights(taps, tokens), features(taps), features(taps)
+    )
     work = functools.partial(
         score_matrix, text, video, clip_chunk=config.similarity.chunk, dtype=model.dtype
     )
@@ -152,12 +153,14 @@ def peak_memory(device) -> int:
 
 def run(config: ConfigDict, workdir=None) -> dict:
     """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
-    config = resolve(config)
+    begin = weights.origin(config)  # for the sizes: the arithmetic is the same for any weights
+    config = resolve(config, begin.sizes, begin.taps, begin.stages)
+    model = from_config(config, begin.sizes)
     if workdir is not None:
         monitor.make_workdir(workdir)
     part = {"step": bench_step, "similarity": bench_similarity}[config.bench]
     result = {"bench": config.bench, "variant": config.model.variant, "precision": config.precision}
-    result |= {"devices": [str(device) for device in jax.devices()]} | part(config)
+    result |= {"devices": [str(device) for device in jax.devices()]} | part(config, model)
     if workdir is not None:
         monitor.write_json(workdir / f"bench_{config.bench}.json", result)
     return result

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import grain.checkpoint
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from hvp_jax.errors import BadData, BadUse
-from hvp_jax.model import HVPNet, init_params
-from hvp_jax.parallel import Layout
 from hvp_jax.step import State
 
 # Orbax warns of every step that has no figures; only some are meant to have any.
@@ -80,37 +79,50 @@ class Checkpoints:
             self._open()
         if step in self._manager.all_steps():
             return
-        rest = {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(rest),
+                rest=ocp.args.StandardSave(_rest(state)),
                 data=grain.checkpoint.CheckpointSave(batches),
             ),
             metrics=select_by(figures) if figures else None,
         )
 
+    def save_ported(self, step: int, params: dict, rest: State | None = None) -> None:
+        """Writes parameters from elsewhere, perhaps CLIP's alone, and the moments if there are.
+
+        They have no place in the data: a run that goes on from them begins an epoch.
+        """
+        self._open()
+        items = {"params": ocp.args.StandardSave(params)}
+        if rest is not None:
+            items["rest"] = ocp.args.StandardSave(_rest(rest))
+        self._manager.save(step, args=ocp.args.Composite(**items))
+        self._manager.wait_until_finished()
+
     def restore(self, step: int, state: State, batches) -> State:
         """The state of a step, placed like `state`; moves `batches` to where they were then."""
         like = jax.tree.map(_abstract, state)
-        rest = {"step": like.step, "skipped": like.skipped, "opt_state": like.opt_state}
+        items = {
+            "params": ocp.args.StandardRestore(like.params),
+            "rest": ocp.args.StandardRestore(_rest(like)),
+            "data": grain.checkpoint.CheckpointRestore(batches),
+        }
+        there = {item for item in items if (self.path / str(step) / item).is_dir()}
+        if "rest" not in there:
+            raise BadUse(
+                f"{self.path.parent} holds weights but no optimizer to go on with: begin a run "
+                f"from them with --config.model.weights={self.path.parent} and another workdir"
+            )
         found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(like.params),
-                rest=ocp.args.StandardRestore(rest),
-                data=grain.checkpoint.CheckpointRestore(batches),
-            ),
+            step, args=ocp.args.Composite(**{item: items[item] for item in there})
         )
         return State(params=found.params, **found.rest)
 
-    def params(self, step: int, model: HVPNet, layout: Layout) -> dict:
-        """The parameters of a step, whole on every device."""
-        shapes = jax.eval_shape(lambda: init_params(model, 0))
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.whole), shapes
-        )
+    def params(self, step: int, shapes: dict) -> dict:
+        """The parameters of a step, of the shapes given, as host arrays."""
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         try:
             return self._manager.restore(
                 step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))
@@ -121,14 +133,9 @@ class Checkpoints:
             ) from error
 
 
+def _rest(state: State) -> dict:
+    return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
+
+
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def weights(path: str, model: HVPNet, layout: Layout) -> dict:
-    """The parameters that the run in workdir `path` has chosen."""
-    with Checkpoints(Path(path), keep=1) as checkpoints:
-        chosen = checkpoints.chosen()
-        if chosen is None:
-            raise BadUse(f"model.weights={path} holds no checkpoints; give the workdir of a run")
-        return checkpoints.params(chosen["step"], model, layout)

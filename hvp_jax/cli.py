@@ -54,11 +54,17 @@ VERBS = {
         ("config",),
     ),
     "prepare": Verb("hvp_jax.prepare:run", "video files to ArrayRecord shards", ("config",)),
+    "port": Verb(
+        "hvp_jax.port:run",
+        "weights of CLIP or HVP-Net from PyTorch to a checkpoint here, and back",
+        ("source", "destination"),
+        ("format", "export"),
+    ),
     "parity": Verb(
         "hvp_jax.parity:run",
-        "every array of a golden file against ours",
-        ("golden",),
-        ("precision",),
+        "every array of a golden file, or a checkpoint in PyTorch layer by layer, against ours",
+        (),
+        ("golden", "source", "format", "precision"),
     ),
     "bench": Verb(
         "hvp_jax.bench:run", "how fast a step or the scoring is", ("config",), ("workdir",)
@@ -68,8 +74,18 @@ VERBS = {
 FLAGS = {
     "config": Flag("FILE.py[:ARG]", "a config of configs/"),
     "workdir": Flag("DIR", "the run's folder", Path),
+    "source": Flag("PATH", "a checkpoint's file or directory, or a workdir", Path),
+    "destination": Flag("DIR", "a new directory for what is written", Path),
+    "format": Flag(
+        "FORMAT",
+        "of the source",
+        str,
+        ("auto", "openai", "open_clip", "huggingface", "hvpnet"),
+        "auto",
+    ),
+    "export": Flag("FORMAT", "write safetensors with these names", str, ("hvpnet", "huggingface")),
     "golden": Flag("FILE.npz", "arrays recorded from the PyTorch implementation", Path),
-    "precision": Flag("TYPE", "of our arithmetic", str, ("float64", "float32"), "float64"),
+    "precision": Flag("TYPE", "of our arithmetic", str, ("float64", "float32")),
 }
 
 

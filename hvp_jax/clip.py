@@ -1,9 +1,8 @@
 """OpenAI CLIP's two towers, with taps at chosen depths of the vision tower.
 
-Paper section 3.1; Radford et al., arXiv 2103.00020. Heads are 64 wide, blocks are
-pre-norm, and a tower's blocks are one stacked set of weights that `nn.scan` walks:
-a twelfth of the code to compile, and a block's activations are all that
-rematerialisation has to think about.
+Paper section 3.1; Radford et al., arXiv 2103.00020. Blocks are pre-norm, and
+a tower's blocks are one stacked set of weights that `nn.scan` walks: a twelfth of the code
+to compile, and a block's activations are all that rematerialisation has to think about.
 """
 
 from collections.abc import Callable
@@ -12,8 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-HEAD_WIDTH = 64
 
 # What a block keeps for the gradient: everything, its matrix products, or its input alone.
 REMAT = {
@@ -76,6 +73,8 @@ class Block(nn.Module):
     """One residual block. The carry is (x, taps); see `Tower`."""
 
     width: int
+    head: int  # width of an attention head
+    mlp: int  # width between the two layers of the MLP
     layers: int
     activation: str
     dtype: jnp.dtype
@@ -91,7 +90,7 @@ class Block(nn.Module):
             init = nn.initializers.normal(std)
             return by_row(nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name), x)
 
-        heads = (*x.shape[:2], self.width // HEAD_WIDTH, HEAD_WIDTH)
+        heads = (*x.shape[:2], self.width // self.head, self.head)
         y = layer_norm("norm_1")(x).astype(self.dtype)
         qkv = dense(3 * self.width, self.width**-0.5, "qkv", y)
         query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
@@ -99,8 +98,9 @@ class Block(nn.Module):
         x = x + dense(self.width, out_scale, "attention_out", y)
 
         y = layer_norm("norm_2")(x).astype(self.dtype)
-        y = dense(4 * self.width, (2 * self.width) ** -0.5, "mlp_in", y)
+        y = dense(self.mlp, (2 * self.width) ** -0.5, "mlp_in", y)
         x = x + dense(self.width, out_scale, "mlp_out", ACTIVATIONS[self.activation](y))
+        self.sow("intermediates", "hidden", x)
         return (x, taps.at[slot].set(x)), None
 
 
@@ -112,6 +112,8 @@ class Tower(nn.Module):
     """
 
     width: int
+    head: int
+    mlp: int | None  # None: four times the width
     layers: int
     taps: tuple[int, ...]  # counted from 1, increasing
     activation: str
@@ -128,11 +130,19 @@ class Tower(nn.Module):
             block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=self.layers,
-        )(self.width, self.layers, self.activation, self.dtype, name="blocks")
+        )(
+            self.width,
+            self.head,
+            self.mlp or 4 * self.width,
+            self.layers,
+            self.activation,
+            self.dtype,
+            name="blocks",
+        )
         taps = jnp.zeros((len(self.taps) + 1, *x.shape), x.dtype)
         (_, taps), _ = blocks((x, taps), jnp.asarray(slots), bias)
         return taps[:-1]
@@ -146,6 +156,8 @@ class VisionTransformer(nn.Module):
     embed_dim: int
     taps: tuple[int, ...]
     activation: str = "quick_gelu"
+    head: int = 64
+    mlp: int | None = None
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
     freeze_patches: bool = True
@@ -176,6 +188,8 @@ class VisionTransformer(nn.Module):
         x = layer_norm("norm_pre")(x).astype(self.dtype)
         x = Tower(
             self.width,
+            self.head,
+            self.mlp,
             self.layers,
             self.taps,
             self.activation,
@@ -194,6 +208,8 @@ class TextTransformer(nn.Module):
     layers: int
     embed_dim: int
     activation: str = "quick_gelu"
+    head: int = 64
+    mlp: int | None = None
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
@@ -219,6 +235,8 @@ class TextTransformer(nn.Module):
         bias = jnp.where(attend, 0.0, -jnp.inf)
         x = Tower(
             self.width,
+            self.head,
+            self.mlp,
             self.layers,
             (self.layers,),
             self.activation,

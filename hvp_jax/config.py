@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from hvp_jax.errors import BadData, BadUse
-from hvp_jax.sizes import VARIANTS
+from hvp_jax.sizes import VARIANTS, Sizes
 
 CHOICES = {
     "parallel": ("pmap", "shard_map"),
@@ -25,6 +25,7 @@ CHOICES = {
 
 LEAST = {
     "seed": 0,
+    "model.image_size": 1,
     "distill.stages": 1,
     "similarity.chunk": 1,
     "data.frames": 1,
@@ -46,8 +47,11 @@ LEAST = {
 }
 
 OPTIONAL = {  # the keys that may be None, and their type when they are not
+    "model.variant": str,
+    "model.image_size": int,
     "model.taps": tuple,
     "model.freeze_patches": bool,
+    "distill.stages": int,
     "optim.rate": float,
     "optim.clip_rate": float,
     "train.epochs": int,
@@ -55,6 +59,8 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "train.eval_every": int,
 }
 
+STAGES = 3  # paper section 3.2
+DEFAULT_VARIANT = "ViT-B/32"
 EPOCHS = 5  # on a pretrained CLIP
 SCRATCH_STEPS = 300
 SCRATCH_EVALUATIONS = 5
@@ -71,16 +77,39 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy with the keys filled in that depend on other keys only.
+def resolve(
+    config: ConfigDict,
+    sizes: Sizes | None = None,
+    taps: tuple[int, ...] | None = None,
+    stages: int = 0,
+) -> ConfigDict:
+    """A copy with the keys filled in that depend on other keys and on the weights only.
 
-    `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
+    `sizes`, `taps` and `stages` are those of the weights, where these tell them. Raises
+    BadUse if a key does not fit. `train.steps` and `train.eval_every` depend on the data
+    too: `resolve_steps`.
     """
     config = copy.deepcopy(config)
     pretrained = bool(config.model.weights)
+    if config.model.variant is None and not pretrained:
+        config.model.variant = DEFAULT_VARIANT
+    sizes = sizes or VARIANTS[config.model.variant]
+    if config.model.image_size is None:
+        config.model.image_size = sizes.image_size
     if config.model.taps is None:
-        layers = VARIANTS[config.model.variant].vision_layers
-        config.model.taps = (1, layers // 2, layers)
+        layers = sizes.vision_layers
+        # A tower of one or two layers has no three.
+        config.model.taps = taps or tuple(sorted({1, max(1, layers // 2), layers}))
+    if config.distill.stages is None:
+        config.distill.stages = stages or STAGES
+    if stages and config.distill.stages != stages:
+        raise BadUse(f"config.distill.stages is {config.distill.stages}; the weights have {stages}")
+    _validate_taps(config.model.taps, sizes.vision_layers)
+    if config.data.words > sizes.context_length:
+        raise BadUse(
+            f"config.data.words is {config.data.words}; the text tower takes at most "
+            f"{sizes.context_length}"
+        )
     if config.model.freeze_patches is None:
         config.model.freeze_patches = pretrained
     if config.optim.rate is None:
@@ -119,7 +148,7 @@ def validate(config: ConfigDict) -> None:
         if key not in flat:
             raise BadUse(f"the config has no key config.{key}; start it from configs/base.py")
     for key, choices in CHOICES.items():
-        if flat[key] not in choices:
+        if flat[key] not in choices and not (key in OPTIONAL and flat[key] is None):
             raise BadUse(f"config.{key} is {flat[key]!r}; it must be one of {', '.join(choices)}")
     for key, least in LEAST.items():
         if flat[key] is not None and flat[key] < least:
@@ -132,22 +161,15 @@ def validate(config: ConfigDict) -> None:
         raise BadUse(
             f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
         )
-    longest = VARIANTS[flat["model.variant"]].context_length
-    if flat["data.words"] > longest:
-        raise BadUse(
-            f"config.data.words is {flat['data.words']}; the text tower takes at most {longest}"
-        )
-    _validate_taps(flat["model.taps"], flat["model.variant"])
+    if not flat["model.weights"]:  # else they tell the sizes, once they are opened
+        resolve(config)
 
 
-def _validate_taps(taps: tuple[int, ...] | None, variant: str) -> None:
-    if taps is None:
-        return
-    layers = VARIANTS[variant].vision_layers
+def _validate_taps(taps: tuple[int, ...], layers: int) -> None:
     in_order = all(a < b for a, b in zip(taps, taps[1:], strict=False))
     if not taps or not in_order or taps[0] < 1 or taps[-1] > layers:
         raise BadUse(
-            f"config.model.taps is {taps}; taps are layers of {variant}, "
+            f"config.model.taps is {taps}; taps are layers of the vision tower, "
             f"rising, counted from 1 to {layers}"
         )
 

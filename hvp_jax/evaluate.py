@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data import annotations, pipeline
 from data.check import require_sound
 from data.records import Clip
-from hvp_jax import checkpoint, metrics, monitor, report, step
+from hvp_jax import checkpoint, metrics, monitor, report, step, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import HVPNet, from_config
@@ -29,6 +29,9 @@ BLOCK = 512  # texts, and clips, on the device at a time while scoring
 LEAK = (
     "similarity.word_weights=paired: the weights of each clip's own caption are in its scores. "
     "The figures contain the answer and compare with nothing but the original's."
+)
+UNTRAINED = (
+    "the weights are CLIP's alone: distillation and token weights are random, as before training"
 )
 
 
@@ -182,22 +185,31 @@ def conclude(
     monitor.write_json(workdir / "eval.json", result)
     report.contact_sheet_of(workdir / "contact_sheet.png", clips, matrix, source)
     text = report.table(result)
-    if "warning" in result["scoring"]:
-        text += f"\n\n{result['scoring']['warning']}"
+    for part in (result["scoring"], result["checkpoint"]):
+        if "warning" in part:
+            text += f"\n\n{part['warning']}"
     return result | {"text": text}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """The verb `eval`: a split of a data set with the weights a run has chosen."""
-    config = resolve(config)
-    model = from_config(config)
+    begin = weights.origin(config, workdir)
+    config = resolve(config, begin.sizes, begin.taps, begin.stages)
+    model = from_config(config, begin.sizes)
     layout = Layout(config.parallel)
     scorer = Scorer(model, config, layout)
     clips = annotations.select(read_clips(config), config.eval.split)
     with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
         chosen = checkpoints.chosen()
-        if chosen is None:
-            raise BadUse(f"{workdir} holds no checkpoint: run `train` with this workdir first")
-        params = checkpoints.params(chosen["step"], model, layout)
+    if chosen is None:
+        if not config.model.weights:
+            raise BadUse(
+                f"{workdir} holds no checkpoint: run `train` with this workdir first, "
+                "or give --config.model.weights"
+            )
+        chosen = {"step": 0, "chosen_on": None, "weights": config.model.weights}
+    if not begin.stages:
+        chosen["warning"] = UNTRAINED
+    params = weights.initial(begin, model, config.seed, layout)
     source = open_source(config, model, clips)
     return conclude(config, workdir, scorer, params, clips, source, chosen)

@@ -45,11 +45,20 @@ class Clip(nn.Module):
             s.vision_layers,
             s.embed_dim,
             self.taps,
+            head=s.vision_head,
+            mlp=s.vision_mlp,
             freeze_patches=self.freeze_patches,
             **common,
         )
         self.text = TextTransformer(
-            s.context_length, s.vocabulary, s.text_width, s.text_layers, s.embed_dim, **common
+            s.context_length,
+            s.vocabulary,
+            s.text_width,
+            s.text_layers,
+            s.embed_dim,
+            head=s.text_head,
+            mlp=s.text_mlp,
+            **common,
         )
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
@@ -159,10 +168,10 @@ class HVPNet(nn.Module):
         return text, self.encode_video(video, video_mask, key), self.clip.logit_scale
 
 
-def from_config(config) -> HVPNet:
-    """The model that a resolved config describes."""
+def from_config(config, sizes: Sizes | None = None) -> HVPNet:
+    """The model that a resolved config describes; `sizes` where its weights tell them."""
     return HVPNet(
-        VARIANTS[config.model.variant],
+        sizes or VARIANTS[config.model.variant],
         tuple(config.model.taps),
         config.distill.stages,
         config.similarity.normalize,
@@ -183,3 +192,9 @@ def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> di
         jnp.zeros((1, frames, side, side, 3), jnp.uint8),
         jnp.ones((1, frames), bool),
     )["params"]
+
+
+def shapes_of(sizes: Sizes, stages: int) -> dict:
+    """The parameters' tree with shapes for arrays; the taps add none."""
+    model = HVPNet(sizes, (sizes.vision_layers,), stages)
+    return jax.eval_shape(lambda: init_params(model, 0))

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hvp_jax import port
+from hvp_jax import names
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.parity_compute import compute
+from hvp_jax.survey import survey
 
 # Relative to the array's own size. Golden arrays are stored in float32: 6e-8 of themselves.
 TOLERANCE = {
@@ -143,19 +144,39 @@ def compare(name: str, golden: np.ndarray, ours: np.ndarray | None, tolerance: d
     return {**row, "ok": ok, "tolerance": limit} | ({} if ok else {"reason": "over tolerance"})
 
 
-def run(golden: Path, precision: str = "float64") -> dict:
-    """Compares every array of `golden` and returns the table; `ok` is false if one is off."""
+def run(
+    golden: Path | None = None,
+    source: Path | None = None,
+    format: str = "auto",
+    precision: str | None = None,
+) -> dict:
+    """The verb: a golden file (in float64 by default), or a checkpoint in PyTorch (float32).
+
+    Returns the table of errors; `ok` is false if one is over tolerance.
+    """
+    if (golden is None) == (source is None):
+        raise BadUse("parity needs either --golden=FILE.npz or --source=PATH")
+    precision = precision or ("float64" if golden else "float32")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")
+    if source:
+        from hvp_jax import parity_source  # which compares as this file does
+
+        return parity_source.run(source, format, precision)
+    return of_golden(golden, precision)
+
+
+def of_golden(golden: Path, precision: str) -> dict:
+    """Compares every array of `golden`."""
     arrays, about = load(Path(golden))
     state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
     if not state:
         if "parameters" not in about:
             raise BadData(f"{golden}: holds no state/ arrays, and no `parameters` in its JSON")
         state = state_by_rule(about["parameters"])
-    params = port.from_torch(state)
-    sizes, stages = port.sizes_of(params)
+    sizes, stages = survey({name: x.shape for name, x in state.items()})
+    params = names.from_torch(state)
     taps = tuple(i + 1 for i in about.get("layers_zero_based", DEFAULT_TAPS))
     batches = {
         group: inputs_of(arrays, group, sizes, Path(golden))
@@ -163,7 +184,7 @@ def run(golden: Path, precision: str = "float64") -> dict:
         if group == "input" or f"{group}/text_ids" in arrays
     }
     ours = compute(params, sizes, stages, taps, batches, about, set(arrays), jnp.dtype(precision))
-    ours |= {f"state/{name}": x for name, x in port.to_torch(params).items()}
+    ours |= {f"state/{name}": x for name, x in names.to_torch(params).items()}
 
     rows = [
         compare(name, array, ours.get(name), TOLERANCE[precision])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hvp_jax import metrics, optim, port, similarity, step
+from hvp_jax import metrics, names, optim, similarity, step
 from hvp_jax.errors import BadData
 from hvp_jax.evaluate import score_matrix
 from hvp_jax.losses import contrastive
@@ -34,7 +34,7 @@ def compute(
     if any(name.startswith("grad/") for name in wanted):
         loss = functools.partial(step.batch_loss, recipe=recipe, axis=None)
         grads = jax.jit(jax.grad(loss, has_aux=True))(params, 0, batch["input"])[0]
-        ours |= {f"grad/{name}": x for name, x in port.to_torch(grads).items()}
+        ours |= {f"grad/{name}": x for name, x in names.to_torch(grads).items()}
     if wanted & {"loss/curve", "grad_norm"} or any(n.startswith("after/") for n in wanted):
         ours |= _train(params, batch["input"], recipe, about)
     if "eval" in batch:
@@ -128,7 +128,7 @@ def _train(params: dict, batch: dict, recipe: step.Recipe, about: dict) -> dict[
         state, figures = train_step(state, batch)
         curve.append(float(figures["loss"]))
         norms.append(float(figures["grad_norm"]))
-    after = {f"after/{name}": x for name, x in port.to_torch(state.params).items()}
+    after = {f"after/{name}": x for name, x in names.to_torch(state.params).items()}
     return {"loss/curve": np.array(curve), "grad_norm": norms[0], **after}
 
 

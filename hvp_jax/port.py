@@ -1,207 +1,184 @@
-"""PyTorch <-> Flax names and layouts: one table of rules, read in both directions.
+"""The verb `port`: a checkpoint of PyTorch's world -> one here, and `--export` back.
 
-The PyTorch names are those of the original's checkpoints. `{i}` in a name is a
-layer; where ours has no `{i}`, the layers are stacked along the first axis.
+What is written is whole or not there at all. A destination is a workdir with one
+checkpoint: `--config.model.weights=DIR` begins a run from it, and `train --workdir=DIR`
+goes on where the original's trainer was, with its moments.
 """
 
-import re
-from collections.abc import Mapping
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
-from hvp_jax.errors import BadData
+from hvp_jax import checkpoint, moments, names, sources, step, weights
+from hvp_jax.errors import BadUse
 from hvp_jax.sizes import Sizes
 
-BLOCK = [
-    ("ln_1.weight", "norm_1/scale", "same"),
-    ("ln_1.bias", "norm_1/bias", "same"),
-    ("attn.in_proj_weight", "qkv/kernel", "linear"),
-    ("attn.in_proj_bias", "qkv/bias", "same"),
-    ("attn.out_proj.weight", "attention_out/kernel", "linear"),
-    ("attn.out_proj.bias", "attention_out/bias", "same"),
-    ("ln_2.weight", "norm_2/scale", "same"),
-    ("ln_2.bias", "norm_2/bias", "same"),
-    ("mlp.c_fc.weight", "mlp_in/kernel", "linear"),
-    ("mlp.c_fc.bias", "mlp_in/bias", "same"),
-    ("mlp.c_proj.weight", "mlp_out/kernel", "linear"),
-    ("mlp.c_proj.bias", "mlp_out/bias", "same"),
-]
+EXPORTS = ("hvpnet", "huggingface")
+log = logging.getLogger(__name__)
 
-STAGE = [
-    ("pcm.conv.conv.weight", "conv/kernel", "conv1d"),
-    ("pcm.norm.weight", "norm/scale", "same"),
-    ("pcm.norm.bias", "norm/bias", "same"),
-    ("pcm.score.weight", "score/kernel", "linear"),
-    ("pcm.score.bias", "score/bias", "same"),
-    ("att.norm1.weight", "attention_norm/scale", "same"),
-    ("att.norm1.bias", "attention_norm/bias", "same"),
-    ("att.attn.q.weight", "query/kernel", "linear"),
-    ("att.attn.q.bias", "query/bias", "same"),
-    ("att.attn.kv.weight", "key_value/kernel", "linear"),
-    ("att.attn.kv.bias", "key_value/bias", "same"),
-    ("att.attn.proj.weight", "attention_out/kernel", "linear"),
-    ("att.attn.proj.bias", "attention_out/bias", "same"),
-]
 
-TOKEN_WEIGHTS = [
-    (f"{torch}.{2 * layer}.{kind}", f"{ours}/dense_{layer}/{leaf}", how)
-    for torch, ours in (
-        ("p_feat_w", "patch_weight"),
-        ("f_feat_w", "frame_weight"),
-        ("w_feat_w", "word_weight"),
+def run(source: Path, destination: Path, format: str = "auto", export: str | None = None) -> dict:
+    """Ports `source`, a file or directory of PyTorch's or a workdir here, to `destination`."""
+    destination = Path(destination).absolute()
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise BadUse(f"--destination={destination} holds something already; name a new directory")
+    of_ours = weights.has_checkpoints(source)
+    if of_ours and not export:
+        raise BadUse(f"--source={source} is a workdir of ours already; say --export=FORMAT")
+    params, card, rest = _ours(source) if of_ours else _theirs(source, format, bool(export))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.mkdtemp(prefix=destination.name + ".", dir=destination.parent)
+    except OSError as error:
+        raise BadUse(f"--destination={destination} cannot be made: {error.strerror}") from None
+    beside = Path(beside)
+    try:
+        if export:
+            card |= _export(beside, params, card, export)
+        else:
+            with checkpoint.Checkpoints(beside, keep=1) as checkpoints:
+                checkpoints.save_ported(card["step"], params, rest)
+        (beside / weights.CARD).write_text(json.dumps(card, indent=2) + "\n")
+        (beside / "model_card.md").write_text(model_card(card))
+        beside.chmod(0o755)
+        os.rename(beside, destination)  # over an empty directory, too
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return {**card, "destination": str(destination), "text": model_card(card).strip()}
+
+
+def _ours(workdir: Path) -> tuple[dict, dict, None]:
+    found = weights.of_workdir(workdir)
+    log.info("reading the chosen checkpoint of %s", workdir)
+    params = found.load()
+    about = {"ported": False, "format": "workdir", "source": str(workdir), "step": 0}
+    about |= {"sha256": {}, "new": [], "ignored": {}, "notes": [], "optimizer": None}
+    about |= {"parameters": _count(params)}
+    return params, weights.card(found.sizes, found.taps, found.stages, **about), None
+
+
+def _theirs(path: Path, format: str, export: bool) -> tuple[dict, dict, step.State | None]:
+    source = sources.open_source(path, format)
+    log.info("reading %d tensors of %s, format %s", len(source.tensors), path, source.format)
+    sha256 = {file.name: _sha256(file) for file in source.files}
+    found = None if export else moments.of(source)
+    shapes = source.tensors.shapes
+    params = names.from_torch(source.tensors, source.scheme)
+    rest = moments.state(params, found) if found else None
+    notes = list(source.notes)
+    if source.taps is None:
+        notes.append("the checkpoint tells no taps; a config's are first, middle and last layer")
+    card = weights.card(
+        source.sizes,
+        source.taps,
+        source.stages,
+        ported=True,
+        format=source.format,
+        source=str(path),
+        sha256=sha256,
+        step=found.steps if found else 0,
+        tensors=len(shapes),
+        parameters=_count(params),
+        new=[] if source.stages else sorted({r.ours.partition("/")[0] for r in names.HEAD}),
+        ignored=source.ignored,
+        notes=notes,
+        optimizer=found.constants if found else None,
     )
-    for layer in range(3)
-    for kind, leaf, how in (("weight", "kernel", "linear"), ("bias", "bias", "same"))
-]
-
-# (PyTorch name, path here, layout)
-RULES = [
-    ("clip.logit_scale", "clip/logit_scale", "same"),
-    ("clip.visual.conv1.weight", "clip/visual/patch_embedding", "patches"),
-    ("clip.visual.class_embedding", "clip/visual/class_embedding", "same"),
-    ("clip.visual.positional_embedding", "clip/visual/position_embedding", "same"),
-    ("clip.visual.ln_pre.weight", "clip/visual/norm_pre/scale", "same"),
-    ("clip.visual.ln_pre.bias", "clip/visual/norm_pre/bias", "same"),
-    *(
-        (f"clip.visual.transformer.resblocks.{{i}}.{a}", f"clip/visual/tower/blocks/{b}", how)
-        for a, b, how in BLOCK
-    ),
-    ("clip.visual.ln_post.weight", "clip/visual/norm_post/scale", "same"),
-    ("clip.visual.ln_post.bias", "clip/visual/norm_post/bias", "same"),
-    ("clip.visual.proj", "clip/visual/projection", "same"),
-    ("clip.token_embedding.weight", "clip/text/token_embedding", "same"),
-    ("clip.positional_embedding", "clip/text/position_embedding", "same"),
-    *(
-        (f"clip.transformer.resblocks.{{i}}.{a}", f"clip/text/tower/blocks/{b}", how)
-        for a, b, how in BLOCK
-    ),
-    ("clip.ln_final.weight", "clip/text/norm_final/scale", "same"),
-    ("clip.ln_final.bias", "clip/text/norm_final/bias", "same"),
-    ("clip.text_projection", "clip/text/projection", "same"),
-    *(
-        (f"PatchListProcessing.blocks.{{i}}.{a}", f"distill/stage_{{i}}/{b}", how)
-        for a, b, how in STAGE
-    ),
-    *TOKEN_WEIGHTS,
-]
+    return params, card, rest
 
 
-def _to_ours(x: np.ndarray, how: str) -> np.ndarray:
-    if how == "linear":  # [out, in] -> [in, out]
-        return x.T
-    if how == "conv1d":  # [out, in, kernel] -> [kernel, in, out]
-        return x.transpose(2, 1, 0)
-    if how == "patches":  # [width, 3, p, p] -> [p p 3, width]
-        return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
-    return x
+def _count(params: dict) -> int:
+    return sum(x.size for x in names.flatten(params).values())
 
 
-def _to_torch(x: np.ndarray, how: str) -> np.ndarray:
-    if how == "linear":
-        return x.T
-    if how == "conv1d":
-        return x.transpose(2, 1, 0)
-    if how == "patches":
-        side = round((x.shape[0] / 3) ** 0.5)
-        return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
-    return x
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _layers(name: str, names: Mapping[str, object]) -> list[int]:
-    """The layers of the stack that a rule's name is in, by any tensor of it: 0, 1, 2 ..."""
-    stack = name.split("{i}")[0]
-    pattern = re.compile(re.escape(stack) + r"(\d+)[./]")
-    layers = sorted({int(m[1]) for m in map(pattern.match, names) if m})
-    for expected, layer in enumerate(layers):
-        if layer != expected:
-            raise BadData(f"{stack}{expected}: a layer that is missing, of 0 to {layers[-1]}")
-    return layers
+def _export(folder: Path, params: dict, card: dict, export: str) -> dict:
+    """Writes model.safetensors with PyTorch's names, and config.json for Hugging Face."""
+    sizes, left_out = Sizes(**card["sizes"]), []
+    if export == "huggingface":
+        scheme = names.HUGGING_FACE
+        left_out = sorted(set(params) - {"clip"})
+        text = json.dumps(hugging_face_config(sizes), indent=2) + "\n"
+        (folder / "config.json").write_text(text)
+    else:
+        scheme = names.Scheme(head=bool(card["stages"]))
+    state = names.to_torch(params, scheme)
+    params.clear()  # what is not shared with `state` is let go
+    for name in list(state):
+        state[name] = np.ascontiguousarray(state[name]).reshape(state[name].shape)
+    file = folder / "model.safetensors"
+    safetensors.numpy.save_file(state, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # the library makes it readable to its owner alone
+    return {"export": export, "left_out": left_out, "tensors": len(state)}
 
 
-def from_torch(state: Mapping[str, np.ndarray]) -> dict:
-    """A state dict of the original -> our tree of parameters, strictly.
-
-    Raises BadData that names the first tensor that is missing or not known.
-    """
-    flat: dict[str, np.ndarray] = {}
-    used = set()
-    for torch_name, path, how in RULES:
-        layers = _layers(torch_name, state) if "{i}" in torch_name else [None]
-        names = [torch_name if i is None else torch_name.replace("{i}", str(i)) for i in layers]
-        for name in names:
-            if name not in state:
-                raise BadData(f"{name}: not among the {len(state)} tensors of the checkpoint")
-        if not names:
-            raise BadData(f"{torch_name}: not among the {len(state)} tensors of the checkpoint")
-        used.update(names)
-        arrays = [_to_ours(np.asarray(state[name]), how) for name in names]
-        if "{i}" in path:
-            flat.update({path.replace("{i}", str(i)): x for i, x in enumerate(arrays)})
-        elif "{i}" in torch_name:
-            flat[path] = np.stack(arrays)
-        else:
-            (flat[path],) = arrays
-    unknown = sorted(set(state) - used)
-    if unknown:
-        raise BadData(f"{unknown[0]}: a tensor that the original does not have")
-    return unflatten(flat)
-
-
-def to_torch(params: Mapping) -> dict[str, np.ndarray]:
-    """Our tree (of parameters, gradients or moments) -> the original's names and layouts."""
-    flat = {path: np.asarray(x) for path, x in flatten(params).items()}
-    state = {}
-    for torch_name, path, how in RULES:
-        if "{i}" in path:
-            for i in _layers(path, flat):
-                state[torch_name.replace("{i}", str(i))] = _to_torch(
-                    flat[path.replace("{i}", str(i))], how
-                )
-        elif "{i}" in torch_name:
-            for i, x in enumerate(flat[path]):
-                state[torch_name.replace("{i}", str(i))] = _to_torch(x, how)
-        else:
-            state[torch_name] = _to_torch(flat[path], how)
-    return state
+def hugging_face_config(sizes: Sizes) -> dict:
+    """The config.json of a CLIPModel of these sizes."""
+    common = {
+        "hidden_act": sizes.activation,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": sizes.embed_dim,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": sizes.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "torch_dtype": "float32",
+        "text_config": common
+        | {
+            "model_type": "clip_text_model",
+            "hidden_size": sizes.text_width,
+            "intermediate_size": sizes.text_mlp or 4 * sizes.text_width,
+            "num_hidden_layers": sizes.text_layers,
+            "num_attention_heads": sizes.text_width // sizes.text_head,
+            "max_position_embeddings": sizes.context_length,
+            "vocab_size": sizes.vocabulary,
+            # The two greatest ids begin and end a text.
+            "bos_token_id": sizes.vocabulary - 2,
+            "eos_token_id": sizes.vocabulary - 1,
+        },
+        "vision_config": common
+        | {
+            "model_type": "clip_vision_model",
+            "hidden_size": sizes.vision_width,
+            "intermediate_size": sizes.vision_mlp or 4 * sizes.vision_width,
+            "num_hidden_layers": sizes.vision_layers,
+            "num_attention_heads": sizes.vision_width // sizes.vision_head,
+            "image_size": sizes.image_size,
+            "patch_size": sizes.patch_size,
+        },
+    }
 
 
-def flatten(tree: Mapping, prefix: str = "") -> dict:
-    """Nested dicts -> {"a/b/c": leaf}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, object]) -> dict:
-    """{"a/b/c": leaf} -> nested dicts."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
-
-
-def sizes_of(params: Mapping) -> tuple[Sizes, int]:
-    """A tree of parameters -> the model's sizes and its number of distillation stages."""
-    visual, text = params["clip"]["visual"], params["clip"]["text"]
-    patch_size = round((visual["patch_embedding"].shape[0] / 3) ** 0.5)
-    side = round((visual["position_embedding"].shape[0] - 1) ** 0.5)
-    sizes = Sizes(
-        image_size=side * patch_size,
-        patch_size=patch_size,
-        vision_width=visual["projection"].shape[0],
-        vision_layers=visual["tower"]["blocks"]["norm_1"]["scale"].shape[0],
-        text_width=text["projection"].shape[0],
-        text_layers=text["tower"]["blocks"]["norm_1"]["scale"].shape[0],
-        embed_dim=visual["projection"].shape[1],
-        context_length=text["position_embedding"].shape[0],
-        vocabulary=text["token_embedding"].shape[0],
-    )
-    return sizes, len(params["distill"])
+def model_card(card: dict) -> str:
+    """A card -> what a person reads of it, as Markdown."""
+    sizes = card["sizes"]
+    of = "CLIP and HVP-Net's head" if card["stages"] else "CLIP alone"
+    if card.get("left_out"):
+        of = "CLIP; left out, for the format has no place for it: " + ", ".join(card["left_out"])
+    lines = ["# Model card", "", f"- weights: {of}, {card['parameters']:,} parameters"]
+    lines.append(f"- from: `{card['source']}`, format {card['format']}")
+    lines += [f"- sha256 of `{name}`: {digest}" for name, digest in card["sha256"].items()]
+    lines.append("- sizes: " + ", ".join(f"{k} {v}" for k, v in sizes.items() if v is not None))
+    lines.append(f"- taps: {', '.join(map(str, card['taps'])) if card['taps'] else 'not told'}")
+    if card["optimizer"]:
+        lines.append(f"- moments of the optimizer after {card['step']} updates are there")
+    if card["new"]:
+        lines.append(f"- new, random where a run begins: {', '.join(card['new'])}")
+    lines += [f"- ignored: `{name}`: {reason}" for name, reason in card["ignored"].items()]
+    lines += [f"- {note}" for note in card["notes"]]
+    if card.get("export"):
+        lines.append(f"- written as model.safetensors with the names of {card['export']}")
+    return "\n".join(lines) + "\n"

@@ -4,9 +4,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data import shards
+from hvp_jax import weights
 from hvp_jax.errors import BadUse
 from hvp_jax.evaluate import read_clips
-from hvp_jax.sizes import VARIANTS
 
 
 def run(config: ConfigDict) -> dict:
@@ -14,7 +14,7 @@ def run(config: ConfigDict) -> dict:
     if not config.data.shards:
         raise BadUse("data.shards is empty; say where to write with --config.data.shards=DIR")
     clips = read_clips(config)
-    size = VARIANTS[config.model.variant].image_size
+    size = weights.origin(config).sizes.image_size
     with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
 
         def progress(done: int, total: int) -> None:

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from data import annotations, pipeline
 from data.records import Clip
-from hvp_jax import checkpoint, evaluate, monitor, optim, report, step
+from hvp_jax import checkpoint, evaluate, monitor, optim, report, step, weights
 from hvp_jax.config import difference, from_json, resolve, resolve_steps
 from hvp_jax.errors import BadData, BadUse
-from hvp_jax.model import HVPNet, from_config, init_params
+from hvp_jax.model import HVPNet, from_config
 from hvp_jax.parallel import Layout
 
 # Keys that may differ when a run goes on: they change what is kept, shown or scored,
@@ -74,10 +74,11 @@ def recipe_of(config: ConfigDict, model: HVPNet, examples: int) -> step.Recipe:
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Trains, or goes on where the workdir's run was; then scores `eval.split`."""
-    config = resolve(config)
+    begin = weights.origin(config, workdir)
+    config = resolve(config, begin.sizes, begin.taps, begin.stages)
     layout = Layout(config.parallel)
     layout.check_batch(config.train.batch_size, "train.batch_size")
-    model = from_config(config)
+    model = from_config(config, begin.sizes)
     layout.check_batch(config.eval.batch_size, "eval.batch_size")
     clips = evaluate.read_clips(config)
     train_clips = annotations.select(clips, "train")
@@ -105,9 +106,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         config.data.workers,
     )
     recipe = recipe_of(config, model, examples)
-    state = layout.place(step.new_state(_initial(config, model, layout), recipe.optimizer))
+    # What is gone on with is read once the state is there to be filled.
+    chance = begin._replace(load=None, stages=0) if weights.has_checkpoints(workdir) else begin
+    params = weights.initial(chance, model, config.seed, layout)
+    state = layout.place(step.new_state(params, recipe.optimizer))
 
-    _describe(config, fingerprint, workdir)
+    _describe(config, model, fingerprint, workdir)
     with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
         at = checkpoints.latest() or 0
         if at:
@@ -127,16 +131,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         chosen = checkpoints.chosen()
         params = state.params
         if chosen["step"] != at:
-            params = checkpoints.params(chosen["step"], model, layout)
+            params = layout.place(checkpoints.params(chosen["step"], weights.shapes(model)))
         result = evaluate.conclude(config, workdir, scorer, params, eval_clips, source, chosen)
     report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
     return result | {"step": at, "skipped": int(state.skipped)}
-
-
-def _initial(config: ConfigDict, model: HVPNet, layout: Layout) -> dict:
-    if config.model.weights:
-        return checkpoint.weights(config.model.weights, model, layout)
-    return jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
 
 
 def _loop(config, layout, recipe, state, at, batches, checkpoints, show, stop, validate):
@@ -195,6 +193,8 @@ def _require_same(config: ConfigDict, fingerprint: dict, workdir: Path) -> None:
         if checkpoints.latest() is None:
             return
     path = workdir / "config.json"
+    if not path.exists() and weights.read_card(workdir).get("ported"):
+        return  # the first to go on from what `port` wrote
     try:
         before = from_json(path.read_text())
         data = json.loads((workdir / "data.json").read_text())
@@ -211,8 +211,10 @@ def _require_same(config: ConfigDict, fingerprint: dict, workdir: Path) -> None:
         raise BadUse(f"{workdir} holds a run of another config: {told}; use another workdir")
 
 
-def _describe(config: ConfigDict, fingerprint: dict, workdir: Path) -> None:
+def _describe(config: ConfigDict, model: HVPNet, fingerprint: dict, workdir: Path) -> None:
     monitor.make_workdir(workdir)
+    card = weights.card(model.sizes, model.taps, model.stages, weights=config.model.weights)
+    monitor.write_json(workdir / weights.CARD, card)
     monitor.write_json(workdir / "config.json", config.to_dict())
     monitor.write_json(workdir / "data.json", fingerprint)
     monitor.write_json(workdir / "environment.json", monitor.environment(jax.devices()))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small import normal
 
-from hvp_jax import optim, port
+from hvp_jax import names, optim
 
 SCHEDULE = json.loads((Path(__file__).parent / "golden/schedule.json").read_text())
 RATE, CLIP_RATE, STEPS = 1e-2, 1e-3, 10
@@ -37,7 +37,7 @@ def tree_of(seed: int, scale: float = 1.0) -> dict:
         path: np.float32(scale * normal(seed + i, 2, 3)) for i, (path, *_) in enumerate(TENSORS)
     }
     flat["clip/logit_scale"] = flat["clip/logit_scale"][0, 0]
-    return port.unflatten(flat)
+    return names.unflatten(flat)
 
 
 def factor(progress: float) -> float:
@@ -59,12 +59,12 @@ def test_three_updates_equal_the_description():
     tx = optim.optimizer(RATE, CLIP_RATE, STEPS)
     state = tx.init(params)
     update = jax.jit(tx.update)
-    expected = {path: np.float64(x) for path, x in port.flatten(params).items()}
+    expected = {path: np.float64(x) for path, x in names.flatten(params).items()}
     moments = {path: (0.0, 0.0) for path in expected}
     for step, gradient in enumerate(gradients):
         updates, state = update(gradient, state, params)
         params = optim.apply(params, updates)
-        flat = {path: np.float64(x) for path, x in port.flatten(gradient).items()}
+        flat = {path: np.float64(x) for path, x in names.flatten(gradient).items()}
         norm = math.sqrt(sum((g**2).sum() for g in flat.values()))
         assert (norm > 1) == (step != 1)  # the second is not clipped
         for path, decays, rate in TENSORS:
@@ -73,7 +73,7 @@ def test_three_updates_equal_the_description():
             m, v = moments[path] = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g**2
             change = m / (np.sqrt(v) + 1e-6) + 0.2 * decays * expected[path]
             expected[path] = expected[path] - rate * factor(step / STEPS) * change
-        found = port.flatten(params)
+        found = names.flatten(params)
         for path, value in expected.items():
             np.testing.assert_allclose(found[path], value, rtol=1e-6, atol=1e-7, err_msg=path)
 
@@ -85,7 +85,7 @@ def test_the_first_update_is_0_and_frozen_patches_never_move(frozen):
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(3):
         updates, state = update(gradient, state, params)
-        sizes = {path: float(jnp.abs(x).max()) for path, x in port.flatten(updates).items()}
+        sizes = {path: float(jnp.abs(x).max()) for path, x in names.flatten(updates).items()}
         if frozen:
             assert sizes.pop("clip/visual/patch_embedding") == 0
         assert max(sizes.values()) == 0 if step == 0 else min(sizes.values()) > 0
@@ -119,10 +119,10 @@ def test_the_temperature_is_clamped_after_each_update():
         updates["clip"]["logit_scale"] = np.float32(change)
         found = optim.apply(params, updates)
         assert float(found["clip"]["logit_scale"]) == pytest.approx(after, rel=1e-6)
-        others = port.flatten(found)
+        others = names.flatten(found)
         del others["clip/logit_scale"]
         for path, x in others.items():
-            np.testing.assert_array_equal(x, port.flatten(params)[path])
+            np.testing.assert_array_equal(x, names.flatten(params)[path])
 
 
 def test_moments_are_float32_whatever_the_weights_are():
@@ -137,7 +137,7 @@ def test_moments_are_float32_whatever_the_weights_are():
     assert {x.dtype for x in jax.tree.leaves(optim.apply(params, updates))} == {
         jnp.dtype("bfloat16")
     }
-    g = float(port.flatten(gradient)["distill/stage_0/norm/scale"][0, 0])
+    g = float(names.flatten(gradient)["distill/stage_0/norm/scale"][0, 0])
     square = 0.02 * (1 + 0.98) * g**2
     assert float(adam.nu["distill"]["stage_0"]["norm"]["scale"][0, 0]) == pytest.approx(
         square, rel=1e-3

@@ -12,7 +12,7 @@ from conftest import ROOT, run_command
 from jax.experimental.compilation_cache import compilation_cache
 from small import SIZES, captions, normal, quick_compile, random_params  # noqa: F401
 
-from hvp_jax import cli, parity, port
+from hvp_jax import cli, names, parity
 from hvp_jax.errors import BadData
 from hvp_jax.model import HVPNet
 from hvp_jax.sizes import Sizes
@@ -359,7 +359,7 @@ def test_a_file_of_other_sizes(tmp_path, monkeypatch):
     inputs = {"text_ids": ids, "text_mask": text_mask.astype(np.int32), "video": video}
     inputs["video_mask"] = np.array([[1, 1], [1, 0], [1, 1]], np.int32)
     params = random_params(model, ids, text_mask, np.moveaxis(video, 2, -1), inputs["video_mask"])
-    arrays = {f"state/{name}": x for name, x in port.to_torch(params).items()}
+    arrays = {f"state/{name}": x for name, x in names.to_torch(params).items()}
     arrays |= {f"input/{name}": x for name, x in inputs.items()}
     shapes = {
         "features/patch/layer1": (3, 34, 16),

@@ -1,105 +1,163 @@
-"""Names and layouts of the original, there and back, and nothing left over."""
+"""Checkpoints of every format, in and out again, and the numbers PyTorch has with them."""
 
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import torch
+from checkpoints import KINDS, SMALL, random_state, write
+from safetensors.torch import load_file
+from small import quick_compile  # noqa: F401
 
-from hvp_jax import port
-from hvp_jax.errors import BadData
-from hvp_jax.model import HVPNet, init_params
+from hvp_jax import moments, names, optim, parity_source, port, sources, step, weights
+from hvp_jax.errors import BadUse
+from hvp_jax.model import HVPNet
+from hvp_jax.parallel import Layout
 
-GOLDEN = Path(__file__).parent / "golden/pytorch_small.npz"
-
-
-@pytest.fixture(scope="module")
-def state() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN) as file:
-        names = [name for name in file.files if name.startswith("state/")]
-        return {name.removeprefix("state/"): file[name] for name in names}
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_there_and_back_is_bit_for_bit(state):
-    back = port.to_torch(port.from_torch(state))
+def state_for(kind: str) -> dict:
+    state = random_state(head=kind == "hvpnet")
+    # What is stored in half precision comes back as the half it is.
+    return {n: x.half().float() for n, x in state.items()} if kind == "torchscript" else state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
+    state = state_for(kind)
+    source = write(tmp_path / "source", kind, state)
+    card = port.run(source, tmp_path / "ported")
+    assert (card["format"], card["sizes"]["activation"]) == KINDS[kind]
+    assert card == {**card, "stages": 3 if kind == "hvpnet" else 0, "step": 0}
+    assert all(len(digest) == 64 for digest in card["sha256"].values())
+    wanted = ["distill", "frame_weight", "patch_weight", "word_weight"]
+    assert card["new"] == ([] if kind == "hvpnet" else wanted)
+    port.run(tmp_path / "ported", tmp_path / "back", export="hvpnet")
+    back = load_file(tmp_path / "back/model.safetensors")
     assert sorted(back) == sorted(state)
-    for name, array in state.items():
-        assert back[name].dtype == array.dtype and back[name].shape == array.shape, name
-        assert back[name].tobytes() == array.tobytes(), name
+    for name, x in state.items():
+        assert back[name].dtype == x.dtype and torch.equal(back[name], x), name
 
 
-def test_the_tree_is_the_one_the_model_wants(state):
-    params = port.from_torch(state)
-    sizes, stages = port.sizes_of(params)
-    assert (sizes.image_size, sizes.patch_size, sizes.vision_layers, stages) == (48, 16, 4, 3)
-    model = HVPNet(sizes, (1, 3, 4), stages)
-    wanted = jax.eval_shape(lambda: init_params(model, 0))
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_towers_equal_pytorch_layer_by_layer(kind, tmp_path):
+    source = write(tmp_path, kind, state_for(kind))
+    result = parity_source.run(source, "auto", "float32")
+    assert result["ok"], result["text"]
+    assert [row["name"] for row in result["arrays"] if row["name"].startswith("image")] == [
+        *(f"image/layer{i}" for i in (1, 2, 3)),
+        "image/features",
+    ]
+    assert max(row["relative"] for row in result["arrays"]) > 0  # not compared with itself
 
 
-def test_the_layouts(state):
-    params = port.from_torch(state)
-    qkv = state["clip.visual.transformer.resblocks.2.attn.in_proj_weight"]
-    blocks = params["clip"]["visual"]["tower"]["blocks"]
-    np.testing.assert_array_equal(blocks["qkv"]["kernel"][2], qkv.T)
-    conv = state["PatchListProcessing.blocks.1.pcm.conv.conv.weight"]  # [out, in, kernel]
-    assert params["distill"]["stage_1"]["conv"]["kernel"][2, 5, 7] == conv[7, 5, 2]
-    patches = state["clip.visual.conv1.weight"]  # [width, 3, row, column]
-    ours = params["clip"]["visual"]["patch_embedding"]
-    assert ours[(4 * 16 + 9) * 3 + 1, 33] == patches[33, 1, 4, 9]
+def test_a_wrong_layout_is_seen(tmp_path, monkeypatch):
+    source = write(tmp_path, "state_dict", random_state())
+    to_ours = names._to_ours
+
+    def untransposed(x, layout):
+        return x if layout == "linear" and x.shape[0] == x.shape[1] else to_ours(x, layout)
+
+    monkeypatch.setattr(names, "_to_ours", untransposed)
+    result = parity_source.run(source, "auto", "float32")
+    assert not result["ok"] and "image/layer1" in result["failed"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "clip.logit_scale",
-        "clip.visual.proj",
-        "f_feat_w.2.bias",
-        "clip.visual.transformer.resblocks.3.mlp.c_fc.bias",
-        "PatchListProcessing.blocks.0.att.attn.kv.weight",
-        "clip.transformer.resblocks.1.ln_2.weight",
-    ],
-)
-def test_a_missing_tensor_is_named(state, name):
-    rest = {other: array for other, array in state.items() if other != name}
-    with pytest.raises(BadData) as error:
-        port.from_torch(rest)
-    assert str(error.value).startswith(f"{name}: not among the {len(rest)} tensors")
+def test_an_export_is_ported_again_with_what_it_tells(tmp_path):
+    first = write(tmp_path / "a", "huggingface_bin", random_state())
+    port.run(first, tmp_path / "b", export="hvpnet")
+    card = port.run(tmp_path / "b", tmp_path / "c")
+    assert card["sizes"]["activation"] == "gelu" and card["format"] == "hvpnet"
+    port.run(first, tmp_path / "d", export="huggingface")
+    assert port.run(tmp_path / "d", tmp_path / "e")["sizes"] == card["sizes"]
 
 
-@pytest.mark.parametrize("layer", [0, 1, 3])
-def test_a_missing_layer_is_named(state, layer):
-    gone = f"clip.visual.transformer.resblocks.{layer}."
-    rest = {name: array for name, array in state.items() if not name.startswith(gone)}
-    if layer == 3:  # then it is a tower of three, and whole
-        sizes, _ = port.sizes_of(port.from_torch(rest))
-        assert sizes.vision_layers == 3
-        return
-    with pytest.raises(BadData, match=rf"^clip.visual.transformer.resblocks.{layer}: .* 0 to 3$"):
-        port.from_torch(rest)
+def test_pytorch_goes_on_here():
+    """The next three updates of a checkpoint of the original's equal PyTorch's."""
+    source = sources.open_source(GOLDEN / "reference_checkpoint.pth")
+    found = moments.of(source)
+    params = names.from_torch(source.tensors, source.scheme)
+    state = moments.state(params, found)
+    with np.load(GOLDEN / "pytorch_small.npz") as file:
+        batch = {n.removeprefix("input/"): file[n] for n in file.files if n.startswith("input/")}
+    batch["video"] = np.moveaxis(batch["video"], 2, -1)
+    batch = {n: x.astype(bool) if n.endswith("mask") else x for n, x in batch.items()}
+    taps = tuple(
+        i + 1 for i in json.loads((GOLDEN / "pytorch_small.json").read_text())["layers_zero_based"]
+    )
+    model = HVPNet(source.sizes, taps, source.stages, "none", False)
+    c = found.constants
+    optimizer = optim.optimizer(
+        c["lr"][1], c["lr"][0], c["t_total"], c["warmup"], c["weight_decay"], c["max_grad_norm"],
+        c["b1"], c["b2"], c["e"],
+    )  # fmt: skip
+    layout = Layout("pmap", jax.devices()[:1])
+    recipe = step.Recipe(model, optimizer, noise=False, paired=True)
+
+    def train_step(state, batch, axis):
+        return step.train_step(state, batch, recipe, axis)
+
+    run, state = layout.train(train_step), layout.place(state)
+    with np.load(GOLDEN / "reference_checkpoint_next.npz") as file:
+        golden = {name: file[name] for name in file.files}
+    assert int(state.step) == 3
+    for i in range(3):
+        state, figures = run(state, batch)
+        np.testing.assert_allclose(figures["loss"], golden["loss"][i], rtol=1e-5)
+        np.testing.assert_allclose(figures["log_scale"], golden["logit_scale"][i], rtol=1e-6)
+    after = names.to_torch(state.params)
+    compared = [name for name in golden if name.startswith("after6/")]
+    assert len(compared) > 50
+    for name in compared:
+        x = golden[name]
+        error = np.abs(after[name.removeprefix("after6/")] - x).max() / np.abs(x).max()
+        assert error < 1e-4, (name, error)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "clip.visual.conv1.bias",
-        "clip.visual.transformer.resblocks.0.attn.extra",
-        "PatchListProcessing.blocks.2.pcm.scores.bias",
-        "module.clip.logit_scale",
-    ],
-)
-def test_an_unknown_tensor_is_named(state, name):
-    with pytest.raises(BadData) as error:
-        port.from_torch(state | {name: np.zeros(3, np.float32)})
-    assert name in str(error.value) and "\n" not in str(error.value)
+def test_without_its_moments_pytorch_would_not_go_on_here():
+    source = sources.open_source(GOLDEN / "reference_checkpoint.pth")
+    found = moments.of(source)
+    first, second = (names.flatten(tree) for tree in (found.first, found.second))
+    assert found.steps == 3 and found.constants["lr"] == [1e-4, 1e-3, 1e-4, 1e-3]
+    still = {path for path, x in first.items() if not x.any()}
+    assert still == {"clip/visual/patch_embedding"}  # frozen
+    assert all((x >= 0).all() for x in second.values())
 
 
-def test_nothing_at_all_is_no_checkpoint():
-    with pytest.raises(BadData, match=r"clip\.logit_scale: not among the 0 tensors"):
-        port.from_torch({})
+def test_position_embeddings_are_resized_as_pytorch_does():
+    rng = np.random.default_rng(0)
+    position = rng.standard_normal((1 + 49, 8)).astype(np.float32)
+    for side in (4, 7, 12):
+        ours = weights.resize_positions(position, side)
+        grid = torch.tensor(position[1:].reshape(1, 7, 7, 8)).permute(0, 3, 1, 2)
+        theirs = torch.nn.functional.interpolate(
+            grid, (side, side), mode="bicubic", antialias=True, align_corners=False
+        )
+        theirs = theirs.permute(0, 2, 3, 1).reshape(side * side, 8)
+        np.testing.assert_array_equal(ours[0], position[0])
+        np.testing.assert_allclose(ours[1:], theirs, atol=2e-6)
 
 
-def test_flatten_and_unflatten_undo_each_other():
-    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    assert port.flatten(tree) == {"a/b": 1, "a/c/d": 2, "e": 3}
-    assert port.unflatten(port.flatten(tree)) == tree
+def test_a_destination_that_holds_something_is_left_alone(tmp_path):
+    source = write(tmp_path / "source", "state_dict", random_state())
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/notes.txt").write_text("mine")
+    with pytest.raises(BadUse, match="holds something already"):
+        port.run(source, tmp_path / "there")
+    assert [p.name for p in (tmp_path / "there").iterdir()] == ["notes.txt"]
+
+
+def test_the_command(tmp_path, run_cli):
+    source = write(tmp_path / "source", "hvpnet", random_state(head=True))
+    done = run_cli("port", f"--source={source}", f"--destination={tmp_path / 'd'}", "--json")
+    assert done.status == 0, done.stderr
+    card = json.loads(done.stdout)
+    assert card["sizes"]["vision_layers"] == SMALL.vision_layers and "text" not in card
+    assert (tmp_path / "d/model_card.md").read_text().startswith("# Model card")
+    again = run_cli("port", f"--source={tmp_path / 'd'}", f"--destination={tmp_path / 'e'}")
+    assert again.status == 2 and "workdir of ours already" in again.stderr
+    done = run_cli("parity", f"--source={source}", "--json")
+    assert done.status == 0 and json.loads(done.stdout)["compared"] == 7

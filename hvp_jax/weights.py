@@ -1,0 +1,184 @@
+"""Where the weights of a model come from, and so its sizes: `model.weights`, a run, or chance.
+
+A workdir tells the sizes of its checkpoints in model.json. Any other checkpoint tells them
+by its tensors; `hvp_jax/sources.py` reads those.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hvp_jax import checkpoint, names, sources
+from hvp_jax.errors import BadData, BadUse
+from hvp_jax.model import HVPNet, init_params, shapes_of
+from hvp_jax.parallel import Layout
+from hvp_jax.sizes import VARIANTS, Sizes
+from hvp_jax.sources import CARD
+
+VOCABULARY = 49408  # of CLIP's tokenizer
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    sizes: Sizes  # of the model to be made
+    taps: tuple[int, ...] | None = None  # that the weights were trained with, where told
+    stages: int = 0  # of distillation in the weights; 0: none are loaded, or CLIP's alone
+    load: Callable[[], dict] | None = None  # the parameters; None: random ones
+
+
+def origin(config: ConfigDict, workdir: Path | None = None) -> Origin:
+    """Where the weights come from that a config and a workdir ask for.
+
+    A workdir with checkpoints goes before `model.weights`, which began it. Raises BadUse
+    or BadData if what is asked for is not there, or not what `model.variant` says.
+    """
+    model = config.model
+    if workdir and has_checkpoints(workdir):
+        found = of_workdir(workdir)
+    elif model.weights:
+        found = _of_weights(Path(model.weights))
+    else:
+        return Origin(_at_image_size(VARIANTS[model.variant or "ViT-B/32"], model.image_size))
+    if found.sizes.vocabulary < VOCABULARY:
+        raise BadUse(
+            f"{model.weights or workdir}: its vocabulary is of {found.sizes.vocabulary}; captions "
+            f"are written in CLIP's, of {VOCABULARY}"
+        )
+    size = model.image_size
+    if model.variant:
+        wanted = VARIANTS[model.variant]
+        size = size or wanted.image_size
+        _require_alike(found.sizes, wanted, model)
+    sizes = _at_image_size(found.sizes, size or found.sizes.image_size)
+    return found._replace(sizes=sizes, load=lambda: _fit(found.load(), found.sizes, sizes))
+
+
+def _of_weights(path: Path) -> Origin:
+    if has_checkpoints(path):
+        return of_workdir(path)
+    if not sources.is_source(path):
+        raise BadUse(f"model.weights={path}: there is no checkpoint, and no workdir of a run")
+    source = sources.open_source(path)
+    for note in source.notes:
+        log.info("%s: %s", path, note)
+    return Origin(
+        source.sizes,
+        source.taps,
+        source.stages,
+        lambda: names.from_torch(source.tensors, source.scheme),
+    )
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+        return checkpoints.latest() is not None
+
+
+def of_workdir(workdir: Path) -> Origin:
+    """The checkpoint that the run in a workdir has chosen, or that `port` wrote there."""
+    card = read_card(workdir)
+
+    def load() -> dict:
+        with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+            return checkpoints.params(checkpoints.chosen()["step"], card_shapes(card))
+
+    return Origin(Sizes(**card["sizes"]), card["taps"], card["stages"], load)
+
+
+def card_shapes(card: dict) -> dict:
+    """The tree of shapes of what a card describes: of CLIP alone, where it has no stages."""
+    shapes = shapes_of(Sizes(**card["sizes"]), card["stages"] or 1)
+    return shapes if card["stages"] else {"clip": shapes["clip"]}
+
+
+def shapes(model: HVPNet) -> dict:
+    """The tree of shapes of a model's parameters."""
+    return shapes_of(model.sizes, model.stages)
+
+
+def read_card(workdir: Path) -> dict:
+    """The model.json of a workdir: `sizes`, `taps` (None: not told), `stages` (0: CLIP alone)."""
+    path = Path(workdir) / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        Sizes(**card["sizes"])
+        taps = tuple(card["taps"]) if card["taps"] else None
+        return card | {"taps": taps, "stages": int(card["stages"])}
+    except OSError as error:
+        raise BadUse(
+            f"{path}: cannot be read ({error.strerror}); it tells the sizes of its checkpoints"
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadData(f"{path}: does not tell the sizes of a model ({error!r})") from None
+
+
+def card(sizes: Sizes, taps: tuple[int, ...] | None, stages: int, **more: object) -> dict:
+    return {"sizes": dataclasses.asdict(sizes), "taps": taps, "stages": stages, **more}
+
+
+def _require_alike(found: Sizes, wanted: Sizes, model: ConfigDict) -> None:
+    for field in dataclasses.fields(Sizes):
+        name = field.name
+        if name in ("image_size", "activation"):  # the one is fitted, the other the weights' own
+            continue
+        a, b = getattr(found, name), getattr(wanted, name)
+        if a != b:
+            raise BadUse(
+                f"model.variant={model.variant} has {name} {b}, the weights have {a}; "
+                "leave model.variant out to take the sizes of the weights"
+            )
+
+
+def _at_image_size(sizes: Sizes, image_size: int | None) -> Sizes:
+    image_size = image_size or sizes.image_size
+    if image_size % sizes.patch_size:
+        raise BadUse(
+            f"model.image_size={image_size} is no multiple of the patch size, {sizes.patch_size}"
+        )
+    return dataclasses.replace(sizes, image_size=image_size)
+
+
+def _fit(params: dict, found: Sizes, wanted: Sizes) -> dict:
+    if found.image_size == wanted.image_size:
+        return params
+    log.info(
+        "position embeddings of %d x %d patches are resized to %d x %d",
+        *(s.image_size // s.patch_size for s in (found, found, wanted, wanted)),
+    )
+    visual = params["clip"]["visual"]
+    position = resize_positions(
+        np.asarray(visual["position_embedding"]), wanted.image_size // wanted.patch_size
+    )
+    return {
+        **params,
+        "clip": {**params["clip"], "visual": {**visual, "position_embedding": position}},
+    }
+
+
+def resize_positions(position: np.ndarray, side: int) -> np.ndarray:
+    """[1 + n n, width] -> [1 + side side, width], bicubic; the class token stays."""
+    first, grid = position[:1], position[1:]
+    n = round(len(grid) ** 0.5)
+    grid = jax.image.resize(
+        jnp.asarray(grid.reshape(n, n, -1)), (side, side, grid.shape[-1]), "cubic"
+    )
+    return np.concatenate([first, np.asarray(grid).reshape(side * side, -1)])
+
+
+def initial(found: Origin, model: HVPNet, seed: int, layout: Layout) -> dict:
+    """The parameters to begin with, placed: those loaded, and random ones for what they lack."""
+    loaded = found.load() if found.load else {}
+    if found.stages:
+        return layout.place(loaded)
+    if found.load:
+        log.info("the weights are CLIP's alone: distillation and token weights start at random")
+    random = jax.jit(init_params, static_argnums=(0, 1))(model, seed)
+    return layout.place({**random, **loaded})
