@@ -5,8 +5,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from hvp_jax.errors import BadData
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -80,8 +78,8 @@ WITNESSES = {
 def from_shapes(shapes: Mapping[str, Sequence[Shape]], **told: object) -> tuple[Sizes, int]:
     """Shapes of our parameters, of every layer of a stack -> sizes, and stages of distillation.
 
-    `told` are the sizes that no shape tells: the widths of heads, the activation. Raises
-    BadData, naming the parameter, if a grid of patches or positions is no square.
+    `told` are the sizes that no shape tells: the widths of heads, the activation. The grids
+    of patches and positions must be squares.
     """
     found = {
         size: _most_frequent(
@@ -92,8 +90,8 @@ def from_shapes(shapes: Mapping[str, Sequence[Shape]], **told: object) -> tuple[
         )
         for size, witnesses in WITNESSES.items()
     }
-    patch_size = _side(shapes, "clip/visual/patch_embedding", lambda rows: rows / 3)
-    side = _side(shapes, "clip/visual/position_embedding", lambda rows: rows - 1)
+    patch_size = math.isqrt(shapes["clip/visual/patch_embedding"][0][0] // 3)
+    side = math.isqrt(shapes["clip/visual/position_embedding"][0][0] - 1)
     for tower in ("vision", "text"):
         if found[f"{tower}_mlp"] == 4 * found[f"{tower}_width"]:
             found[f"{tower}_mlp"] = None
@@ -111,20 +109,3 @@ def from_shapes(shapes: Mapping[str, Sequence[Shape]], **told: object) -> tuple[
 
 def _most_frequent(values) -> int:
     return collections.Counter(values).most_common(1)[0][0]
-
-
-def _side(shapes: Mapping, path: str, area) -> int:
-    """The side of a square of `area(rows)` elements, rows being the first axis of a parameter."""
-    (shape,) = shapes[path]
-    wanted = area(shape[0]) if shape else 0
-    side = math.isqrt(max(int(wanted), 0))
-    if not side or side * side != wanted:
-        raise BadData(f"{path}: {list(shape)}, in which there is no square grid")
-    return side
-
-
-def heads(width: int, head: int) -> int:
-    """How many attention heads a tower has. Raises BadData where they do not fit its width."""
-    if head < 1 or width % head:
-        raise BadData(f"a width of {width} does not divide into heads of {head}")
-    return width // head

@@ -177,12 +177,7 @@ def _sizes(
             f"no {OPEN_CLIP_CONFIG} beside it: QuickGELU is assumed, as in OpenAI's weights; "
             "put that file there if the model was trained with GELU"
         )
-    sizes, stages = survey.survey(found.shapes, scheme, **told)
-    for key, (size, value) in check.items():
-        if getattr(sizes, size) != value:
-            raise BadData(
-                f"config.json says {key} = {value}, the tensors have {getattr(sizes, size)}"
-            )
+    sizes, stages = survey.survey(found.shapes, scheme, told, check)
     return sizes, stages, tuple(notes)
 
 

@@ -1,9 +1,11 @@
 """What the tensors of a checkpoint, and the config beside them, tell of the model."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from hvp_jax import names
+from hvp_jax.distill import HEADS
 from hvp_jax.errors import BadData
 from hvp_jax.model import shapes_of
 from hvp_jax.names import Scheme
@@ -11,18 +13,71 @@ from hvp_jax.sizes import Shape, Sizes, from_shapes
 
 
 def survey(
-    shapes: Mapping[str, Shape], scheme: Scheme = names.ORIGINAL, **told: object
+    shapes: Mapping[str, Shape],
+    scheme: Scheme = names.ORIGINAL,
+    told: Mapping[str, object] | None = None,
+    check: Mapping[str, tuple[str, object]] | None = None,
 ) -> tuple[Sizes, int]:
     """Shapes of a checkpoint's tensors -> sizes, and stages of distillation (0: CLIP alone).
 
-    `told`: sizes that no shape tells. Raises BadData that names the first tensor that is
-    missing, unknown, or of a shape that does not fit the others'.
+    `told`: sizes that no shape tells. `check`: keys of its config, each with a size and the
+    value that it should have. Raises BadData that names the first tensor that is missing,
+    unknown, or of a shape that does not fit the others', or the key.
     """
     places = names.places(shapes, scheme)
     of_layers = {place.path: names.layer_shapes(place, shapes) for place in places}
-    sizes, stages = from_shapes(of_layers, **told)
+    _require_grids(places, shapes)
+    sizes, stages = from_shapes(of_layers, **(told or {}))
+    for key, (size, value) in (check or {}).items():
+        if getattr(sizes, size) != value:
+            raise BadData(
+                f"config.json says {key} = {value}, the tensors have {getattr(sizes, size)}"
+            )
+    for tower in ("vision", "text"):
+        width, head = getattr(sizes, f"{tower}_width"), getattr(sizes, f"{tower}_head")
+        if not isinstance(head, int) or head < 1 or width % head:
+            raise BadData(f"the {tower} tower of width {width} has no heads of width {head}")
+    _require_one_embedding(places, shapes, sizes)
     check_shapes(places, shapes, sizes, stages)
     return sizes, stages
+
+
+def _require_grids(places: list[names.Place], shapes: Mapping[str, Shape]) -> None:
+    """Patches are squares of three channels, and positions a square of them after the class."""
+    for place in places:
+        name = place.layers[0][0]
+        shape = shapes[name]
+        if place.path == "clip/visual/patch_embedding":
+            sound = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0
+        elif place.path == "clip/visual/position_embedding":
+            sound = (
+                len(shape) == 2 and shape[0] > 1 and math.isqrt(shape[0] - 1) ** 2 + 1 == shape[0]
+            )
+        else:
+            continue
+        if not sound:
+            raise BadData(f"{name}: of shape {list(shape)}, in which there is no square grid")
+
+
+def _require_one_embedding(
+    places: list[names.Place], shapes: Mapping[str, Shape], sizes: Sizes
+) -> None:
+    """Both towers end in one space. Of CLIP alone nothing tells which of the two is wrong."""
+    ends = {place.path: place for place in places if place.path.endswith("/projection")}
+    image, text = (ends[f"clip/{tower}/projection"] for tower in ("visual", "text"))
+    clip_alone = not any(place.path.startswith("distill/") for place in places)
+    widths = {shape[-1] for end in (image, text) for shape in names.layer_shapes(end, shapes)}
+    image, text = image.layers[0][0], text.layers[0][0]
+    if clip_alone and len(widths) > 1:
+        raise BadData(
+            f"{image}: of shape {list(shapes[image])}, and {text}: of shape "
+            f"{list(shapes[text])} do not end in the same width"
+        )
+    if sizes.embed_dim % HEADS:
+        raise BadData(
+            f"{image}: features of width {sizes.embed_dim} do not divide into the "
+            f"{HEADS} heads of the distillation"
+        )
 
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}

@@ -5,6 +5,8 @@ no more than one copy of a checkpoint is in memory beside what is made of it.
 """
 
 import pickle
+import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -125,9 +127,10 @@ def _pickle(path: Path) -> tuple[Tensors, dict]:
         with torch.serialization.safe_globals(_harmless()):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "global" in str(error).lower():
+        wanted = _refused(path, str(error))
+        if wanted:
             raise BadData(
-                f"{path}: refused, it wants to run code when it is read ({_global(error)})"
+                f"{path}: refused, it wants to run code when it is read ({wanted})"
             ) from None
         raise BadData(f"{path}: is no whole checkpoint ({_first_line(error)})") from None
     except Exception as error:  # PyTorch has many ways to say that a file is broken
@@ -173,8 +176,23 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _global(error: Exception) -> str:
-    """The name that a refused pickle asked for."""
-    words = str(error).replace("`", " ").split()
-    named = [word for word in words if "." in word.strip(".") and "/" not in word]
-    return named[0].strip(".,") if named else "unknown"
+def _refused(path: Path, message: str) -> str:
+    """What a pickle asked for that is no tensor, or nothing if that is not why it failed."""
+    named = re.search(r"GLOBAL (\S+)", message)
+    if named:
+        return named[1]
+    if zipfile.is_zipfile(path):
+        return ""
+    strings: list[str] = []
+    try:  # a pickle that is not PyTorch's: look through it, without running it
+        with open(path, "rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    return str(argument).replace(" ", ".")
+                if opcode.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except (ValueError, OSError, UnicodeError):
+        pass
+    return ""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from hvp_jax.sizes import Sizes, heads
+from hvp_jax.sizes import Sizes
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 
@@ -31,7 +31,7 @@ def _tower(
     hidden, width = [], x.shape[-1]
     for i in range(layers):
         block = f"{name}.resblocks.{i}"
-        attention = torch.nn.MultiheadAttention(width, heads(width, head), batch_first=True)
+        attention = torch.nn.MultiheadAttention(width, width // head, batch_first=True)
         attention.load_state_dict(
             {
                 key: state[f"{block}.attn.{key}"]
