@@ -8,8 +8,10 @@ as the state of an iterator does depend on the number of workers.
 
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -203,8 +205,32 @@ def train_batches(
         # Grain reads absl flags when it starts processes; nobody parses them in tests.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, _ignore_interrupts)
     return iter(dataset)
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """A Ctrl-C reaches workers too; when to stop is for the process to say that they serve."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def uninterrupted(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; a SIGINT while their workers start does not end those either.
+
+    Workers start with the first batch, and take seconds until they ignore it: they
+    inherit that it is blocked. This process gets it at the latest after that batch.
+    """
+    # The tracker of shared memory would lift the block if it started within.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        first = next(batches)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield first
+    yield from batches
 
 
 def eval_texts(clips: Sequence[Clip], words: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
