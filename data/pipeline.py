@@ -6,6 +6,7 @@ all hosts, put together in their order, are those of a single host. What Grain s
 as the state of an iterator does depend on the number of workers.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -216,19 +217,26 @@ def _ignore_interrupts(worker: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def uninterrupted(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; a SIGINT while their workers start does not end those either.
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Workers that start within are not ended by a SIGINT before they know to ignore it.
 
-    Workers start with the first batch, and take seconds until they ignore it: they
-    inherit that it is blocked. This process gets it at the latest after that batch.
+    They start with the first batch, or where a state is set, and inherit that the signal
+    is blocked. This process gets it at the latest at the end.
     """
     # The tracker of shared memory would lift the block if it started within.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        first = next(batches)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def uninterrupted(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the first of them with `interrupts_held`."""
+    with interrupts_held():
+        first = next(batches)
     yield first
     yield from batches
 

@@ -129,7 +129,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     with contextlib.closing(batches), kept as checkpoints:
         at = checkpoints.latest() or 0
         if at:
-            state = checkpoints.restore(at, state, batches)
+            with pipeline.interrupts_held():
+                state = checkpoints.restore(at, state, batches)
         with monitor.Monitor(workdir, config.train.steps, at) as show, Stop() as stop:
             if warning := warning_of_schedule(config, examples):
                 show.say(warning)
