@@ -6,10 +6,13 @@ all hosts, put together in their order, are those of a single host. What Grain s
 as the state of an iterator does depend on the number of workers.
 """
 
+import contextlib
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -203,8 +206,39 @@ def train_batches(
         # Grain reads absl flags when it starts processes; nobody parses them in tests.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, _ignore_interrupts)
     return iter(dataset)
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """A Ctrl-C reaches workers too; when to stop is for the process to say that they serve."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Workers that start within are not ended by a SIGINT before they know to ignore it.
+
+    They start with the first batch, or where a state is set, and inherit that the signal
+    is blocked. This process gets it at the latest at the end.
+    """
+    # The tracker of shared memory would lift the block if it started within.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def uninterrupted(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the first of them with `interrupts_held`."""
+    with interrupts_held():
+        first = next(batches)
+    yield first
+    yield from batches
 
 
 def eval_texts(clips: Sequence[Clip], words: int, batch_size: int) -> Iterator[tuple[Batch, int]]:

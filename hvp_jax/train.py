@@ -4,6 +4,7 @@ The order of the loop is law: step, then evaluate, then save; and whatever stops
 run does so after a whole step and a checkpoint.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -49,14 +50,30 @@ class Stop:
         self._restore()
 
 
+def schedule_steps(config: ConfigDict, examples: int) -> int:
+    """How many steps the rate's schedule is long, of a config whose steps are resolved."""
+    epoch = max(1, examples // config.train.batch_size)
+    return config.optim.schedule_epochs * epoch or config.train.steps
+
+
+def warning_of_schedule(config: ConfigDict, examples: int) -> str:
+    """What to know of a schedule that is shorter than the run; empty if it is not."""
+    steps = schedule_steps(config, examples)
+    if steps >= config.train.steps:
+        return ""
+    return (
+        f"the schedule (optim.schedule_epochs={config.optim.schedule_epochs}) ends at step "
+        f"{steps} of {config.train.steps}: as in the original, the rate rises again after it"
+    )
+
+
 def recipe_of(config: ConfigDict, model: HVPNet, examples: int) -> step.Recipe:
     """What a step needs beside arrays, from a config whose steps are resolved."""
     o = config.optim
-    steps = o.schedule_epochs * max(1, examples // config.train.batch_size) or config.train.steps
     optimizer = optim.optimizer(
         o.rate,
         o.clip_rate,
-        steps,
+        schedule_steps(config, examples),
         o.warmup,
         o.weight_decay,
         o.max_grad_norm,
@@ -112,11 +129,15 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     state = layout.place(step.new_state(params, recipe.optimizer))
 
     _describe(config, model, fingerprint, workdir)
-    with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
+    kept = checkpoint.Checkpoints(workdir, config.train.keep)
+    with contextlib.closing(batches), kept as checkpoints:
         at = checkpoints.latest() or 0
         if at:
-            state = checkpoints.restore(at, state, batches)
+            with pipeline.interrupts_held():
+                state = checkpoints.restore(at, state, batches)
         with monitor.Monitor(workdir, config.train.steps, at) as show, Stop() as stop:
+            if warning := warning_of_schedule(config, examples):
+                show.say(warning)
             state, at = _loop(
                 config, layout, recipe, state, at, batches, checkpoints, show, stop,
                 functools.partial(_validate, scorer, val_clips, source) if val_clips else None,
@@ -141,8 +162,9 @@ def _loop(config, layout, recipe, state, at, batches, checkpoints, show, stop, v
     """Steps until the run's end or a signal; returns the state and the step it is at."""
     train_step = layout.train(functools.partial(step.train_step, recipe=recipe))
     total, pending, saved = config.train.steps, None, at
+    steady = pipeline.uninterrupted(batches)
     while at < total and not stop.name:
-        state, figures = train_step(state, next(batches))
+        state, figures = train_step(state, next(steady))
         at += 1
         # Written one step late, when they are surely there: reading them stalls nothing.
         pending = _write(show, pending)

@@ -1,25 +1,19 @@
 """Parity with the original's numbers: every array is compared, and none can be off unseen."""
 
-import contextlib
 import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, run_command
 from jax.experimental.compilation_cache import compilation_cache
-from small import SIZES, captions, normal, quick_compile, random_params  # noqa: F401
+from parity_files import GOLDEN, SMALL, changed, golden_arrays, same_settings, settings, write  # noqa: F401
+from small import quick_compile  # noqa: F401
 
-from hvp_jax import cli, names, parity
-from hvp_jax.errors import BadData
-from hvp_jax.model import HVPNet
-from hvp_jax.sizes import Sizes
+from hvp_jax import parity
 
-GOLDEN = Path(__file__).parent / "golden"
-SMALL, BY_RULE = GOLDEN / "pytorch_small.npz", GOLDEN / "pytorch_vitb32_by_rule.npz"
-SETTINGS = ("jax_platforms", "jax_enable_x64", "jax_default_matmul_precision")
+BY_RULE = GOLDEN / "pytorch_vitb32_by_rule.npz"
 # What only training or evaluation computes; without it a file takes the forward pass alone.
 TRAINED = ("grad", "after/", "loss/curve", "eval/")
 
@@ -54,40 +48,6 @@ def programs(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-
-
-@contextlib.contextmanager
-def same_settings():
-    """`parity` sets JAX up for itself, as a command may; here others follow."""
-    before = {name: getattr(jax.config, name) for name in SETTINGS}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    with same_settings():
-        yield
-
-
-@pytest.fixture(scope="module")
-def golden() -> tuple[dict, dict]:
-    """The arrays of the small file and its JSON."""
-    return parity.load(SMALL)
-
-
-def write(path: Path, arrays: dict, about: dict) -> Path:
-    np.savez(path, **arrays)
-    path.with_suffix(".json").write_text(json.dumps(about))
-    return path
-
-
-def changed(array: np.ndarray) -> np.ndarray:
-    """A copy whose greatest number is 1% greater."""
-    array = array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
-    array[np.unravel_index(np.abs(array).argmax(), array.shape)] *= 1.01
-    return array
 
 
 @pytest.fixture(scope="module")
@@ -280,101 +240,3 @@ def test_the_command_says_no(golden, forward_file, programs, run_cli):
     assert result["failed"] == ["sim/word_patch/layer1", "more"]
     reasons = [row["reason"] for row in result["arrays"] if not row["ok"]]
     assert reasons[0] == "over tolerance" and "not compared" in reasons[1]
-
-
-def parity_says(capsys, path: Path) -> tuple[int, str]:
-    """Exit status and the one line of `run.py parity --golden=PATH`."""
-    status = cli.main(["parity", f"--golden={path}"])
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and "Traceback" not in captured.err
-    return status, captured.err
-
-
-def test_files_that_are_none(golden, tmp_path, capsys):
-    missing = tmp_path / "missing.npz"
-    status, says = parity_says(capsys, missing)
-    assert status == 2 and f"{missing}: no such golden file" in says
-
-    lonely = tmp_path / "lonely.npz"
-    np.savez(lonely, **{"state/clip.logit_scale": np.ones(())})
-    status, says = parity_says(capsys, lonely)
-    assert status == 2 and "lonely.json: no such file" in says
-
-    lonely.with_suffix(".json").write_text("{")
-    status, says = parity_says(capsys, lonely)
-    assert status == 1 and "lonely.json: not JSON" in says
-
-    whole = SMALL.read_bytes()
-    for content in (b"", b"text", whole[:5000], whole[:-30], whole[:90000] + b"x" + whole[90001:]):
-        broken = tmp_path / "broken.npz"
-        broken.write_bytes(content)
-        status, says = parity_says(capsys, broken)
-        assert status == 1 and f"{broken}: not a readable .npz file" in says
-
-
-def test_an_object_in_a_file_is_not_unpickled(tmp_path, capsys):
-    path = tmp_path / "object.npz"
-    np.savez(path, a=np.array([{"a": 1}], object))
-    status, says = parity_says(capsys, path)
-    assert status == 1 and "not a readable .npz file" in says
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"input/text_ids": None}, "holds no array input/text_ids"),
-        ({"input/video": None}, "holds no array input/video"),
-        ({"input/text_mask": lambda x: x * 2}, "input/text_mask holds values other than 0 and 1"),
-        ({"input/text_mask": changed}, "input/text_mask holds values other than 0 and 1"),
-        ({"input/text_ids": lambda x: x + 1}, "not ids of a vocabulary of 128"),
-        ({"input/text_ids": changed}, "not ids of a vocabulary of 128"),
-        ({"input/text_ids": lambda x: x * 0.5}, "not ids of a vocabulary of 128"),
-        ({"eval/video_mask": lambda x: x[:, 1:]}, "eval/video and eval/video_mask differ in shape"),
-        ({"input/video": lambda x: x[..., 1:]}, "input/video is not of size 48"),
-        ({"state/clip.visual.proj": None}, "clip.visual.proj: not among"),
-        ({"state/clip.visual.extra": np.ones_like}, "clip.visual.extra: a tensor that"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_one_line(golden, monkeypatch, changes, says):
-    arrays, about = golden
-    arrays = dict(arrays)
-    for name, change in changes.items():
-        if change is None:
-            del arrays[name]
-        else:
-            arrays[name] = change(arrays.get(name, np.zeros(2, np.float32)))
-    monkeypatch.setattr(parity, "load", lambda _: (arrays, about))
-    with pytest.raises(BadData) as error:
-        parity.run(SMALL)
-    assert says in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_file_of_other_sizes(tmp_path, monkeypatch):
-    """Two heads, two taps, two stages, other widths: all follow from the shapes in the file."""
-    sizes = Sizes(32, 8, 128, 2, 64, 1, 16, context_length=9, vocabulary=60)
-    model = HVPNet(sizes, (1, 2), stages=2)
-    ids, text_mask = captions(0, 3, 7)
-    ids = np.minimum(ids, 59)
-    video = np.float32(normal(0, 3, 2, 3, 32, 32))
-    inputs = {"text_ids": ids, "text_mask": text_mask.astype(np.int32), "video": video}
-    inputs["video_mask"] = np.array([[1, 1], [1, 0], [1, 1]], np.int32)
-    params = random_params(model, ids, text_mask, np.moveaxis(video, 2, -1), inputs["video_mask"])
-    arrays = {f"state/{name}": x for name, x in names.to_torch(params).items()}
-    arrays |= {f"input/{name}": x for name, x in inputs.items()}
-    shapes = {
-        "features/patch/layer1": (3, 34, 16),
-        "mpp/layer1/stage1/merged": (3, 9, 16),
-        "mpp/layer0/stage0/cluster": (3, 34),
-        "sim/sentence_frame/layer1": (3, 3),
-        "loss/total": (),
-    }
-    kept, compute = {}, parity.compute
-    monkeypatch.setattr(parity, "compute", lambda *a: kept or kept.update(compute(*a)) or kept)
-    blank = {name: np.full(shape, 1e9) for name, shape in shapes.items()}
-    path = write(tmp_path / "other.npz", arrays | blank, {"layers_zero_based": [0, 1]})
-    result = parity.run(path)
-    assert result["failed"] == list(shapes)
-    assert {row["reason"] for row in result["arrays"] if not row["ok"]} == {"over tolerance"}
-    filled = {name: np.asarray(kept[name]) for name in shapes}
-    assert parity.run(write(path, arrays | filled, {"layers_zero_based": [0, 1]}))["ok"]
-    assert jnp.isfinite(kept["loss"]) and SIZES != sizes

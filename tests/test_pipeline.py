@@ -1,5 +1,8 @@
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import av
@@ -170,6 +173,20 @@ def test_workers_change_no_batch_and_resume_exactly(filmed):
     fresh.set_state(state)
     assert_same(take(fresh, 6), expected[3:])
     fresh.close()
+
+
+def test_workers_work_on_after_a_ctrl_c_and_end_with_their_iterator(filmed):
+    source = pipeline.open_source(filmed, SIZE, FRAMES)
+    expected = take(start(clips=filmed, source=source), 16)
+    run = start(clips=filmed, source=source, workers=2)
+    begun = take(run, 2)  # one of each worker
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert_same(begun + take(run, 14), expected)  # far more than was read ahead
+    run.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

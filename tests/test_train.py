@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from conftest import COMPILED
 
+from configs import folder_reference
 from data import shapes
+from hvp_jax import train as verb
+from hvp_jax.config import resolve, resolve_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -112,6 +115,54 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(clips, whole, tmp_path):
     assert json.loads(second.stdout)["text_to_video"] == whole[1]["text_to_video"]
     # Every row of an undisturbed run, once, with the same numbers to the last digit.
     assert rows(workdir) == rows(whole[0])
+
+
+def processes(session: int) -> list[str]:
+    """The commands of a session's processes, less those that only wait to be reaped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, of = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append((path / "cmdline").read_text())
+        except OSError:
+            pass  # it has just ended
+    return found
+
+
+def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path):
+    """A terminal sends it to every process of the command."""
+    command = [sys.executable, "run.py", "train", *TINY, f"--config.data.root={clips}", "--json"]
+    command += [f"--workdir={tmp_path / 'run'}", "--config.train.steps=50"]
+    command += ["--config.data.workers=2", "--config.optim.schedule_epochs=1"]
+    environment = os.environ | COMPILED | {"JAX_NUM_CPU_DEVICES": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+    while sum("spawn_main" in command for command in processes(run.pid)) < 2:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=120)
+    assert "Traceback" not in err and "the schedule (optim.schedule_epochs=1) ends at step 6" in err
+    stopped = json.loads(out)
+    assert run.returncode == 1 and stopped["ok"] is False and 1 <= stopped["step"] < 50
+    assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
+    for _ in range(100):  # Python's own tracker of shared memory ends after the command
+        if not (left := processes(run.pid)):
+            break
+        time.sleep(0.1)
+    assert not left
+
+
+def test_a_schedule_that_ends_before_the_run_is_told_of():
+    config = resolve_steps(resolve(folder_reference.get_config()), examples=1000)
+    assert config.train.steps == 300  # from scratch; 31 batches of 32 are an epoch
+    says = verb.warning_of_schedule(config, 1000)
+    assert "ends at step 155 of 300" in says and "rises again" in says and "\n" not in says
+    config.train.steps = 155
+    assert verb.warning_of_schedule(config, 1000) == ""
+    config.train.steps, config.optim.schedule_epochs = 300, 0
+    assert verb.warning_of_schedule(config, 1000) == ""
 
 
 def test_another_config_may_not_go_on_with_a_run(clips, whole, run_cli):
