@@ -154,8 +154,8 @@ def peak_memory(device) -> int:
 def run(config: ConfigDict, workdir=None) -> dict:
     """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
     begin = weights.origin(config)  # for the sizes: the arithmetic is the same for any weights
-    config = resolve(config, begin.sizes, begin.taps, begin.stages)
-    model = from_config(config, begin.sizes)
+    config = resolve(config, begin.told)
+    model = from_config(config, begin.told.sizes)
     if workdir is not None:
         monitor.make_workdir(workdir)
     part = {"step": bench_step, "similarity": bench_similarity}[config.bench]

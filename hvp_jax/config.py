@@ -2,7 +2,7 @@
 
 import copy
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -77,23 +77,30 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def resolve(
-    config: ConfigDict,
-    sizes: Sizes | None = None,
-    taps: tuple[int, ...] | None = None,
-    stages: int = 0,
-) -> ConfigDict:
+class Told(NamedTuple):
+    """What the weights of a model tell of it."""
+
+    sizes: Sizes
+    taps: tuple[int, ...] | None = None  # None: they do not tell
+    stages: int = 0  # of distillation; 0: there are no weights, or CLIP's alone
+    pretrained: bool = False  # training began, or begins, from weights of elsewhere
+
+
+def told_by_variant(config: ConfigDict) -> Told:
+    """What a model from scratch is."""
+    return Told(VARIANTS[config.model.variant or DEFAULT_VARIANT])
+
+
+def resolve(config: ConfigDict, told: Told | None = None) -> ConfigDict:
     """A copy with the keys filled in that depend on other keys and on the weights only.
 
-    `sizes`, `taps` and `stages` are those of the weights, where these tell them. Raises
-    BadUse if a key does not fit. `train.steps` and `train.eval_every` depend on the data
-    too: `resolve_steps`.
+    `told`: by the weights; None: there are none. Raises BadUse if a key does not fit.
+    `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
     """
     config = copy.deepcopy(config)
-    pretrained = bool(config.model.weights)
+    sizes, taps, stages, pretrained = told or told_by_variant(config)
     if config.model.variant is None and not pretrained:
         config.model.variant = DEFAULT_VARIANT
-    sizes = sizes or VARIANTS[config.model.variant]
     if config.model.image_size is None:
         config.model.image_size = sizes.image_size
     if config.model.taps is None:
@@ -119,14 +126,13 @@ def resolve(
     return config
 
 
-def resolve_steps(config: ConfigDict, examples: int) -> ConfigDict:
+def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -> ConfigDict:
     """A copy with `train.steps` and `train.eval_every` filled in.
 
     `examples` is the number of training examples of one epoch; what is left over
     after the last whole batch of an epoch is dropped.
     """
     config = copy.deepcopy(config)
-    pretrained = bool(config.model.weights)
     epoch = max(1, examples // config.train.batch_size)
     if config.train.epochs is None and pretrained:
         config.train.epochs = EPOCHS

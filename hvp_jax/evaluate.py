@@ -194,8 +194,8 @@ def conclude(
 def run(config: ConfigDict, workdir: Path) -> dict:
     """The verb `eval`: a split of a data set with the weights a run has chosen."""
     begin = weights.origin(config, workdir)
-    config = resolve(config, begin.sizes, begin.taps, begin.stages)
-    model = from_config(config, begin.sizes)
+    config = resolve(config, begin.told)
+    model = from_config(config, begin.told.sizes)
     layout = Layout(config.parallel)
     scorer = Scorer(model, config, layout)
     clips = annotations.select(read_clips(config), config.eval.split)
@@ -208,7 +208,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 "or give --config.model.weights"
             )
         chosen = {"step": 0, "chosen_on": None, "weights": config.model.weights}
-    if not begin.stages:
+        monitor.make_workdir(workdir)
+    if not begin.told.stages:
         chosen["warning"] = UNTRAINED
     params = weights.initial(begin, model, config.seed, layout)
     source = open_source(config, model, clips)

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from hvp_jax import checkpoint, moments, names, sources, step, weights
+from hvp_jax.config import Told
 from hvp_jax.errors import BadUse
 from hvp_jax.sizes import Sizes
 
@@ -61,7 +62,7 @@ def _ours(workdir: Path) -> tuple[dict, dict, None]:
     about = {"ported": False, "format": "workdir", "source": str(workdir), "step": 0}
     about |= {"sha256": {}, "new": [], "ignored": {}, "notes": [], "optimizer": None}
     about |= {"parameters": _count(params)}
-    return params, weights.card(found.sizes, found.taps, found.stages, **about), None
+    return params, weights.card(found.told, **about), None
 
 
 def _theirs(path: Path, format: str, export: bool) -> tuple[dict, dict, step.State | None]:
@@ -76,9 +77,7 @@ def _theirs(path: Path, format: str, export: bool) -> tuple[dict, dict, step.Sta
     if source.taps is None:
         notes.append("the checkpoint tells no taps; a config's are first, middle and last layer")
     card = weights.card(
-        source.sizes,
-        source.taps,
-        source.stages,
+        Told(source.sizes, source.taps, source.stages, pretrained=True),
         ported=True,
         format=source.format,
         source=str(path),

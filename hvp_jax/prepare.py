@@ -14,7 +14,7 @@ def run(config: ConfigDict) -> dict:
     if not config.data.shards:
         raise BadUse("data.shards is empty; say where to write with --config.data.shards=DIR")
     clips = read_clips(config)
-    size = weights.origin(config).sizes.image_size
+    size = weights.origin(config).told.sizes.image_size
     with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
 
         def progress(done: int, total: int) -> None:

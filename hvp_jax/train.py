@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from data import annotations, pipeline
 from data.records import Clip
 from hvp_jax import checkpoint, evaluate, monitor, optim, report, step, weights
-from hvp_jax.config import difference, from_json, resolve, resolve_steps
+from hvp_jax.config import Told, difference, from_json, resolve, resolve_steps
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.model import HVPNet, from_config
 from hvp_jax.parallel import Layout
@@ -92,17 +92,17 @@ def recipe_of(config: ConfigDict, model: HVPNet, examples: int) -> step.Recipe:
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Trains, or goes on where the workdir's run was; then scores `eval.split`."""
     begin = weights.origin(config, workdir)
-    config = resolve(config, begin.sizes, begin.taps, begin.stages)
+    config = resolve(config, begin.told)
     layout = Layout(config.parallel)
     layout.check_batch(config.train.batch_size, "train.batch_size")
-    model = from_config(config, begin.sizes)
+    model = from_config(config, begin.told.sizes)
     layout.check_batch(config.eval.batch_size, "eval.batch_size")
     clips = evaluate.read_clips(config)
     train_clips = annotations.select(clips, "train")
     val_clips = [clip for clip in clips if clip.split == "val"]
     eval_clips = annotations.select(clips, config.eval.split)
     examples = sum(len(clip.captions) for clip in train_clips)
-    config = resolve_steps(config, examples)
+    config = resolve_steps(config, examples, begin.told.pretrained)
 
     used = {clip.clip_id: clip for clip in [*train_clips, *val_clips, *eval_clips]}
     source = evaluate.open_source(config, model, list(used.values()))
@@ -123,16 +123,18 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         config.data.workers,
     )
     recipe = recipe_of(config, model, examples)
-    # What is gone on with is read once the state is there to be filled.
-    chance = begin._replace(load=None, stages=0) if weights.has_checkpoints(workdir) else begin
-    params = weights.initial(chance, model, config.seed, layout)
+    params = weights.initial(begin, model, config.seed, layout)
     state = layout.place(step.new_state(params, recipe.optimizer))
+    del params
 
-    _describe(config, model, fingerprint, workdir)
+    told = Told(model.sizes, model.taps, model.stages, begin.told.pretrained)
+    _describe(config, told, fingerprint, workdir)
     kept = checkpoint.Checkpoints(workdir, config.train.keep)
     with contextlib.closing(batches), kept as checkpoints:
-        at = checkpoints.latest() or 0
-        if at:
+        at = checkpoints.latest()
+        if at is None:
+            at = 0
+        else:
             with pipeline.interrupts_held():
                 state = checkpoints.restore(at, state, batches)
         with monitor.Monitor(workdir, config.train.steps, at) as show, Stop() as stop:
@@ -233,9 +235,9 @@ def _require_same(config: ConfigDict, fingerprint: dict, workdir: Path) -> None:
         raise BadUse(f"{workdir} holds a run of another config: {told}; use another workdir")
 
 
-def _describe(config: ConfigDict, model: HVPNet, fingerprint: dict, workdir: Path) -> None:
+def _describe(config: ConfigDict, told: Told, fingerprint: dict, workdir: Path) -> None:
     monitor.make_workdir(workdir)
-    card = weights.card(model.sizes, model.taps, model.stages, weights=config.model.weights)
+    card = weights.card(told, weights=config.model.weights)
     monitor.write_json(workdir / weights.CARD, card)
     monitor.write_json(workdir / "config.json", config.to_dict())
     monitor.write_json(workdir / "data.json", fingerprint)

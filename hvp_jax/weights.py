@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hvp_jax import checkpoint, names, sources
+from hvp_jax.config import Told, told_by_variant
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.model import HVPNet, init_params, shapes_of
 from hvp_jax.parallel import Layout
@@ -28,9 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Origin(NamedTuple):
-    sizes: Sizes  # of the model to be made
-    taps: tuple[int, ...] | None = None  # that the weights were trained with, where told
-    stages: int = 0  # of distillation in the weights; 0: none are loaded, or CLIP's alone
+    told: Told  # with the sizes of the model to be made
     load: Callable[[], dict] | None = None  # the parameters; None: random ones
 
 
@@ -46,33 +45,34 @@ def origin(config: ConfigDict, workdir: Path | None = None) -> Origin:
     elif model.weights:
         found = _of_weights(Path(model.weights))
     else:
-        return Origin(_at_image_size(VARIANTS[model.variant or "ViT-B/32"], model.image_size))
-    if found.sizes.vocabulary < VOCABULARY:
+        told = told_by_variant(config)
+        return Origin(told._replace(sizes=_at_image_size(told.sizes, model.image_size)))
+    theirs = found.told.sizes
+    if theirs.vocabulary < VOCABULARY:
         raise BadUse(
-            f"{model.weights or workdir}: its vocabulary is of {found.sizes.vocabulary}; captions "
+            f"{model.weights or workdir}: its vocabulary is of {theirs.vocabulary}; captions "
             f"are written in CLIP's, of {VOCABULARY}"
         )
     size = model.image_size
     if model.variant:
         wanted = VARIANTS[model.variant]
         size = size or wanted.image_size
-        _require_alike(found.sizes, wanted, model)
-    sizes = _at_image_size(found.sizes, size or found.sizes.image_size)
-    return found._replace(sizes=sizes, load=lambda: _fit(found.load(), found.sizes, sizes))
+        _require_alike(theirs, wanted, model)
+    sizes = _at_image_size(theirs, size)
+    return Origin(found.told._replace(sizes=sizes), lambda: _fit(found.load(), theirs, sizes))
 
 
 def _of_weights(path: Path) -> Origin:
     if has_checkpoints(path):
-        return of_workdir(path)
+        found = of_workdir(path)
+        return found._replace(told=found.told._replace(pretrained=True))
     if not sources.is_source(path):
         raise BadUse(f"model.weights={path}: there is no checkpoint, and no workdir of a run")
     source = sources.open_source(path)
     for note in source.notes:
         log.info("%s: %s", path, note)
     return Origin(
-        source.sizes,
-        source.taps,
-        source.stages,
+        Told(source.sizes, source.taps, source.stages, pretrained=True),
         lambda: names.from_torch(source.tensors, source.scheme),
     )
 
@@ -90,7 +90,8 @@ def of_workdir(workdir: Path) -> Origin:
         with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
             return checkpoints.params(checkpoints.chosen()["step"], card_shapes(card))
 
-    return Origin(Sizes(**card["sizes"]), card["taps"], card["stages"], load)
+    sizes, pretrained = Sizes(**card["sizes"]), card["pretrained"]
+    return Origin(Told(sizes, card["taps"], card["stages"], pretrained), load)
 
 
 def card_shapes(card: dict) -> dict:
@@ -111,7 +112,11 @@ def read_card(workdir: Path) -> dict:
         card = json.loads(path.read_text(encoding="utf-8"))
         Sizes(**card["sizes"])
         taps = tuple(card["taps"]) if card["taps"] else None
-        return card | {"taps": taps, "stages": int(card["stages"])}
+        return card | {
+            "taps": taps,
+            "stages": int(card["stages"]),
+            "pretrained": bool(card["pretrained"]),
+        }
     except OSError as error:
         raise BadUse(
             f"{path}: cannot be read ({error.strerror}); it tells the sizes of its checkpoints"
@@ -120,8 +125,9 @@ def read_card(workdir: Path) -> dict:
         raise BadData(f"{path}: does not tell the sizes of a model ({error!r})") from None
 
 
-def card(sizes: Sizes, taps: tuple[int, ...] | None, stages: int, **more: object) -> dict:
-    return {"sizes": dataclasses.asdict(sizes), "taps": taps, "stages": stages, **more}
+def card(told: Told, **more: object) -> dict:
+    """What model.json holds."""
+    return {**told._asdict(), "sizes": dataclasses.asdict(told.sizes), **more}
 
 
 def _require_alike(found: Sizes, wanted: Sizes, model: ConfigDict) -> None:
@@ -176,7 +182,7 @@ def resize_positions(position: np.ndarray, side: int) -> np.ndarray:
 def initial(found: Origin, model: HVPNet, seed: int, layout: Layout) -> dict:
     """The parameters to begin with, placed: those loaded, and random ones for what they lack."""
     loaded = found.load() if found.load else {}
-    if found.stages:
+    if found.told.stages:
         return layout.place(loaded)
     if found.load:
         log.info("the weights are CLIP's alone: distillation and token weights start at random")

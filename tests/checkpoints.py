@@ -132,6 +132,28 @@ def write(folder: Path, kind: str, state: dict, sizes: Sizes = SMALL) -> Path:
     return folder / "best.pth"
 
 
+def optimizer_of(state: dict, steps: int) -> dict:
+    """The original's optimizer after `steps` updates, its moments all alike."""
+    order = [
+        name
+        for decays in (True, False)
+        for of_clip in (True, False)
+        for name in state
+        if ("bias" not in name) == decays and ("clip." in name) == of_clip
+    ]
+    moments = {
+        i: {
+            "step": steps,
+            "next_m": torch.full_like(state[name], 1e-3),
+            "next_v": torch.full_like(state[name], 1e-5),
+        }
+        for i, name in enumerate(order)
+        if "conv1" not in name
+    }
+    group = {"params": list(range(len(order))), "lr": 1e-4, "t_total": 20, "warmup": 0.1}
+    return {"state": moments, "param_groups": [group]}
+
+
 KINDS = {  # how it is written: the format it is, the activation it has
     "torchscript": ("openai", "quick_gelu"),
     "state_dict": ("openai", "quick_gelu"),

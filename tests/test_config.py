@@ -11,6 +11,7 @@ from configs.base import get_config
 from hvp_jax import config as rules
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.overrides import load, override
+from hvp_jax.sizes import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +41,11 @@ def test_rates_from_scratch_and_on_a_pretrained_clip():
     scratch = rules.resolve(changed()).optim
     assert (scratch.rate, scratch.clip_rate) == (1e-3, 1e-3)
     assert rules.resolve(changed(optim__rate=0.5)).optim.clip_rate == 0.5
-    pretrained = rules.resolve(changed(model__weights="clip.npz")).optim
+    told = rules.Told(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
+    resolved = rules.resolve(changed(model__weights="clip.npz"), told)
+    assert (resolved.model.taps, resolved.distill.stages) == ((2, 24), 2)
+    assert resolved.model.freeze_patches and resolved.model.variant is None
+    pretrained = resolved.optim
     assert (pretrained.rate, pretrained.clip_rate) == (1e-4, 1e-7)
 
 
@@ -56,7 +61,7 @@ def test_resolving_keeps_what_was_given_and_its_argument():
 
 
 def steps(examples, **changes):
-    train = rules.resolve_steps(changed(**changes), examples).train
+    train = rules.resolve_steps(changed(**changes), examples, "model__weights" in changes).train
     return train.steps, train.eval_every
 
 
@@ -175,7 +180,7 @@ def test_a_reference_config_is_the_original(name):
         "normalize": "none",
         "mask_padding": False,
         "chunk": 16,
-        "stages": 3,
+        "stages": None,  # 3 where no weights tell another
         "noise": "always",
     }
     assert (config.optim.schedule_epochs, config.data.frames, config.data.words) == (5, 12, 24)

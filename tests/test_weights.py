@@ -1,0 +1,144 @@
+"""`model.weights` and workdirs: a model has the sizes of its weights, and begins with them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from checkpoints import optimizer_of, random_state, write
+from small import quick_compile  # noqa: F401
+
+from configs.base import get_config
+from data import shapes
+from hvp_jax import names, port, weights
+from hvp_jax.config import resolve
+from hvp_jax.errors import BadUse
+from hvp_jax.model import from_config
+from hvp_jax.parallel import Layout
+from hvp_jax.sizes import Sizes
+
+# CLIP's vocabulary, for captions; a tower of two layers, so that it compiles at once.
+SIZES = Sizes(32, 16, 64, 2, 64, 1, 32)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    clip = write(folder / "clip", "huggingface", random_state(SIZES), SIZES)
+    whole = write(folder / "whole", "hvpnet", random_state(SIZES, head=True))
+    port.run(whole, folder / "ported")
+    return {"clip": clip, "whole": whole, "ported": folder / "ported"}
+
+
+def config_with(path: Path | str, **model):
+    config = get_config()
+    config.model.weights = str(path)
+    for key, value in model.items():
+        config.model[key] = value
+    return config
+
+
+def begin(config, workdir: Path | None = None) -> tuple:
+    found = weights.origin(config, workdir)
+    config = resolve(config, found.told)
+    model = from_config(config, found.told.sizes)
+    layout = Layout("pmap", jax.devices()[:1])
+    return config, model, weights.initial(found, model, config.seed, layout)
+
+
+@pytest.mark.parametrize("kind", ["whole", "ported"])
+def test_a_run_begins_with_all_of_them(checkpoints, kind):
+    config, model, params = begin(config_with(checkpoints[kind]))
+    assert model.sizes == SIZES and config.model.variant is None
+    assert config.model.image_size == 32 and config.model.taps == (1, 2)
+    assert config.optim.clip_rate == 1e-7 and config.model.freeze_patches
+    expected = random_state(SIZES, head=True)
+    for name, x in names.to_torch(params).items():
+        np.testing.assert_array_equal(x, expected[name].numpy(), err_msg=name)
+
+
+def test_a_run_begins_with_clip_and_a_random_head(checkpoints, caplog):
+    caplog.set_level("INFO")
+    _, _, params = begin(config_with(checkpoints["clip"]))
+    assert "the weights are CLIP's alone" in caplog.text
+    state = names.to_torch({"clip": params["clip"]}, names.Scheme(head=False))
+    for name, x in random_state(SIZES).items():
+        np.testing.assert_array_equal(state[name], x.numpy(), err_msg=name)
+    assert np.abs(params["distill"]["stage_2"]["conv"]["kernel"]).max() > 0
+
+
+def test_positions_are_resized_and_it_is_said(checkpoints, caplog):
+    caplog.set_level("INFO")
+    _, model, params = begin(config_with(checkpoints["whole"], image_size=64))
+    assert model.sizes.image_size == 64
+    assert params["clip"]["visual"]["position_embedding"].shape == (17, 64)
+    assert "2 x 2 patches are resized to 4 x 4" in caplog.text
+    with pytest.raises(BadUse, match="image_size=40 is no multiple of the patch size, 16"):
+        begin(config_with(checkpoints["whole"], image_size=40))
+
+
+def test_another_variant_than_the_weights_is_refused(checkpoints):
+    with pytest.raises(BadUse, match="ViT-B/32 has patch_size 32, the weights have 16; leave"):
+        begin(config_with(checkpoints["whole"], variant="ViT-B/32"))
+
+
+def test_weights_that_are_not_there(tmp_path):
+    with pytest.raises(BadUse, match="there is no checkpoint"):
+        begin(config_with(tmp_path / "nowhere"))
+    with pytest.raises(BadUse, match="there is no checkpoint"):
+        begin(config_with(tmp_path))
+
+
+def test_a_vocabulary_too_small_for_captions(tmp_path):
+    small = write(tmp_path, "hvpnet", random_state(head=True))
+    with pytest.raises(BadUse, match="its vocabulary is of 100; captions are written in CLIP's"):
+        begin(config_with(small))
+
+
+def test_the_commands_take_them(checkpoints, tmp_path, run_cli):
+    """A run goes on without the checkpoint it began with; without moments there is no going on."""
+    folder = tmp_path / "folder"
+    shapes.make(str(folder), train=8, val=0, test=4)
+    common = [f"--config.data.root={folder}", "--config.train.batch_size=4", "--json"]
+    common += ["--config=configs/folder.py", "--config.train.checkpoint_every=2"]
+    common += ["--config.eval.batch_size=4"]
+    own = shutil.copy(checkpoints["whole"], tmp_path / "own.pth")
+    workdir = tmp_path / "run"
+    flags = [*common, f"--config.model.weights={own}", f"--workdir={workdir}"]
+    done = run_cli("train", *flags, "--config.train.steps=2")
+    assert done.status == 0, done.stderr
+    card = json.loads((workdir / "model.json").read_text())
+    assert card["pretrained"] and card["sizes"]["vision_layers"] == 2
+    own.unlink()
+    again = run_cli("eval", f"--workdir={workdir}", "--json")
+    assert again.status == 0, again.stderr
+    assert json.loads(again.stdout)["text_to_video"] == json.loads(done.stdout)["text_to_video"]
+    gone_on = run_cli("train", *flags, "--config.train.steps=2")
+    assert gone_on.status == 0 and json.loads(gone_on.stdout)["step"] == 2
+
+    direct = run_cli(
+        "eval",
+        *common,
+        f"--config.model.weights={checkpoints['whole']}",
+        f"--workdir={tmp_path / 'a'}",
+    )
+    ported = run_cli("eval", *common, f"--workdir={checkpoints['ported']}")
+    assert direct.status == 0 and ported.status == 0, direct.stderr + ported.stderr
+    figures = [json.loads(x.stdout)["text_to_video"] for x in (direct, ported)]
+    assert figures[0] == figures[1]
+    refused = run_cli("train", *common, f"--workdir={checkpoints['ported']}")
+    assert refused.status == 2 and "holds weights but no optimizer" in refused.stderr
+
+    state = random_state(SIZES, head=True)
+    torch.save({"state_dict": state, "optimizer": optimizer_of(state, 3)}, tmp_path / "3.pth")
+    port.run(tmp_path / "3.pth", tmp_path / "from_pytorch")
+    flags = [*common, f"--workdir={tmp_path / 'from_pytorch'}", "--config.train.steps=5"]
+    for _ in range(2):  # a second time, with nothing left to do
+        gone_on = run_cli("train", *flags)
+        assert gone_on.status == 0, gone_on.stderr
+        assert json.loads(gone_on.stdout)["step"] == 5
+    rows = (tmp_path / "from_pytorch/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [5]
