@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import optimizer_of, random_state, write
+from conftest import CACHE
+from jax.experimental.compilation_cache import compilation_cache
 from small import quick_compile  # noqa: F401
 
 from configs.base import get_config
 from data import shapes
-from hvp_jax import names, port, weights
+from hvp_jax import cli, names, port, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import from_config
@@ -22,6 +24,17 @@ from hvp_jax.sizes import Sizes
 
 # CLIP's vocabulary, for captions; a tower of two layers, so that it compiles at once.
 SIZES = Sizes(32, 16, 64, 2, 64, 1, 32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """Runs of one model in this process share what they compile."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", CACHE.name)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -98,47 +111,51 @@ def test_a_vocabulary_too_small_for_captions(tmp_path):
         begin(config_with(small))
 
 
-def test_the_commands_take_them(checkpoints, tmp_path, run_cli):
-    """A run goes on without the checkpoint it began with; without moments there is no going on."""
+@pytest.fixture
+def command(tmp_path):
+    """`command("eval", "--workdir=W")` runs the verb in this process, and returns its answer."""
     folder = tmp_path / "folder"
     shapes.make(str(folder), train=8, val=0, test=4)
-    common = [f"--config.data.root={folder}", "--config.train.batch_size=4", "--json"]
-    common += ["--config=configs/folder.py", "--config.train.checkpoint_every=2"]
-    common += ["--config.eval.batch_size=4"]
+    common = [f"--config.data.root={folder}", "--config.train.batch_size=8"]
+    common += ["--config=configs/folder.py", "--config.eval.batch_size=8"]
+    common += ["--config.data.frames=2"]
+
+    def run(verb: str, *flags: str) -> dict:
+        function, values = cli.check([verb, *common, *flags])
+        return function(**values)
+
+    return run
+
+
+def test_a_run_goes_on_without_the_checkpoint_it_began_with(checkpoints, command, tmp_path):
     own = shutil.copy(checkpoints["whole"], tmp_path / "own.pth")
-    workdir = tmp_path / "run"
-    flags = [*common, f"--config.model.weights={own}", f"--workdir={workdir}"]
-    done = run_cli("train", *flags, "--config.train.steps=2")
-    assert done.status == 0, done.stderr
-    card = json.loads((workdir / "model.json").read_text())
+    flags = [f"--config.model.weights={own}", f"--workdir={tmp_path / 'run'}"]
+    first = command("train", *flags, "--config.train.steps=5")
+    card = json.loads((tmp_path / "run/model.json").read_text())
     assert card["pretrained"] and card["sizes"]["vision_layers"] == 2
     own.unlink()
-    again = run_cli("eval", f"--workdir={workdir}", "--json")
-    assert again.status == 0, again.stderr
-    assert json.loads(again.stdout)["text_to_video"] == json.loads(done.stdout)["text_to_video"]
-    gone_on = run_cli("train", *flags, "--config.train.steps=2")
-    assert gone_on.status == 0 and json.loads(gone_on.stdout)["step"] == 2
+    again = command("train", *flags, "--config.train.steps=5")
+    assert again["step"] == 5 and again["text_to_video"] == first["text_to_video"]
 
-    direct = run_cli(
-        "eval",
-        *common,
-        f"--config.model.weights={checkpoints['whole']}",
-        f"--workdir={tmp_path / 'a'}",
-    )
-    ported = run_cli("eval", *common, f"--workdir={checkpoints['ported']}")
-    assert direct.status == 0 and ported.status == 0, direct.stderr + ported.stderr
-    figures = [json.loads(x.stdout)["text_to_video"] for x in (direct, ported)]
-    assert figures[0] == figures[1]
-    refused = run_cli("train", *common, f"--workdir={checkpoints['ported']}")
-    assert refused.status == 2 and "holds weights but no optimizer" in refused.stderr
 
+def test_eval_takes_a_checkpoint_or_what_was_ported(checkpoints, command, tmp_path):
+    weights_flag = f"--config.model.weights={checkpoints['whole']}"
+    direct = command("eval", weights_flag, f"--workdir={tmp_path / 'a'}")
+    ported = command("eval", f"--workdir={checkpoints['ported']}")
+    assert direct["text_to_video"] == ported["text_to_video"]
+    weights_flag = f"--config.model.weights={checkpoints['clip']}"
+    alone = command("eval", weights_flag, f"--workdir={tmp_path / 'b'}")
+    assert "CLIP's alone" in alone["checkpoint"]["warning"]
+
+
+def test_training_goes_on_from_the_moments_or_not_at_all(checkpoints, command, tmp_path):
+    with pytest.raises(BadUse, match="holds weights but no optimizer"):
+        command("train", f"--workdir={checkpoints['ported']}")
     state = random_state(SIZES, head=True)
     torch.save({"state_dict": state, "optimizer": optimizer_of(state, 3)}, tmp_path / "3.pth")
-    port.run(tmp_path / "3.pth", tmp_path / "from_pytorch")
-    flags = [*common, f"--workdir={tmp_path / 'from_pytorch'}", "--config.train.steps=5"]
+    port.run(tmp_path / "3.pth", tmp_path / "there")
     for _ in range(2):  # a second time, with nothing left to do
-        gone_on = run_cli("train", *flags)
-        assert gone_on.status == 0, gone_on.stderr
-        assert json.loads(gone_on.stdout)["step"] == 5
-    rows = (tmp_path / "from_pytorch/metrics.jsonl").read_text().splitlines()
+        flags = [f"--workdir={tmp_path / 'there'}", "--config.train.steps=5"]
+        assert command("train", *flags)["step"] == 5
+    rows = (tmp_path / "there/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [5]
