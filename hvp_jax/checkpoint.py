@@ -5,6 +5,7 @@ that scoring need not read the optimiser's moments, and the place in the data.
 """
 
 import logging
+import math
 from pathlib import Path
 
 import grain.checkpoint
@@ -92,14 +93,23 @@ class Checkpoints:
     def save_ported(self, step: int, params: dict, rest: State | None = None) -> None:
         """Writes parameters from elsewhere, perhaps CLIP's alone, and the moments if there are.
 
-        They have no place in the data: a run that goes on from them begins an epoch.
+        They have no place in the data: a run that goes on from them begins an epoch. The
+        leaves are moved out of `params`, so that no more than one is in memory twice.
         """
-        self._open()
-        items = {"params": ocp.args.StandardSave(params)}
-        if rest is not None:
-            items["rest"] = ocp.args.StandardSave(_rest(rest))
-        self._manager.save(step, args=ocp.args.Composite(**items))
-        self._manager.wait_until_finished()
+        items = {"params": params} | ({} if rest is None else {"rest": _rest(rest)})
+        cpu = jax.local_devices(backend="cpu")[0]
+        largest = max(x.nbytes for x in jax.tree.leaves(items))
+        handlers = {}
+        for name, tree in items.items():
+            # Orbax keeps a NumPy array twice while it writes, and the parts it compresses: here
+            # no more than a gigabyte of them, or the largest array, which must fit.
+            limit = max(1, math.ceil(largest / 1e9))
+            handlers[name] = ocp.StandardCheckpointHandler(save_concurrent_gb=limit)
+            items[name] = _move(tree, cpu)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        with ocp.CheckpointManager(self.path, options=options, item_handlers=handlers) as manager:
+            saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            manager.save(step, args=ocp.args.Composite(**saves))
 
     def restore(self, step: int, state: State, batches) -> State:
         """The state of a step, placed like `state`; moves `batches` to where they were then."""
@@ -131,6 +141,18 @@ class Checkpoints:
             raise BadData(
                 f"{self.path}: step {step} is not of the model that the config describes ({error})"
             ) from error
+
+
+def _move(tree, device: jax.Device):
+    """A tree's arrays on a device, each let go where it was once it is there."""
+    if not isinstance(tree, dict):
+        return jax.tree.map(lambda x: jax.device_put(x, device), tree)
+    return {
+        key: _move(tree.pop(key), device)
+        if isinstance(tree[key], dict)
+        else jax.block_until_ready(jax.device_put(tree.pop(key), device))
+        for key in list(tree)
+    }
 
 
 def _rest(state: State) -> dict:

@@ -44,8 +44,7 @@ def run(source: Path, destination: Path, format: str = "auto", export: str | Non
         if export:
             card |= _export(beside, params, card, export)
         else:
-            with checkpoint.Checkpoints(beside, keep=1) as checkpoints:
-                checkpoints.save_ported(card["step"], params, rest)
+            checkpoint.Checkpoints(beside, keep=1).save_ported(card["step"], params, rest)
         (beside / weights.CARD).write_text(json.dumps(card, indent=2) + "\n")
         (beside / "model_card.md").write_text(model_card(card))
         beside.chmod(0o755)

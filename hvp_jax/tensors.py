@@ -86,13 +86,18 @@ def _safetensors(path: Path) -> Tensors:
     import safetensors
 
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        with safetensors.safe_open(path, framework="numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except Exception as error:  # the library has an error of its own for each defect
         raise BadData(f"{path}: is no whole safetensors file ({error})") from None
 
     def reader(name: str) -> Callable[[], np.ndarray]:
-        return lambda: np.asarray(file.get_tensor(name), np.float32)
+        def read() -> np.ndarray:
+            # Opened anew, for what a mapped file has shown of itself stays in memory.
+            with safetensors.safe_open(path, framework="numpy") as file:
+                return np.array(file.get_tensor(name), np.float32)
+
+        return read
 
     return Tensors({name: reader(name) for name in shapes}, shapes)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import openai_names, random_state, write
+from conftest import run_command
 from safetensors.torch import load_file, save_file
 
 from hvp_jax import port, sources
@@ -198,3 +199,33 @@ def test_an_optimizer_that_does_not_fit(tmp_path):
     del found["optimizer"]["state"][5]["next_v"]
     torch.save(found, tmp_path / "b.pth")
     assert "its optimizer is not the original's" in str(refused(tmp_path / "b.pth", tmp_path))
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from hvp_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_pytorch(state, tmp_path):
+    """safetensors needs none of it, in and out; a pickle says what to install."""
+    for kind in ("huggingface", "open_clip_nested"):
+        source, ported = write(tmp_path / kind, kind, state), tmp_path / f"{kind}_ported"
+        command = ["-c", WITHOUT_TORCH, "port", "--json"]
+        done = run_command(*command, f"--source={source}", f"--destination={ported}")
+        assert done.status == 0, done.stderr
+    back = tmp_path / "back"
+    done = run_command(
+        *command, f"--source={ported}", f"--destination={back}", "--export=huggingface"
+    )
+    assert done.status == 0 and (back / "model.safetensors").exists(), done.stderr
+    for kind in ("state_dict", "torchscript", "hvpnet"):
+        source = write(tmp_path / kind, kind, random_state(head=kind == "hvpnet"))
+        done = run_command(*command, f"--source={source}", f"--destination={tmp_path / 'none'}")
+        assert done.status == 2 and not (tmp_path / "none").exists()
+        assert "install PyTorch (requirements-torch.txt)" in done.stderr
+        assert done.stderr.count("\n") == 1
+    done = run_command("-c", WITHOUT_TORCH, "parity", f"--source={tmp_path / 'huggingface'}")
+    assert done.status == 2 and "install it (requirements-torch.txt)" in done.stderr
