@@ -14,8 +14,8 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hvp_jax import config as rules
 from hvp_jax import console, overrides
+from hvp_jax.config import validate
 from hvp_jax.errors import BadUse, UserError
 
 
@@ -144,7 +144,7 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
             config = overrides.load(values["config"])
         for key, text in changes:
             overrides.override(config, key, text)
-        rules.validate(config)
+        validate(config)
         values["config"] = config
     console.quiet_libraries()
     module, _, function = VERBS[verb].target.partition(":")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hvp_jax import names, sources
+from hvp_jax import names, rules, sources
 from hvp_jax.errors import BadUse
 from hvp_jax.model import HVPNet
 from hvp_jax.parity import compare, table
@@ -86,7 +86,7 @@ def theirs(
 
     found, by = source.tensors, f"PyTorch {torch.__version__}"
     if source.format == "huggingface":
-        found = names.to_torch(names.from_torch(found, source.scheme), names.Scheme(head=False))
+        found = names.to_torch(names.from_torch(found, source.scheme), rules.Scheme(head=False))
         by += ", its tensors named by our table, for `transformers` is not installed"
     tensors = {
         name.removeprefix("clip.").removeprefix("text."): torch.tensor(found[name], dtype=dtype)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from hvp_jax import checkpoint, moments, names, sources, step, weights
+from hvp_jax import checkpoint, moments, names, rules, sources, step, weights
 from hvp_jax.config import Told
 from hvp_jax.errors import BadUse
 from hvp_jax.sizes import Sizes
@@ -84,7 +84,7 @@ def _theirs(path: Path, format: str, export: bool) -> tuple[dict, dict, step.Sta
         step=found.steps if found else 0,
         tensors=len(shapes),
         parameters=_count(params),
-        new=[] if source.stages else sorted({r.ours.partition("/")[0] for r in names.HEAD}),
+        new=[] if source.stages else sorted({r.ours.partition("/")[0] for r in rules.HEAD}),
         ignored=source.ignored,
         notes=notes,
         optimizer=found.constants if found else None,
@@ -105,12 +105,12 @@ def _export(folder: Path, params: dict, card: dict, export: str) -> dict:
     """Writes model.safetensors with PyTorch's names, and config.json for Hugging Face."""
     sizes, left_out = Sizes(**card["sizes"]), []
     if export == "huggingface":
-        scheme = names.HUGGING_FACE
+        scheme = rules.HUGGING_FACE
         left_out = sorted(set(params) - {"clip"})
         text = json.dumps(hugging_face_config(sizes), indent=2) + "\n"
         (folder / "config.json").write_text(text)
     else:
-        scheme = names.Scheme(head=bool(card["stages"]))
+        scheme = rules.Scheme(head=bool(card["stages"]))
     state = names.to_torch(params, scheme)
     params.clear()  # what is not shared with `state` is let go
     for name in list(state):

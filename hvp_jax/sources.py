@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hvp_jax import names, survey, tensors
+from hvp_jax import rules, survey, tensors
 from hvp_jax.errors import BadData, BadUse
-from hvp_jax.names import Scheme
+from hvp_jax.rules import Scheme
 from hvp_jax.sizes import Sizes
 from hvp_jax.tensors import Tensors
 
@@ -60,7 +60,7 @@ def open_source(path: Path, format: str = "auto") -> Source:
     files = _files(path)
     found, rest = tensors.open_files(files)
     found = _unwrapped(found)
-    kind = _detect(path, found, files)
+    kind = _detect(path, found, files, rest)
     alike = {kind} | ({"openai", "open_clip"} if kind in ("openai", "open_clip") else set())
     if format != "auto" and format not in alike:
         raise BadUse(f"{path}: its tensors are named as in {kind}, not as in {format}")
@@ -130,7 +130,7 @@ def _unwrapped(found: Tensors) -> Tensors:
     return found
 
 
-def _detect(path: Path, found: Mapping, files: tuple[Path, ...]) -> str:
+def _detect(path: Path, found: Mapping, files: tuple[Path, ...], rest: Mapping) -> str:
     heads = {name.partition(".")[0] for name in found}
     if heads & {"clip", "PatchListProcessing"}:
         return "hvpnet"
@@ -138,14 +138,15 @@ def _detect(path: Path, found: Mapping, files: tuple[Path, ...]) -> str:
         return "huggingface"
     if "visual" in heads:
         beside = (files[0].parent / OPEN_CLIP_CONFIG).is_file()
-        return "open_clip" if "text" in heads or beside else "openai"
+        by_trainer = {"epoch", "name"} <= set(rest)  # which is open_clip's, and OpenAI's has none
+        return "open_clip" if "text" in heads or beside or by_trainer else "openai"
     some = ", ".join(sorted(found)[:3]) or "none"
     raise BadData(f"{path}: holds no CLIP and no HVP-Net; its tensors are {some} ...")
 
 
 def _scheme(kind: str, found: Mapping) -> Scheme:
     if kind == "huggingface":
-        return names.HUGGING_FACE
+        return rules.HUGGING_FACE
     if kind == "hvpnet":
         return Scheme(head=any(not name.startswith("clip.") for name in found))
     nested = any(name.startswith("text.") for name in found)

@@ -4,17 +4,17 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from hvp_jax import names
+from hvp_jax import names, rules
 from hvp_jax.distill import HEADS
 from hvp_jax.errors import BadData
 from hvp_jax.model import shapes_of
-from hvp_jax.names import Scheme
+from hvp_jax.rules import Scheme
 from hvp_jax.sizes import Shape, Sizes, from_shapes
 
 
 def survey(
     shapes: Mapping[str, Shape],
-    scheme: Scheme = names.ORIGINAL,
+    scheme: Scheme = rules.ORIGINAL,
     told: Mapping[str, object] | None = None,
     check: Mapping[str, tuple[str, object]] | None = None,
 ) -> tuple[Sizes, int]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from hvp_jax import names
+from hvp_jax import names, rules
 from hvp_jax.model import shapes_of
 from hvp_jax.sizes import Sizes
 
@@ -25,7 +25,7 @@ def random_state(sizes: Sizes = SMALL, seed: int = 0, head: bool = False) -> dic
         w = rng.standard_normal(x.shape, np.float32)
         fan = x.shape[-2] if len(x.shape) > 1 else 100
         tree[path] = np.float32(path.endswith("scale")) + w / np.float32(np.sqrt(fan))
-    state = names.to_torch(names.unflatten(tree), names.Scheme(head=head))
+    state = names.to_torch(names.unflatten(tree), rules.Scheme(head=head))
     return {name: torch.tensor(np.array(x, order="C")) for name, x in state.items()}
 
 
@@ -43,9 +43,9 @@ def nested_names(state: dict) -> dict:
 
 def hugging_face_names(state: dict) -> dict:
     params = names.from_torch(
-        {name: x.numpy() for name, x in state.items()}, names.Scheme(head=False)
+        {name: x.numpy() for name, x in state.items()}, rules.Scheme(head=False)
     )
-    found = names.to_torch(params, names.HUGGING_FACE)
+    found = names.to_torch(params, rules.HUGGING_FACE)
     return {name: torch.tensor(np.array(x, order="C")) for name, x in found.items()}
 
 
@@ -159,7 +159,7 @@ KINDS = {  # how it is written: the format it is, the activation it has
     "state_dict": ("openai", "quick_gelu"),
     "huggingface": ("huggingface", "quick_gelu"),
     "huggingface_bin": ("huggingface", "gelu"),
-    "open_clip": ("openai", "quick_gelu"),
+    "open_clip": ("open_clip", "quick_gelu"),
     "open_clip_nested": ("open_clip", "gelu"),
     "hvpnet": ("hvpnet", "quick_gelu"),
 }

@@ -35,6 +35,7 @@ def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
     assert all(len(digest) == 64 for digest in card["sha256"].values())
     wanted = ["distill", "frame_weight", "patch_weight", "word_weight"]
     assert card["new"] == ([] if kind == "hvpnet" else wanted)
+    assert ("QuickGELU is assumed" in str(card["notes"])) == (kind == "open_clip")
     port.run(tmp_path / "ported", tmp_path / "back", export="hvpnet")
     back = load_file(tmp_path / "back/model.safetensors")
     assert sorted(back) == sorted(state)

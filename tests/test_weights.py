@@ -15,7 +15,7 @@ from small import quick_compile  # noqa: F401
 
 from configs.base import get_config
 from data import shapes
-from hvp_jax import cli, names, port, weights
+from hvp_jax import cli, names, port, rules, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import from_config
@@ -77,7 +77,7 @@ def test_a_run_begins_with_clip_and_a_random_head(checkpoints, caplog):
     caplog.set_level("INFO")
     _, _, params = begin(config_with(checkpoints["clip"]))
     assert "the weights are CLIP's alone" in caplog.text
-    state = names.to_torch({"clip": params["clip"]}, names.Scheme(head=False))
+    state = names.to_torch({"clip": params["clip"]}, rules.Scheme(head=False))
     for name, x in random_state(SIZES).items():
         np.testing.assert_array_equal(state[name], x.numpy(), err_msg=name)
     assert np.abs(params["distill"]["stage_2"]["conv"]["kernel"]).max() > 0

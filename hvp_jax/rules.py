@@ -1,0 +1,126 @@
+"""PyTorch <-> Flax names and layouts: one table of rules, read in both directions.
+
+Each rule tells where a parameter of ours lies in a checkpoint of the original and in one of
+Hugging Face. `{i}` in a name is a layer; where our path has no `{i}`, the layers are
+stacked along the first axis. `{qkv}` is three tensors, which lie one after another in ours.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    ours: str
+    original: str
+    layout: str
+    huggingface: str | None = None  # None: Hugging Face's CLIP has no such tensor
+    huggingface_layout: str | None = None  # None: the same layout
+
+
+def _block(ours: str, original: str, huggingface: str) -> Iterator[Rule]:
+    for path, name, hub_name, layout in (
+        ("norm_1/scale", "ln_1.weight", "layer_norm1.weight", "same"),
+        ("norm_1/bias", "ln_1.bias", "layer_norm1.bias", "same"),
+        ("qkv/kernel", "attn.in_proj_weight", "self_attn.{qkv}_proj.weight", "linear"),
+        ("qkv/bias", "attn.in_proj_bias", "self_attn.{qkv}_proj.bias", "same"),
+        ("attention_out/kernel", "attn.out_proj.weight", "self_attn.out_proj.weight", "linear"),
+        ("attention_out/bias", "attn.out_proj.bias", "self_attn.out_proj.bias", "same"),
+        ("norm_2/scale", "ln_2.weight", "layer_norm2.weight", "same"),
+        ("norm_2/bias", "ln_2.bias", "layer_norm2.bias", "same"),
+        ("mlp_in/kernel", "mlp.c_fc.weight", "mlp.fc1.weight", "linear"),
+        ("mlp_in/bias", "mlp.c_fc.bias", "mlp.fc1.bias", "same"),
+        ("mlp_out/kernel", "mlp.c_proj.weight", "mlp.fc2.weight", "linear"),
+        ("mlp_out/bias", "mlp.c_proj.bias", "mlp.fc2.bias", "same"),
+    ):
+        yield Rule(
+            f"{ours}/tower/blocks/{path}",
+            f"{original}.resblocks.{{i}}.{name}",
+            layout,
+            f"{huggingface}.encoder.layers.{{i}}.{hub_name}",
+        )
+
+
+def _stage() -> Iterator[Rule]:
+    for path, name, layout in (
+        ("conv/kernel", "pcm.conv.conv.weight", "conv1d"),
+        ("norm/scale", "pcm.norm.weight", "same"),
+        ("norm/bias", "pcm.norm.bias", "same"),
+        ("score/kernel", "pcm.score.weight", "linear"),
+        ("score/bias", "pcm.score.bias", "same"),
+        ("attention_norm/scale", "att.norm1.weight", "same"),
+        ("attention_norm/bias", "att.norm1.bias", "same"),
+        ("query/kernel", "att.attn.q.weight", "linear"),
+        ("query/bias", "att.attn.q.bias", "same"),
+        ("key_value/kernel", "att.attn.kv.weight", "linear"),
+        ("key_value/bias", "att.attn.kv.bias", "same"),
+        ("attention_out/kernel", "att.attn.proj.weight", "linear"),
+        ("attention_out/bias", "att.attn.proj.bias", "same"),
+    ):
+        yield Rule(
+            f"distill/stage_{{i}}/{path}", f"PatchListProcessing.blocks.{{i}}.{name}", layout
+        )
+
+
+def _token_weights() -> Iterator[Rule]:
+    for ours, name in (
+        ("patch_weight", "p_feat_w"),
+        ("frame_weight", "f_feat_w"),
+        ("word_weight", "w_feat_w"),
+    ):
+        for layer in range(3):
+            yield Rule(f"{ours}/dense_{layer}/kernel", f"{name}.{2 * layer}.weight", "linear")
+            yield Rule(f"{ours}/dense_{layer}/bias", f"{name}.{2 * layer}.bias", "same")
+
+
+V, T = "vision_model", "text_model"
+CLIP = (
+    Rule("clip/logit_scale", "clip.logit_scale", "same", "logit_scale"),
+    Rule("clip/visual/patch_embedding", "clip.visual.conv1.weight", "patches",
+         f"{V}.embeddings.patch_embedding.weight"),
+    Rule("clip/visual/class_embedding", "clip.visual.class_embedding", "same",
+         f"{V}.embeddings.class_embedding"),
+    Rule("clip/visual/position_embedding", "clip.visual.positional_embedding", "same",
+         f"{V}.embeddings.position_embedding.weight"),
+    Rule("clip/visual/norm_pre/scale", "clip.visual.ln_pre.weight", "same",
+         f"{V}.pre_layrnorm.weight"),
+    Rule("clip/visual/norm_pre/bias", "clip.visual.ln_pre.bias", "same", f"{V}.pre_layrnorm.bias"),
+    *_block("clip/visual", "clip.visual.transformer", V),
+    Rule("clip/visual/norm_post/scale", "clip.visual.ln_post.weight", "same",
+         f"{V}.post_layernorm.weight"),
+    Rule("clip/visual/norm_post/bias", "clip.visual.ln_post.bias", "same",
+         f"{V}.post_layernorm.bias"),
+    Rule("clip/visual/projection", "clip.visual.proj", "same",
+         "visual_projection.weight", "linear"),
+    Rule("clip/text/token_embedding", "clip.token_embedding.weight", "same",
+         f"{T}.embeddings.token_embedding.weight"),
+    Rule("clip/text/position_embedding", "clip.positional_embedding", "same",
+         f"{T}.embeddings.position_embedding.weight"),
+    *_block("clip/text", "clip.transformer", T),
+    Rule("clip/text/norm_final/scale", "clip.ln_final.weight", "same",
+         f"{T}.final_layer_norm.weight"),
+    Rule("clip/text/norm_final/bias", "clip.ln_final.bias", "same", f"{T}.final_layer_norm.bias"),
+    Rule("clip/text/projection", "clip.text_projection", "same",
+         "text_projection.weight", "linear"),
+)  # fmt: skip
+HEAD = (*_stage(), *_token_weights())
+
+
+class Scheme(NamedTuple):
+    """A way of naming: the rules of a checkpoint and how it spells their names."""
+
+    huggingface: bool = False
+    head: bool = True  # False: of CLIP alone
+    spell: Callable[[str], str] = str  # from the rule's name to that in the file
+
+    def rules(self) -> Iterator[tuple[str, str, str]]:
+        """(path here, name there, layout there)."""
+        for rule in CLIP + HEAD if self.head else CLIP:
+            if not self.huggingface:
+                yield rule.ours, self.spell(rule.original), rule.layout
+            elif rule.huggingface:
+                layout = rule.huggingface_layout or rule.layout
+                yield rule.ours, self.spell(rule.huggingface), layout
+
+
+ORIGINAL = Scheme()
+HUGGING_FACE = Scheme(huggingface=True, head=False)
