@@ -23,13 +23,15 @@ from hvp_jax.errors import BadUse, UserError
 class Verb:
     """`target` is "module:function"; its parameters are the verb's flags, by name.
 
-    A verb whose `config` is optional reads the workdir's config.json instead.
+    A verb whose `config` is optional reads the workdir's config.json instead. Of the flags
+    in `one_of` it takes exactly one.
     """
 
     target: str
     help: str
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,7 @@ VERBS = {
         "every array of a golden file, or a checkpoint in PyTorch layer by layer, against ours",
         (),
         ("golden", "source", "format", "precision"),
+        one_of=("golden", "source"),
     ),
     "bench": Verb(
         "hvp_jax.bench:run", "how fast a step or the scoring is", ("config",), ("workdir",)
@@ -205,6 +208,13 @@ def _values(verb: str, given: argparse.Namespace) -> dict[str, Any]:
             raise BadUse(f"{verb} needs --{name}={flag.metavar}")
         else:
             values[name] = flag.default
+    given_of = [name for name in VERBS[verb].one_of if values[name] is not None]
+    if VERBS[verb].one_of and len(given_of) != 1:
+        flags = [f"--{name}" for name in VERBS[verb].one_of]
+        if given_of:
+            raise BadUse(f"{verb} takes {' or '.join(flags)}, not both")
+        ways = [f"--{name}={FLAGS[name].metavar}" for name in VERBS[verb].one_of]
+        raise BadUse(f"{verb} needs {' or '.join(ways)}")
     return values
 
 

@@ -154,8 +154,6 @@ def run(
 
     Returns the table of errors; `ok` is false if one is over tolerance.
     """
-    if (golden is None) == (source is None):
-        raise BadUse("parity needs either --golden=FILE.npz or --source=PATH")
     precision = precision or ("float64" if golden else "float32")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", precision == "float64")

@@ -46,7 +46,8 @@ def fake(monkeypatch):
         (["train", "--workdir=w"], "train needs --config=FILE.py"),
         (["bench"], "bench needs --config=FILE.py"),
         (["eval"], "eval needs --workdir=DIR"),
-        (["parity"], "parity needs --golden=FILE.npz"),
+        (["parity"], "parity needs --golden=FILE.npz or --source=PATH"),
+        (["parity", "--golden=g", "--source=s"], "parity takes --golden or --source, not both"),
         (["parity", "--golden=g", "--precision=float16"], "invalid choice: 'float16'"),
         (["parity", "--golden=g", FOLDER], "parity takes no --config"),
         (["parity", "--golden=g", "--config.seed=1"], "parity takes no --config.seed"),
@@ -99,8 +100,9 @@ def test_flags_reach_the_verb(fake, tmp_path):
     assert cli.main(["--precision", "float32", "parity", "--golden", "a.npz"]) == 0
     assert cli.main(["bench", FOLDER]) == 0
     golden = Path("a.npz")
-    assert seen[0] == {"golden": golden, "precision": "float64"}
-    assert seen[1] == {"golden": golden, "precision": "float32"}
+    rest = {"source": None, "format": "auto"}
+    assert seen[0] == {"golden": golden, "precision": None, **rest}
+    assert seen[1] == {"golden": golden, "precision": "float32", **rest}
     assert seen[2].keys() == {"config", "workdir"} and seen[2]["workdir"] is None
 
 

@@ -46,7 +46,7 @@ def numpy_block(x: np.ndarray, params: dict, bias=None) -> np.ndarray:
 
 
 def tower(remat: str = "none", dtype=jnp.float32) -> clip.Tower:
-    return clip.Tower(WIDTH, LAYERS, TAPS, "quick_gelu", remat, dtype)
+    return clip.Tower(WIDTH, 64, None, LAYERS, TAPS, "quick_gelu", remat, dtype)
 
 
 def test_attention_in_float64_is_float64():
@@ -190,7 +190,7 @@ def test_the_two_activations():
         np.testing.assert_allclose(quick, x / (1 + np.exp(-1.702 * x)), atol=1e-12)
     y, outputs = normal(0, 1, 3, 64).astype(np.float32), {}
     for name in clip.ACTIVATIONS:
-        module = clip.Tower(64, 1, (1,), name, "none", jnp.float32)
+        module = clip.Tower(64, 64, None, 1, (1,), name, "none", jnp.float32)
         params = random_params(module, y)
         outputs[name] = jax.jit(module.apply)({"params": params}, y)
     assert jnp.abs(outputs["gelu"] - outputs["quick_gelu"]).max() > 1e-4

@@ -66,7 +66,7 @@ def test_an_override_at_the_top_and_the_last_of_two_wins():
         ("--config.model.steps=3", "config.train.steps"),
         ("--config.seed.more=3", "config.seed"),
         ("--config.=3", "config."),
-        ("--config.model=3", "it is a group: config.model.freeze_patches, config.model.remat"),
+        ("--config.model=3", "it is a group: config.model.freeze_patches, config.model.image_size"),
     ],
 )
 def test_an_unknown_key_is_told_the_nearest(argument, nearest):
