@@ -12,7 +12,7 @@ demo: .venv/installed
 	@echo "pictures: $(WORKDIR)/loss_curve.png and $(WORKDIR)/contact_sheet.png"
 
 test: lint
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(PYTHON) -m ruff check .

@@ -22,10 +22,12 @@ for name in ("absl", "jax", "orbax", "grain"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
-# Commands of one test session compile the same step once between them.
-CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
+# Commands of one test session, in all its processes, compile the same step once between them.
+if "COMPILED" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["COMPILED"] = CACHE.name
 COMPILED = {
-    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+    "JAX_COMPILATION_CACHE_DIR": os.environ["COMPILED"],
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import optimizer_of, random_state, write
-from conftest import CACHE
+from conftest import COMPILED
 from jax.experimental.compilation_cache import compilation_cache
 from small import quick_compile  # noqa: F401
 
@@ -30,7 +30,7 @@ SIZES = Sizes(32, 16, 64, 2, 64, 1, 32)
 def compile_once():
     """Runs of one model in this process share what they compile."""
     before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", CACHE.name)
+    jax.config.update("jax_compilation_cache_dir", COMPILED["JAX_COMPILATION_CACHE_DIR"])
     compilation_cache.reset_cache()
     yield
     jax.config.update("jax_compilation_cache_dir", before)
