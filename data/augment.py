@@ -172,21 +172,22 @@ class Augment:
         rng = np.random.Generator(np.random.Philox(key=key))
         size = pictures.shape[1]
         box = draw_crop(size, self.crop, rng) if self.crop < 1 else None
-        if self.flip and rng.random() < 0.5:
-            pictures = pictures[:, :, ::-1]
+        mirror = self.flip and rng.random() < 0.5
         drawn = draw(self.rand, rng) if self.rand else []
-        if not box and not drawn:
+        if not (box or mirror or drawn):
             return pictures
 
         def changed(picture: np.ndarray) -> np.ndarray:
             image = Image.fromarray(picture)
+            if mirror:
+                image = ImageOps.mirror(image)
             if box:
                 image = image.resize((size, size), BICUBIC, box)
             for operation, argument in drawn:
                 image = operation.apply(image, argument)
             return np.asarray(image)
 
-        return np.stack([changed(picture) for picture in np.ascontiguousarray(pictures)])
+        return np.stack([changed(picture) for picture in pictures])
 
 
 def open_augment(seed: int, rand_augment: str, crop: float, flip: bool) -> Augment | None:
