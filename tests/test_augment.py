@@ -1,17 +1,13 @@
-"""Augmentation: every operation by hand, the distribution of draws, and whose draw it is."""
+"""Augmentation: every operation by hand, and the distribution of what is drawn."""
 
 import collections
-import itertools
-import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs.base import get_config
-from data import pipeline
 from data.augment import FILL, OPERATIONS, Augment, draw, draw_crop, open_augment, parse
-from data.records import Clip
 from hvp_jax.errors import BadUse
 
 TEXT = "rand-m7-n4-mstd0.5-inc1"
@@ -198,64 +194,3 @@ def test_all_frames_of_a_clip_share_one_draw_and_no_other_clip_does():
     assert (ALL(NOISE, 5) == ALL(before, 5)).all() and (NOISE == before).all()
     assert (Augment(43, ALL.rand, ALL.crop, ALL.flip)(NOISE, 5) != ALL(NOISE, 5)).any()
     assert ALL(NOISE, 5).shape == NOISE.shape and ALL(NOISE, 5).dtype == np.uint8
-
-
-class Noise:
-    """A source of the same noise for every clip, so that batches differ by their draws alone."""
-
-    size, longest = 24, 6
-
-    def __getitem__(self, clip_id: str) -> np.ndarray:
-        return NOISE[: 1 + int(clip_id)]
-
-
-CLIPS = [Clip(str(i), "", (f"text {i}", f"again {i}"), "train") for i in range(4)]
-
-
-def start(batch_size=2, workers=0, host=(0, 1), augmented=ALL):
-    return pipeline.train_batches(
-        CLIPS, Noise(), 6, 7, batch_size, 42, workers, *host, augment=augmented
-    )
-
-
-def take(batches, n: int) -> list[dict]:
-    return list(itertools.islice(batches, n))
-
-
-def assert_same(one: list[dict], other: list[dict]) -> None:
-    for a, b in zip(one, other, strict=True):
-        for key in ("video", "video_mask", "text_ids"):
-            np.testing.assert_array_equal(a[key], b[key])
-
-
-def test_pixels_depend_on_the_place_in_the_stream_alone():
-    whole = take(start(), 12)  # three epochs
-    parts = [take(start(1, host=(i, 2)), 12) for i in range(2)]
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
-    assert_same(joined, whole)
-    half = take(start(4), 6)
-    np.testing.assert_array_equal(
-        np.concatenate([batch["video"] for batch in half]),
-        np.concatenate([batch["video"] for batch in whole]),
-    )
-    run = start()
-    take(run, 5)
-    state = json.loads(json.dumps(run.get_state()))
-    fresh = start()
-    fresh.set_state(state)
-    assert_same(take(fresh, 7), whole[5:])
-    with_workers = start(workers=2)
-    assert_same(take(with_workers, 8), whole[:8])
-    with_workers.close()
-
-
-def test_an_example_is_drawn_anew_in_every_epoch_and_padding_left_alone():
-    plain, drawn = take(start(augmented=None), 12), take(start(), 12)
-    looks = collections.defaultdict(set)
-    for before, after in zip(plain, drawn, strict=True):
-        for key in ("video_mask", "text_ids", "text_mask"):
-            np.testing.assert_array_equal(before[key], after[key])
-        assert not after["video"][~after["video_mask"]].any()
-        for ids, video in zip(after["text_ids"], after["video"], strict=True):
-            looks[ids.tobytes()].add(video.tobytes())
-    assert len(looks) == 8 and all(len(seen) == 3 for seen in looks.values())
