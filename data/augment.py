@@ -6,6 +6,7 @@ so a resumed run, and any number of workers and hosts, see the same pixels.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -22,6 +23,7 @@ APPLIED = 0.5  # chance of each chosen operation
 TOP = 10  # the highest magnitude; a level is a magnitude / TOP
 RATIO = 4 / 3  # of the sides of a random crop, at most, either way
 TRIES = 10  # at a random crop that fits
+PIXEL = "V3"  # three bytes that NumPy moves as one
 
 FORM = re.compile(r"rand-m(\d+)-n(\d+)-mstd(\d+(?:\.\d+)?)-inc1")
 
@@ -60,10 +62,49 @@ class Operation(NamedTuple):
     argument: Callable[[float, int], float]
 
 
-def _moved(image: Picture, a: float, b: float, c: float, d: float, e: float, f: float) -> Picture:
-    """The picture whose pixel (x, y) is that at (ax + by + c, dx + ey + f)."""
-    affine = Image.Transform.AFFINE
-    return image.transform(image.size, affine, (a, b, c, d, e, f), BICUBIC, fillcolor=FILL)
+@functools.lru_cache(maxsize=32)  # clips are augmented by several threads at a time
+def _paths(size: int, down: bool, shear: float, shift: float):
+    """Where the pixels of a slid picture come from: alike for all frames of a clip.
+
+    The numbers of the source pixels, three more along the way than there are pixels; the
+    four cubic weights of each line; the part of the source that each is of; and what lies
+    beyond the edge [S, S].
+    """
+    lines = np.arange(size)[:, None]
+    moves = shear * (lines + 0.5) + shift  # [S, 1]
+    whole = np.floor(moves).astype(int)
+    along = np.clip(np.arange(-1, size + 2) + whole, 0, size - 1)  # the edge goes on
+    source = np.arange(size) + 0.5 + moves
+    beyond = (source < 0) | (source >= size)
+    a = (moves - whole).astype(np.float32)
+    b = 1 - a
+    weights = [-a * b * b, 1 - 2 * a * a + a**3, 1 - 2 * b * b + b**3, -a * a * b]
+    if not down:
+        parts = [np.s_[:, 3 * i : 3 * (size + i)] for i in range(4)]
+        return lines * size + along, weights, parts, beyond
+    parts = [np.s_[i : size + i] for i in range(4)]
+    weights = [weight.repeat(3)[None] for weight in weights]
+    return np.ascontiguousarray((along * size + lines).T), weights, parts, beyond.T
+
+
+def _slide(image: Picture, down: bool, shear: float, shift: float) -> Picture:
+    """The square picture whose pixel (x, y) is that at (x + shear y + shift, y).
+
+    `down`: at (x, y + shear x + shift). As Pillow's bicubic `transform`, which interpolates
+    both ways for it and takes three times as long; a few values in a thousand are rounded
+    to their neighbour.
+    """
+    pixels = np.asarray(image)  # [S, S, 3]
+    numbers, weights, parts, beyond = _paths(len(pixels), down, shear, shift)
+    near = pixels.reshape(-1, 3).view(PIXEL)[:, 0].take(numbers)
+    near = near.view(np.uint8).astype(np.float32)  # [S, 3 (S + 3)], or [S + 3, 3 S]
+    mixed = near[parts[0]] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        mixed += near[part] * weight
+    mixed += 1e-4  # Pillow truncates; what is constant shall stay so
+    moved = np.clip(mixed, 0, 255, out=mixed).astype(np.uint8).reshape(pixels.shape)
+    moved.view(PIXEL)[beyond] = np.uint8(FILL).view(PIXEL)
+    return Image.fromarray(moved)
 
 
 def _posterize(image: Picture, bits: float) -> Picture:
@@ -104,22 +145,22 @@ OPERATIONS = (
     Operation("Sharpness", lambda im, x: ImageEnhance.Sharpness(im).enhance(x), _strength),
     Operation(
         "ShearX",
-        lambda im, x: _moved(im, 1, x, 0, 0, 1, 0),
+        lambda im, x: _slide(im, False, x, 0),
         lambda level, sign: sign * 0.3 * level,
     ),
     Operation(
         "ShearY",
-        lambda im, x: _moved(im, 1, 0, 0, x, 1, 0),
+        lambda im, x: _slide(im, True, x, 0),
         lambda level, sign: sign * 0.3 * level,
     ),
     Operation(
         "TranslateX",  # share of the width
-        lambda im, x: _moved(im, 1, 0, x * im.width, 0, 1, 0),
+        lambda im, x: _slide(im, False, 0, x * im.width),
         lambda level, sign: sign * 0.45 * level,
     ),
     Operation(
         "TranslateY",
-        lambda im, x: _moved(im, 1, 0, 0, 0, 1, x * im.height),
+        lambda im, x: _slide(im, True, 0, x * im.height),
         lambda level, sign: sign * 0.45 * level,
     ),
 )

@@ -125,6 +125,25 @@ def test_operations_that_move(magnitude, sign):
         assert outside.any() and not outside[20, 20]
 
 
+@pytest.mark.parametrize("magnitude, sign", [(0, 1), (0.3, 1), (7, -1), (10, 1)])
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateX", "TranslateY"])
+def test_slides_are_those_of_pillow(name, magnitude, sign):
+    picture = stream(8).integers(0, 256, (64, 64, 3), np.uint8)
+    picture[:, 20:40] = 77  # what is constant stays so, to the last digit
+    x = BY_NAME[name].argument(magnitude / 10, sign)
+    matrix = {
+        "ShearX": (1, x, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, x, 1, 0),
+        "TranslateX": (1, 0, 64 * x, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, 64 * x),
+    }[name]
+    pillow = Image.fromarray(picture).transform(
+        (64, 64), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL
+    )
+    difference = np.abs(apply(name, magnitude, picture, sign) - np.asarray(pillow).astype(int))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
 def test_draws_are_of_the_right_distribution():
     n, tries = 4, 6000
     drawn = [draw(parse(TEXT), stream(i)) for i in range(tries)]
