@@ -54,6 +54,10 @@ def test_parse():
         assert "\n" not in str(refused.value)
 
 
+def test_the_fill_is_the_mean_of_clip():
+    assert FILL == tuple(round(255 * x) for x in (0.48145466, 0.4578275, 0.40821073))
+
+
 def test_no_key_set_is_no_augmentation():
     assert open_augment(1, **get_config().augment) is None
     assert open_augment(1, TEXT, 1.0, False) == Augment(1, parse(TEXT))
