@@ -48,6 +48,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.words = 24
     config.data.workers = 0  # decoding processes; 0: threads of this process
 
+    config.augment = ConfigDict()  # of training clips, one draw for all frames of a clip
+    config.augment.rand_augment = ""  # such as rand-m7-n4-mstd0.5-inc1; empty: none
+    config.augment.crop = 1.0  # random resized crop: least share of the area; 1.0: none
+    config.augment.flip = False  # left to right, of every other clip; captions stay as they are
+
     config.optim = ConfigDict()
     config.optim.rate = placeholder(float)  # None: 1e-4 on a pretrained CLIP, 1e-3 from scratch
     config.optim.clip_rate = placeholder(float)  # inside CLIP; None: 1e-7, or `rate` from scratch

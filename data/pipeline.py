@@ -20,6 +20,7 @@ from absl import flags
 from tqdm import tqdm
 
 from data import shards
+from data.augment import Augment
 from data.records import Clip
 from data.tokenizer import tokenize
 from hvp_jax.errors import BadData, BadUse
@@ -121,21 +122,27 @@ def open_source(
 
 @dataclasses.dataclass(frozen=True)
 class ReadVideos:
-    """Numbers of clips [n] -> `video` and `video_mask` of `rows` rows, the last ones padding."""
+    """Numbers of clips [n] -> `video` and `video_mask` of `rows` rows, the last ones padding.
+
+    Where there is an `augment`, the clips are examples `first`, `first` + 1, ... of training.
+    """
 
     source: Source
     clip_ids: Sequence[str]
     frames: int
     rows: int
     threads: int
+    augment: Augment | None = None
 
-    def __call__(self, numbers: np.ndarray) -> Batch:
+    def __call__(self, numbers: np.ndarray, first: int = 0) -> Batch:
         size = self.source.size
         video = np.zeros((self.rows, self.frames, size, size, 3), np.uint8)
         mask = np.zeros((self.rows, self.frames), bool)
 
         def read(row: int) -> None:
             pictures = self.source[self.clip_ids[numbers[row]]]  # [n, S, S, 3]
+            if self.augment:
+                pictures = self.augment(pictures, first + row)
             video[row, : len(pictures)] = pictures
             mask[row, : len(pictures)] = True
 
@@ -147,16 +154,20 @@ class ReadVideos:
 
 @dataclasses.dataclass(frozen=True)
 class ReadPairs:
-    """Numbers of pairs [B] -> a batch of videos with one caption each."""
+    """The host's batch `index`, as numbers of pairs [B] -> its videos with one caption each."""
 
     videos: ReadVideos
     clips: np.ndarray  # [pairs] the number of the clip of each pair
     captions: Sequence[str]  # [pairs]
     words: int
+    host_index: int
+    host_count: int
 
-    def __call__(self, numbers: np.ndarray) -> Batch:
+    def __call__(self, index: int, numbers: np.ndarray) -> Batch:
         ids, mask = tokenize([self.captions[i] for i in numbers], self.words)
-        return self.videos(self.clips[numbers]) | {"text_ids": ids, "text_mask": mask}
+        # The number of the batch's first example in the one stream of all hosts and epochs.
+        first = (index * self.host_count + self.host_index) * len(numbers)
+        return self.videos(self.clips[numbers], first) | {"text_ids": ids, "text_mask": mask}
 
 
 def train_batches(
@@ -169,6 +180,7 @@ def train_batches(
     workers: int = 0,
     host_index: int = 0,
     host_count: int = 1,
+    augment: Augment | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Endless batches of (clip, caption) pairs for training, each epoch in its own order.
 
@@ -178,6 +190,9 @@ def train_batches(
     smaller than the batch of all hosts, which differs from epoch to epoch. `workers`
     processes read, or threads of this process if 0. The iterator has `get_state` and
     `set_state`, exact to the batch; close() it at the end if there are workers.
+
+    `augment` changes pixels, by the seed and by the number of the example, counted over
+    all hosts and epochs: another draw whenever an example comes again.
 
     Two captions of one clip can meet in a batch, where the loss takes each as the
     other's negative. The original does nothing about it, nor do we.
@@ -199,8 +214,10 @@ def train_batches(
     dataset = grain.MapDataset.range(len(captions)).seed(seed).shuffle()
     dataset = dataset[:whole].batch(batch_size)[host_index::host_count].repeat()
     clip_ids = [clip.clip_id for clip in clips]
-    videos = ReadVideos(source, clip_ids, frames, batch_size, _threads(workers))
-    dataset = dataset.map(ReadPairs(videos, np.asarray(numbers), captions, words))
+    videos = ReadVideos(source, clip_ids, frames, batch_size, _threads(workers), augment)
+    dataset = dataset.map_with_index(
+        ReadPairs(videos, np.asarray(numbers), captions, words, host_index, host_count)
+    )
     dataset = dataset.to_iter_dataset(READ_AHEAD)
     if workers:
         # Grain reads absl flags when it starts processes; nobody parses them in tests.

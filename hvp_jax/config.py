@@ -59,6 +59,8 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "train.eval_every": int,
 }
 
+AUGMENT = ("augment.rand_augment", "augment.crop", "augment.flip")
+
 STAGES = 3  # paper section 3.2
 DEFAULT_VARIANT = "ViT-B/32"
 EPOCHS = 5  # on a pretrained CLIP
@@ -150,7 +152,7 @@ def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -
 def validate(config: ConfigDict) -> None:
     """Raises BadUse, naming the key, if a value is outside what the key allows."""
     flat = flatten(config)
-    for key in (*CHOICES, *LEAST, *OPTIONAL):
+    for key in (*CHOICES, *LEAST, *OPTIONAL, *AUGMENT):
         if key not in flat:
             raise BadUse(f"the config has no key config.{key}; start it from configs/base.py")
     for key, choices in CHOICES.items():
@@ -167,6 +169,7 @@ def validate(config: ConfigDict) -> None:
         raise BadUse(
             f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
         )
+    _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if not flat["model.weights"]:  # else they tell the sizes, once they are opened
         resolve(config)
 
@@ -178,6 +181,20 @@ def _validate_taps(taps: tuple[int, ...], layers: int) -> None:
             f"config.model.taps is {taps}; taps are layers of the vision tower, "
             f"rising, counted from 1 to {layers}"
         )
+
+
+def _validate_augment(rand_augment: str, crop: float) -> None:
+    if not 0 < crop <= 1:
+        raise BadUse(
+            f"config.augment.crop is {crop}; it is a share of the area, above 0 and at most 1"
+        )
+    if rand_augment:
+        from data.augment import parse  # NumPy and Pillow, which few commands need this early
+
+        try:
+            parse(rand_augment)
+        except BadUse as error:
+            raise BadUse(f"config.augment.rand_augment {error}") from None
 
 
 def to_json(config: ConfigDict) -> str:

@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data import annotations, pipeline
+from data.augment import open_augment
 from data.records import Clip
 from hvp_jax import checkpoint, evaluate, monitor, optim, report, step, weights
 from hvp_jax.config import Told, difference, from_json, resolve, resolve_steps
@@ -121,6 +122,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         config.train.batch_size,
         config.seed,
         config.data.workers,
+        augment=open_augment(config.seed, **config.augment),
     )
     recipe = recipe_of(config, model, examples)
     params = weights.initial(begin, model, config.seed, layout)

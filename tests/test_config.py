@@ -88,6 +88,9 @@ def test_nothing_is_left_at_none():
         ("data.words", 78, "at most 77"),
         ("optim.warmup", 1, "below 1"),
         ("optim.max_grad_norm", 0, "above 0"),
+        ("augment.crop", 0, "above 0"),
+        ("augment.crop", 1.1, "at most 1"),
+        ("augment.rand_augment", "rand-m7-n4", "form rand-m7-n4-mstd0.5-inc1"),
         ("model.taps", "0,6", "counted from 1 to 12"),
         ("model.taps", "1,13", "counted from 1 to 12"),
         ("model.taps", "6,1", "rising"),
@@ -118,7 +121,7 @@ def test_every_key_that_has_a_rule_is_needed():
     with pytest.raises(BadUse, match="no key config.distill.stages"):
         rules.validate(config)
     known = rules.flatten(get_config())
-    assert {*rules.CHOICES, *rules.LEAST, *rules.OPTIONAL} <= known.keys()
+    assert {*rules.CHOICES, *rules.LEAST, *rules.OPTIONAL, *rules.AUGMENT} <= known.keys()
 
 
 def test_keys_that_are_none_are_the_optional_ones():
