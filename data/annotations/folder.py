@@ -75,7 +75,7 @@ def read_all(root: str) -> list[Clip]:
         Clip(
             _clip_id(ids[video], start, end), video[0], tuple(c["captions"]), c["split"], start, end
         )
-        for (video, *times), c in clips.items()
+        for (video, start, end), c in clips.items()
     ]
 
 
