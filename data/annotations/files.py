@@ -96,11 +96,16 @@ def read_json(path: str) -> Any:
 
 def read_table(path: str, *columns: str) -> list[list[str]]:
     """The named columns of each row of a comma separated file with a header."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    end = "the end of the file"
+    # An open quote swallows all that follows, that last row too.
+    reader = csv.reader(io.StringIO(f"{read_text(path).rstrip()}\n{end}", newline=""))
     try:
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise BadData(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
+    if rows.pop()[1] != [end]:
+        line = rows[-1][0] + 1 if rows else 1
+        raise BadData(f"{path}: the row at line {line} has a quote that nothing closes")
     header = [name.strip() for name in rows[0][1]] if rows else []
     for column in columns:
         if column not in header:
