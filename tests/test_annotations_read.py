@@ -6,10 +6,10 @@ import logging
 import published
 import pytest
 
+from configs.msrvtt import get_config
 from data import annotations
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.evaluate import read_clips
-from hvp_jax.overrides import load
 
 
 def touch(folder, *names):
@@ -24,6 +24,16 @@ def msrvtt(tmp_path):
     """Annotations of 8 videos, 7 of which are to train on and one to test, and their files."""
     published.msrvtt(tmp_path, 4, 1, 2)
     return str(tmp_path), touch(tmp_path / "videos", *(f"video{i}.mp4" for i in range(7)))
+
+
+def test_the_published_name_comes_before_other_spellings(tmp_path, msrvtt):
+    before = annotations.read_all("msrvtt", "", *msrvtt)
+    for name in ("MSRVTT_train.9000.csv", "msrvtt_TRAIN.9k.csv"):
+        published.table(tmp_path / name, ["video_id"], ["other"])
+    assert annotations.read_all("msrvtt", "", *msrvtt) == before
+    (tmp_path / "MSRVTT_train.9k.csv").unlink()
+    with pytest.raises(BadData, match="MSRVTT_train.9000.csv or msrvtt_TRAIN.9k.csv"):
+        annotations.read_all("msrvtt", "", *msrvtt)
 
 
 def splits(clips):
@@ -88,10 +98,23 @@ def test_a_share_of_training_is_held_out(tmp_path):
     few = held(0.05)
     assert 30 <= len(few) <= 70 and all(v.startswith("tr") for v in few)
     # Whoever reads them, wherever and whenever: these never change.
-    assert sorted(few)[:4] == ["tr035", "tr067", "tr078", "tr115"]
+    assert sorted(few)[:4] == ["tr035", "tr060", "tr078", "tr115"]
     assert few < held(0.2) and held(0.05) == few and held(0.05, seed=1) != few and not held(0.0)
+    most = held(0.99)
+    assert len(most) > 950 and all(v.startswith("tr") for v in most)
     some = frozenset(sorted(few)[:5] + [f"tr{i:03d}" for i in range(0, 1000, 7)])
     assert held(0.05, exclude=some) == few - some
+
+
+def test_stretches_of_a_video_are_held_out_together(tmp_path):
+    touch(tmp_path / "videos", *(f"{i}.mp4" for i in range(40)))
+    rows = [f"{i},x,train,{at},{at + 1}" for i in range(40) for at in range(4)]
+    table = "\n".join(["video_id,caption,split,start,end", *rows])
+    (tmp_path / "captions.csv").write_text(table)
+    clips = annotations.read("folder", str(tmp_path), "", "", "", 0.5)
+    of_video = {clip.clip_id.split("@")[0]: clip.split for clip in clips}
+    assert all(of_video[clip.clip_id.split("@")[0]] == clip.split for clip in clips)
+    assert set(of_video.values()) == {"train", "val"}
 
 
 def test_a_split_of_its_own_is_kept(tmp_path):
@@ -104,10 +127,9 @@ def test_a_split_of_its_own_is_kept(tmp_path):
 
 
 def test_a_config_reaches_the_reader(msrvtt):
-    config = load("configs/msrvtt.py")
-    with config.unlocked():
-        config.data.annotations, config.data.videos = msrvtt
-        config.data.held_out, config.data.protocol, config.seed = 0.5, "7k", 3
+    config = get_config()
+    config.data.annotations, config.data.videos = msrvtt
+    config.data.held_out, config.data.protocol, config.seed = 0.5, "7k", 3
     assert read_clips(config) == annotations.read("msrvtt", "", *msrvtt, "7k", 0.5, 3)
     assert read_clips(config) != annotations.read("msrvtt", "", *msrvtt, "", 0.0, 3)
 

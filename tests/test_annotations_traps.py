@@ -82,7 +82,7 @@ def test_didemo_paragraphs_and_names(tmp_path):
 
 def test_didemo_listed_ids_without_captions_and_the_reverse(tmp_path):
     published.didemo(tmp_path)
-    published.write(tmp_path / "train_list.txt", "\ufeffx.mov\r\n10@N0_0_a0.mov")
+    published.write(tmp_path / "train_list.txt", "\ufeffx.mov \r\n\r\n 10@N0_0_a0.mov")
     result = found("didemo", tmp_path)
     assert result.uncaptioned == {"train": ["x"], "val": [], "test": []}
     assert result.unlisted == ["11@N0_1_a1"]
@@ -104,12 +104,14 @@ def test_activitynet_ids_with_and_without_v(tmp_path):
 
 def test_lsmdc_has_folders_of_films_and_quotes(tmp_path):
     published.lsmdc(tmp_path)
-    name = "0001_American_Beauty_00.000001.926-00.000001.129"
-    touch(tmp_path / "videos" / "0001_American_Beauty", f"{name}.avi", f"{name}.txt")
+    film = "0001_American_Beauty"
+    bare, name = (f"{film}_00.{i:06d}.926-00.{i:06d}.129" for i in range(2))
+    touch(tmp_path / "videos" / film, f"{name}.avi", f"{name}.txt", bare)
     by_id = clips("lsmdc", tmp_path, tmp_path / "videos")
     assert by_id[name].path.endswith(f"0001_American_Beauty/{name}.avi")
     assert by_id[name].captions == ('"SOMEONE" walks, 1 steps.',)
-    assert sum(not clip.path for clip in by_id.values()) == 3
+    assert by_id[bare].path.endswith(f"{film}/{bare}")
+    assert sum(not clip.path for clip in by_id.values()) == 2
 
 
 @pytest.mark.parametrize(
