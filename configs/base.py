@@ -43,6 +43,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.root = ""  # for `folder` and `shapes`: holds videos/ and captions.csv
     config.data.annotations = ""  # for the published data sets: their annotation files
     config.data.videos = ""  # for the published data sets: their video files
+    config.data.protocol = (
+        ""  # which splits; msrvtt: 9k (""), 7k, full; vatex: the test list's name
+    )
+    # Share of the training videos that validates, where there is no such split (by seed and id).
+    config.data.held_out = 0.0
     config.data.shards = ""  # written by `prepare`; empty: decode the video files
     config.data.frames = 12
     config.data.words = 24
@@ -65,6 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.batch_size = 32  # over all devices
     config.train.epochs = placeholder(int)  # None: 5 on a pretrained CLIP
     config.train.steps = placeholder(int)  # None: `epochs` of them, or else 300 from scratch
+    config.train.choose_on = "val"  # val, test: the split that the best checkpoint is chosen by
     config.train.checkpoint_every = 100
     config.train.eval_every = placeholder(int)  # None: once an epoch, at most 5 times from scratch
     config.train.log_every = 10
@@ -75,4 +81,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.batch_size = 32
 
     config.bench = "step"  # step, similarity
+    return config
+
+
+def as_the_original(config: ConfigDict) -> ConfigDict:
+    """Scores, trains and chooses as the original PyTorch code does; `*_reference` configs only."""
+    config.similarity.word_weights = "paired"
+    config.similarity.normalize = "none"
+    config.similarity.mask_padding = False
+    config.distill.noise = "always"
+    config.optim.schedule_epochs = 5  # whatever train.epochs says
+    config.data.frames = 12
+    config.data.words = 24
+    config.data.held_out = 0.0
+    config.train.choose_on = "test"
     return config

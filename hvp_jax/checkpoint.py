@@ -21,6 +21,10 @@ from hvp_jax.step import State
 logging.getLogger("absl").addFilter(lambda record: "tracked_metric" not in record.msg)
 
 SELECT = "rsum"  # R@1 + R@5 + R@10 of both directions, the field's single figure
+OPTIMISTIC = (
+    "train.choose_on=test: the checkpoint is the best of several on the test split itself, so "
+    "the figures are optimistic"
+)
 
 
 def select_by(figures: dict) -> dict[str, float]:
@@ -62,7 +66,7 @@ class Checkpoints:
         return self._manager.latest_step() if self._manager else None
 
     def chosen(self) -> dict | None:
-        """The step to score with: the best on validation, or the last where there is none."""
+        """The step to score with: the best by `save`'s figures, or the last where none has any."""
         if self.latest() is None:
             return None
         self._manager.wait_until_finished()
@@ -72,10 +76,12 @@ class Checkpoints:
             return {"step": self.latest(), "chosen_on": None}
         # The latest of equals is the one that is always kept.
         step = max(scored, key=lambda s: (scored[s], s))
-        return {"step": step, "chosen_on": "val", SELECT: scored[step]}
+        split = self._manager.metrics(step).get("split", "val")
+        about = {"step": step, "chosen_on": split, SELECT: scored[step]}
+        return about | ({"warning": OPTIMISTIC} if split == "test" else {})
 
     def save(self, step: int, state: State, batches, figures: dict | None = None) -> None:
-        """Writes a step in the background; `figures` are of the validation split, if evaluated."""
+        """Writes a step in the background; `figures` are of their `split`, if evaluated."""
         if self._manager is None:
             self._open()
         if step in self._manager.all_steps():
@@ -87,7 +93,7 @@ class Checkpoints:
                 rest=ocp.args.StandardSave(_rest(state)),
                 data=grain.checkpoint.CheckpointSave(batches),
             ),
-            metrics=select_by(figures) if figures else None,
+            metrics=select_by(figures) | {"split": figures["split"]} if figures else None,
         )
 
     def save_ported(self, step: int, params: dict, rest: State | None = None) -> None:

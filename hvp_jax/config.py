@@ -18,7 +18,11 @@ CHOICES = {
     "distill.noise": ("train", "always", "never"),
     "similarity.word_weights": ("query", "paired"),
     "similarity.normalize": ("softmax", "none"),
-    "data.dataset": ("folder", "shapes"),
+    "data.dataset": (
+        *("folder", "shapes"),
+        *("msrvtt", "didemo", "activitynet", "lsmdc", "msvd", "vatex", "charades"),
+    ),
+    "train.choose_on": ("val", "test"),
     "eval.split": ("train", "val", "test"),
     "bench": ("step", "similarity"),
 }
@@ -30,6 +34,7 @@ LEAST = {
     "similarity.chunk": 1,
     "data.frames": 1,
     "data.words": 3,  # start and end of text and one token between
+    "data.held_out": 0,
     "data.workers": 0,
     "optim.rate": 0,
     "optim.clip_rate": 0,
@@ -161,10 +166,9 @@ def validate(config: ConfigDict) -> None:
     for key, least in LEAST.items():
         if flat[key] is not None and flat[key] < least:
             raise BadUse(f"config.{key} is {flat[key]}; it must be at least {least}")
-    if flat["optim.warmup"] >= 1:
-        raise BadUse(
-            f"config.optim.warmup is {flat['optim.warmup']}; it is a share of the schedule, below 1"
-        )
+    for key, whole in (("optim.warmup", "schedule"), ("data.held_out", "training videos")):
+        if flat[key] >= 1:
+            raise BadUse(f"config.{key} is {flat[key]}; it is a share of the {whole}, below 1")
     if flat["optim.max_grad_norm"] <= 0:
         raise BadUse(
             f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"

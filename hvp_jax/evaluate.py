@@ -158,7 +158,15 @@ def scoring(config: ConfigDict) -> dict:
 def read_clips(config: ConfigDict) -> list[Clip]:
     """The clips of the data set a config names."""
     data = config.data
-    return annotations.read(data.dataset, data.root, data.annotations, data.videos)
+    return annotations.read(
+        data.dataset,
+        data.root,
+        data.annotations,
+        data.videos,
+        data.protocol,
+        data.held_out,
+        config.seed,
+    )
 
 
 def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pipeline.Source:

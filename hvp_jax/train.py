@@ -100,7 +100,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout.check_batch(config.eval.batch_size, "eval.batch_size")
     clips = evaluate.read_clips(config)
     train_clips = annotations.select(clips, "train")
-    val_clips = [clip for clip in clips if clip.split == "val"]
+    val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
     eval_clips = annotations.select(clips, config.eval.split)
     examples = sum(len(clip.captions) for clip in train_clips)
     config = resolve_steps(config, examples, begin.told.pretrained)
@@ -178,8 +178,8 @@ def _loop(config, layout, recipe, state, at, batches, checkpoints, show, stop, v
         if validate and (at % config.train.eval_every == 0 or at == total):
             pending = _write(show, pending)
             scored = validate(state.params)
-            show.write(at, {"split": "val", **scored})
-            show.say(f"step {at}  val  {report.line(scored)}")
+            show.write(at, scored)
+            show.say(f"step {at}  {scored['split']}  {report.line(scored)}")
         if scored or at % config.train.checkpoint_every == 0 or at == total:
             pending = _write(show, pending)  # a saved step has its row
             checkpoints.save(at, state, batches, scored)
@@ -200,7 +200,8 @@ def _write(show: monitor.Monitor, pending: tuple[int, dict] | None) -> None:
 def _validate(
     scorer: evaluate.Scorer, clips: Sequence[Clip], source: pipeline.Source, params
 ) -> dict:
-    return evaluate.figures(scorer, params, clips, source)[0]
+    """Figures of the clips that the checkpoint is chosen by, which are of one split."""
+    return {"split": clips[0].split} | evaluate.figures(scorer, params, clips, source)[0]
 
 
 def _fingerprint(clips: Sequence[Clip]) -> dict:

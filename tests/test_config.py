@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.base import get_config
+from data import annotations
 from hvp_jax import config as rules
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.overrides import load, override
@@ -87,6 +88,7 @@ def test_nothing_is_left_at_none():
         *((key, least - 1, f"at least {least}") for key, least in rules.LEAST.items()),
         ("data.words", 78, "at most 77"),
         ("optim.warmup", 1, "below 1"),
+        ("data.held_out", 1, "share of the training videos, below 1"),
         ("optim.max_grad_norm", 0, "above 0"),
         ("augment.crop", 0, "above 0"),
         ("augment.crop", 1.1, "at most 1"),
@@ -187,7 +189,23 @@ def test_a_reference_config_is_the_original(name):
         "noise": "always",
     }
     assert (config.optim.schedule_epochs, config.data.frames, config.data.words) == (5, 12, 24)
-    assert "contain the answer" in importlib.import_module(f"configs.{name}").__doc__
+    assert (config.train.choose_on, config.data.held_out) == ("test", 0)
+    says = " ".join(importlib.import_module(f"configs.{name}").__doc__.split())
+    assert "contain the answer" in says and "chosen on the test split" in says
+
+
+def test_every_data_set_has_a_config_and_its_twin():
+    assert rules.CHOICES["data.dataset"] == annotations.DATASETS
+    for dataset in annotations.PUBLISHED:
+        for name in (dataset, f"{dataset}_reference"):
+            config = load(str(ROOT / "configs" / f"{name}.py"))
+            assert config.data.dataset == dataset
+        config = load(str(ROOT / "configs" / f"{dataset}.py"))
+        paragraphs = dataset in ("didemo", "activitynet")
+        size = (64, 64) if paragraphs else (12, 24)
+        assert (config.data.frames, config.data.words) == size
+        held_out = 0.05 if dataset in ("msrvtt", "activitynet", "charades") else 0
+        assert (config.data.held_out, config.train.choose_on) == (held_out, "val")
 
 
 def test_only_reference_configs_leave_what_is_sound():
@@ -198,6 +216,7 @@ def test_only_reference_configs_leave_what_is_sound():
             and config.similarity.normalize == "softmax"
             and config.similarity.mask_padding
             and config.distill.noise != "always"
+            and config.train.choose_on == "val"
         )
         assert is_sound != name.endswith("_reference")
 

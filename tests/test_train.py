@@ -190,7 +190,15 @@ def test_files_and_shards_train_alike(clips, whole, tmp_path, run_cli):
     shards = f"--config.data.shards={tmp_path / 'shards'}"
     status, _, err = run_cli("prepare", *TINY, f"--config.data.root={clips}", shards)
     assert status == 0, err
-    train(run_cli, clips, tmp_path / "run", 6, shards, "--config.parallel=shard_map")
+    by_test = "--config.train.choose_on=test"  # changes no update
+    result = train(
+        run_cli, clips, tmp_path / "run", 6, shards, "--config.parallel=shard_map", by_test
+    )
+    chosen = result["checkpoint"]
+    assert chosen["chosen_on"] == "test" and "optimistic" in chosen["warning"]
+    assert chosen["warning"] in result["text"] and "warning" not in whole[1]["checkpoint"]
+    evaluated = [row for row in rows(tmp_path / "run") if row.get("split")]
+    assert [(row["step"], row["split"]) for row in evaluated] == [(3, "test"), (6, "test")]
     losses = [
         [row["loss"] for row in rows(where) if "loss" in row]
         for where in (tmp_path / "run", whole[0])

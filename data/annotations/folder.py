@@ -17,56 +17,65 @@ import math
 import os
 import unicodedata
 
+from data.annotations import files
 from data.records import Clip
 from hvp_jax.errors import BadData, BadUse
 
-EXTENSIONS = frozenset(
-    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .h264 .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 .mpeg"
-    " .mpg .mts .mxf .ogg .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
-)
 SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
-def read(root: str) -> list[Clip]:
-    """The clips of `root`, in order of first appearance.
+def read(root: str, exclude: frozenset[str] = frozenset()) -> list[Clip]:
+    """The clips of `root`, in order of first appearance, but for those of the ids `exclude`.
 
     Raises BadUse if `root` is no directory, BadData for all that is wrong inside it.
     """
+    clips = files.without(read_all(root), exclude)
+    absent = [clip for clip in clips if not clip.path]
+    if absent:
+        ids = list(dict.fromkeys(files.video_id(clip) for clip in absent))
+        first = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        raise BadData(
+            f"{os.path.join(root, 'captions.csv')}: {len(ids)} of its videos are not in"
+            f" {os.path.join(root, 'videos')}: {first}; add the files or remove the rows"
+        )
+    return clips
+
+
+def read_all(root: str) -> list[Clip]:
+    """As `read`, but the path of a clip is empty where no file of its video is there."""
     if not os.path.isdir(root):
         what = "is not a directory" if os.path.exists(root) else "does not exist"
         raise BadUse(f"{root!r} {what}; data.root must hold videos/ and captions.csv")
     folder, table = os.path.join(root, "videos"), os.path.join(root, "captions.csv")
     names, stems = _find_files(folder)
     clips: dict[tuple, dict] = {}
-    ids: dict[str, str] = {}  # path -> the id it was first named by
-    splits: dict[str, str] = {}  # path -> its split
-    absent: dict[str, None] = {}
+    ids: dict[tuple, str] = {}  # video -> the id it was first named by
+    splits: dict[tuple, str] = {}  # video -> its split
     for number, row in _read_rows(table):
         where = f"{table}: row {number}"
         for column in ("video_id", "caption"):
             if not row[column]:
                 raise BadData(f"{where}: {column} is empty; fill it in or remove the row")
         path = _match(names, stems, row["video_id"], where)
-        if path is None:
-            absent[row["video_id"]] = None
-            continue
-        video_id = ids.setdefault(path, row["video_id"])
+        video = (path, "" if path else row["video_id"])  # one video may go by two ids
+        video_id = ids.setdefault(video, row["video_id"])
         split = _split(row, video_id, where)
-        if splits.setdefault(path, split) != split:
+        if splits.setdefault(video, split) != split:
             raise BadData(
-                f"{where}: video {video_id!r} is in {split} and in {splits[path]};"
+                f"{where}: video {video_id!r} is in {split} and in {splits[video]};"
                 " all rows of a video belong in one split"
             )
         start, end = _stretch(row, where)
-        clip = clips.setdefault((path, start, end), {"captions": [], "split": split})
+        clip = clips.setdefault((video, start, end), {"captions": [], "split": split})
         clip["captions"].append(row["caption"])
-    _require_all(absent, table, folder)
-    unused = sum(_is_video(path) and path not in ids for path in names.values())
+    unused = sum(files.is_video(path) and (path, "") not in ids for path in names.values())
     if unused:
         logging.warning("%s: %d videos have no captions and are left out", table, unused)
     return [
-        Clip(_clip_id(ids[path], start, end), path, tuple(c["captions"]), c["split"], start, end)
-        for (path, start, end), c in clips.items()
+        Clip(
+            _clip_id(ids[video], start, end), video[0], tuple(c["captions"]), c["split"], start, end
+        )
+        for (video, start, end), c in clips.items()
     ]
 
 
@@ -76,31 +85,14 @@ def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
         raise BadData(f"{folder}: no such directory; the video files belong there")
     names: dict[str, str] = {}
     stems: dict[str, list[str]] = {}
-    seen = {os.path.realpath(folder)}
-    for here, folders, files in os.walk(folder, followlinks=True):
-        # A link to a folder above would be followed in circles.
-        folders[:] = sorted(f for f in folders if not _was_seen(os.path.join(here, f), seen))
-        for file in sorted(f for f in files if not f.startswith(".")):
-            path = os.path.join(here, file)
-            name = _plain(os.path.relpath(path, folder))
-            names[name] = path
-            if _is_video(path):
-                stems.setdefault(os.path.splitext(name)[0], []).append(path)
+    for path in files.walk(folder):
+        name = _plain(os.path.relpath(path, folder))
+        names[name] = path
+        if files.is_video(path):
+            stems.setdefault(os.path.splitext(name)[0], []).append(path)
     if not names:
         raise BadData(f"{folder}: holds no files; put the videos there")
     return names, stems
-
-
-def _is_video(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in EXTENSIONS
-
-
-def _was_seen(folder: str, seen: set[str]) -> bool:
-    real = os.path.realpath(folder)
-    if real in seen:
-        return True
-    seen.add(real)
-    return False
 
 
 def _plain(name: str) -> str:
@@ -108,11 +100,11 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _match(names: dict, stems: dict, video_id: str, where: str) -> str | None:
+def _match(names: dict, stems: dict, video_id: str, where: str) -> str:
     name = _plain(video_id)
     if name in names:
         return names[name]
-    found = stems.get(name, [None])
+    found = stems.get(name, [""])
     if len(found) > 1:
         raise BadData(
             f"{where}: video_id {video_id!r} fits both {found[0]} and {found[1]};"
@@ -123,7 +115,9 @@ def _match(names: dict, stems: dict, video_id: str, where: str) -> str | None:
 
 def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
     """Rows with their numbers; the header is row 1, as spreadsheets count."""
-    reader = csv.reader(io.StringIO(_read_text(table), newline=""), strict=True)
+    if not os.path.isfile(table):
+        raise BadData(f"{table}: no such file; it holds the captions (video_id,caption)")
+    reader = csv.reader(io.StringIO(files.read_text(table), newline=""), strict=True)
     try:
         lines = [(n, [cell.strip() for cell in line]) for n, line in enumerate(reader, 1) if line]
     except csv.Error as error:
@@ -145,22 +139,6 @@ def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
                 " put captions with commas in double quotes"
             )
     return [(number, dict(zip(header, line, strict=True))) for number, line in lines[1:]]
-
-
-def _read_text(table: str) -> str:
-    if not os.path.isfile(table):
-        raise BadData(f"{table}: no such file; it holds the captions (video_id,caption)")
-    with open(table, "rb") as file:
-        content = file.read()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadData(f"{table}: line {line} is not UTF-8; save the file as UTF-8") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise BadData(f"{table}: line {line} holds a null byte; save the file as UTF-8 text")
-    return text
 
 
 def _split(row: dict[str, str], video_id: str, where: str) -> str:
@@ -196,12 +174,3 @@ def _clip_id(video_id: str, start: float | None, end: float | None) -> str:
     if start is None and end is None:
         return video_id
     return f"{video_id}@{start:.12g}-{'' if end is None else format(end, '.12g')}"
-
-
-def _require_all(absent: dict[str, None], table: str, folder: str) -> None:
-    if absent:
-        first = ", ".join(list(absent)[:3]) + (", ..." if len(absent) > 3 else "")
-        raise BadData(
-            f"{table}: {len(absent)} of its videos are not in {folder}: {first};"
-            " add the files or remove the rows"
-        )

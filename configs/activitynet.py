@@ -1,0 +1,19 @@
+"""ActivityNet Captions: --config.data.annotations=DIR --config.data.videos=DIR.
+
+The first holds train.json, val_1.json and the lists of ids.
+A video has one paragraph: 64 words and 64 frames, as the field does. The field tests on
+`val_1.json`, so a seeded 5% of the training videos is held out to choose the checkpoint by.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_config as base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.data.dataset = "activitynet"
+    config.data.frames = 64
+    config.data.words = 64
+    config.data.held_out = 0.05
+    return config

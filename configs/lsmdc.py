@@ -1,0 +1,16 @@
+"""LSMDC: --config.data.annotations=DIR --config.data.videos=DIR.
+
+The first holds LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and
+LSMDC16_challenge_1000_publictect.csv.
+It has a validation split.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_config as base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.data.dataset = "lsmdc"
+    return config

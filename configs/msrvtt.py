@@ -1,0 +1,18 @@
+"""MSR-VTT: --config.data.annotations=DIR --config.data.videos=DIR.
+
+The first holds MSRVTT_data.json and the tables of its splits.
+It has no validation split beside the 1,000 test clips: a seeded 5% of the training videos is
+held out to choose the checkpoint by. --config.data.protocol=7k trains on 7,010 videos, full
+takes the splits as published, which have one.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_config as base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.data.dataset = "msrvtt"
+    config.data.held_out = 0.05
+    return config

@@ -1,0 +1,15 @@
+"""MSVD: --config.data.annotations=DIR --config.data.videos=DIR.
+
+The first holds {train,val,test}_list.txt and raw-captions.pkl or JSON.
+It has a validation split. All captions of a video are queries.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_config as base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.data.dataset = "msvd"
+    return config

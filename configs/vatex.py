@@ -1,0 +1,16 @@
+"""VATEX: --config.data.annotations=DIR --config.data.videos=DIR.
+
+The first holds {train,val,test}_list.txt and vatex_*.json.
+It has a validation split. Two test lists go about: where both are there, say which with
+--config.data.protocol=NAME, less its `.txt`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_config as base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.data.dataset = "vatex"
+    return config

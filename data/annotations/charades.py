@@ -1,0 +1,22 @@
+"""Charades: half a minute of everyday doings, described by several people.
+
+A row has a clip's descriptions in one field, separated by `;`: each is a caption.
+"""
+
+from data.annotations import files
+from data.records import Annotations
+
+
+def read(annotations: str, videos: str, protocol: str) -> Annotations:
+    """The clips of the two tables. Raises BadData for bad files."""
+    del protocol  # there is but one
+    splits = {}
+    for split in ("train", "test"):
+        captions: dict[str, list[str]] = {}
+        table = files.find(annotations, f"Charades_v1_{split}.csv")
+        for video_id, descriptions in files.read_table(table, "id", "descriptions"):
+            texts = captions.setdefault(video_id, [])
+            texts += [files.clean(text) for text in descriptions.split(";")]
+        splits[split] = (captions, captions)
+    paths = files.index(videos)
+    return files.gather(annotations, splits, lambda video_id: files.match(paths, video_id))

@@ -1,0 +1,44 @@
+"""LSMDC: clips of films, one sentence each, a folder a film.
+
+Its tables are tab separated without header: the clip's name, four moments in the film and
+the sentence. The files are cut already, so the moments play no part.
+"""
+
+from data.annotations import files
+from data.records import Annotations
+from hvp_jax.errors import BadData
+
+FIELDS = 6
+TABLES = {
+    "train": ("LSMDC16_annos_training.csv",),
+    "val": ("LSMDC16_annos_val.csv",),
+    "test": ("LSMDC16_challenge_1000_publictect.csv", "LSMDC16_challenge_1000_publictest.csv"),
+}
+
+
+def read(annotations: str, videos: str, protocol: str) -> Annotations:
+    """The clips of the three tables. Raises BadData for bad files."""
+    del protocol  # there is but one
+    splits = {}
+    for split, names in TABLES.items():
+        captions = _read_table(files.find(annotations, *names))
+        splits[split] = (captions, captions)
+    paths = files.index(videos)
+    return files.gather(annotations, splits, lambda clip_id: files.match(paths, clip_id))
+
+
+def _read_table(path: str) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {}
+    for number, line in files.read_lines(path):
+        fields = line.split("\t", FIELDS - 1)
+        if len(fields) == FIELDS - 1:
+            raise BadData(
+                f"{path}: line {number} has 5 fields and no sentence, as the blind test file;"
+                f" the test file is {TABLES['test'][0]}"
+            )
+        if len(fields) != FIELDS:
+            raise BadData(
+                f"{path}: line {number} has {len(fields)} fields; it needs 6, separated by tabs"
+            )
+        captions.setdefault(fields[0].strip(), []).append(files.clean(fields[-1]))
+    return captions
