@@ -13,4 +13,5 @@ from configs.base import get_config as base
 def get_config() -> ConfigDict:
     config = base()
     config.data.dataset = "lsmdc"
+    config.augment.rand_augment = "rand-m7-n4-mstd0.5-inc1"  # as the paper trains on it
     return config

@@ -14,5 +14,6 @@ from configs.base import get_config as base
 def get_config() -> ConfigDict:
     config = base()
     config.data.dataset = "msrvtt"
+    config.augment.rand_augment = "rand-m7-n4-mstd0.5-inc1"  # as the paper trains on it
     config.data.held_out = 0.05
     return config
