@@ -44,6 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.annotations = ""  # for the published data sets: their annotation files
     config.data.videos = ""  # for the published data sets: their video files
     config.data.shards = ""  # written by `prepare`; empty: decode the video files
+    config.data.exclude = ""  # a file with the ids of clips to leave out, one a line
     config.data.frames = 12
     config.data.words = 24
     config.data.workers = 0  # decoding processes; 0: threads of this process

@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_should(whole):
     losses = [row["loss"] for row in rows(workdir) if "loss" in row]
     assert len(losses) == 6 and np.isfinite(losses).all()
     assert [row["step"] for row in rows(workdir) if row.get("split") == "val"] == [3, 6]
-    assert result["counts"] == {"videos": 10, "captions": 10}
+    assert result["counts"] == {"videos": 10, "captions": 10, "excluded": 0}
     assert result["checkpoint"]["chosen_on"] == "val"
     assert set(result["text_to_video"]) == {"R@1", "R@5", "R@10", "R@50", "MdR", "MnR"}
     assert result["text_to_video"]["R@10"] == 100  # of ten clips

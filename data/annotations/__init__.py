@@ -5,14 +5,22 @@ import os
 
 from data import shapes
 from data.annotations import folder
-from data.records import Clip
+from data.records import Annotations, Clip
 from hvp_jax.errors import BadData, BadUse
 
 DATASETS = ("folder", "shapes")
 
 
-def read(dataset: str, root: str, annotations: str, videos: str) -> list[Clip]:
-    """All clips of a data set, of every split.
+def read(
+    dataset: str, root: str, annotations: str, videos: str, exclude: frozenset[str] = frozenset()
+) -> list[Clip]:
+    """The clips of a data set, of every split, but for those whose ids are in `exclude`."""
+    found = read_all(dataset, root, annotations, videos)
+    return [clip for clip in found.clips if clip.clip_id not in exclude]
+
+
+def read_all(dataset: str, root: str, annotations: str, videos: str) -> Annotations:
+    """All that is told of a data set; the path of a clip without a file is empty.
 
     `folder` and `shapes` lie in `root`; `shapes` is made there if it is not there yet. The
     published data sets have their `annotations` and `videos` in directories of their own.
@@ -28,7 +36,7 @@ def read(dataset: str, root: str, annotations: str, videos: str) -> list[Clip]:
         raise BadUse(f"data.root is empty; data set {dataset!r} needs a directory there")
     if dataset == "shapes" and not os.path.exists(os.path.join(root, "captions.csv")):
         shapes.make(root)
-    return folder.read(root)
+    return Annotations(folder.read(root), {}, [])
 
 
 def select(clips: list[Clip], split: str) -> list[Clip]:
