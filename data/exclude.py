@@ -20,7 +20,9 @@ def read_ids(path: str) -> frozenset[str]:
     if not path:
         return frozenset()
     if not os.path.isfile(path):
-        raise BadUse(f"data.exclude is {path}: no such file; it holds the ids of clips to leave out")
+        raise BadUse(
+            f"data.exclude is {path}: no such file; it holds the ids of clips to leave out"
+        )
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]

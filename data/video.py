@@ -72,7 +72,7 @@ def read_frames(
     """
     with opened(path) as (container, stream):
         timeline = read_timeline(path, container, stream)
-    _require_within(path, timeline, start)
+    require_within(path, timeline, start)
     positions = frame_positions(timeline.frames, timeline.rate, max_frames, start, end)
     wanted = shown(timeline, positions)
     stamps = timeline.stamps[wanted].tolist() if timeline.decoded_alike else None
@@ -92,7 +92,7 @@ def probe(path: str, start: float | None = None) -> None:
         picture(first, read_turn(first), 1)
     if start is not None:
         with opened(path) as (container, stream):
-            _require_within(path, read_timeline(path, container, stream), start)
+            require_within(path, read_timeline(path, container, stream), start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def read_timeline(path: str, container, stream) -> Timeline:
     return Timeline(frames, measured, False, frames / measured, stamps, unit, alike)
 
 
-def _require_within(path: str, timeline: Timeline, start: float | None) -> None:
+def require_within(path: str, timeline: Timeline, start: float | None) -> None:
     if start is not None and start >= timeline.seconds:
         raise BadData(
             f"{path}: start {start:g} s lies beyond the end of the video"
