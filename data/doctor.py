@@ -84,8 +84,8 @@ def report(
         splits[split], odd = _split(split, by_split[split], uncaptioned, tokens, words, excluded)
         warnings += odd
     warnings += _compare_counts(dataset, splits)
-    kept = [p for p in patients if p.clip.clip_id not in excluded]
-    twice = _duplicates(kept)
+    sound = [p for p in patients if not p.found.fault and p.clip.clip_id not in excluded]
+    twice = _duplicates(sound)
     warnings += twice
     for split in splits:
         splits[split]["duplicates"] = sum(w["split"] == split for w in twice)

@@ -65,7 +65,8 @@ def examine(job: Job) -> Examined:
 
 
 def _reason(error: BadData, path: str) -> str:
-    return str(error).removeprefix(f"{path}: ").split("; ")[0]
+    said = str(error).removeprefix(f"{path}: ").split("; ")[0]
+    return said.replace("(End of file)", "(it ends before its first frame)")
 
 
 def _stretches(job: Job) -> tuple[Stretch, ...]:
@@ -192,13 +193,13 @@ def _promised_frames(container, stream, timeline) -> int:
         # The index of the MP4 family is without the samples that its edit list leaves out.
         index = len(stream.index_entries) if container.format.name.startswith("mov") else 0
         return min(stream.frames, index or stream.frames)
-    if not container.duration or not container.format.name.startswith(TIMED):
+    timed = container.duration and container.format.name.startswith(TIMED)
+    if not timed or not timeline.steady:  # the last frame may be meant to last
         return 0
     told = _seconds(stream.metadata.get("DURATION", ""))
     if not told and len(container.streams) == 1:
         told = container.duration / 1e6
-    # What is told is rounded, and may or may not include the last frame's own time.
-    return max(int(told * timeline.rate) - 1, 0)
+    return round(told * timeline.rate)
 
 
 def _there(stream, timeline, packets: int) -> int:
@@ -220,7 +221,8 @@ def _seconds(clock: str) -> float:
 
 def _judge(timeline, promised, decoded, numbers, start, end) -> Stretch:
     whole, there = decoded.whole, decoded.there
-    promised = promised if promised > there else 0
+    if promised <= there + 1:  # headers may or may not count the last frame's own time
+        promised = 0
     seconds = min(timeline.seconds, end or timeline.seconds) - (start or 0.0)
     lost = sum(not whole[n] for n in numbers)
     pictures = [decoded.pictures[n] for n in numbers if n in decoded.pictures]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from clips import cover, numbered, overstate_frames, write_sound, write_video
+from clips import cover, encode, numbered, overstate_frames, write_sound, write_video
 
 NAMES = (
     "plain", "two words", 'a "quoted" one', "it's", "new\nline", "carriage\rreturn", "tab\there",
@@ -69,17 +69,14 @@ def packets_of(path: Path) -> list[tuple[int, int]]:
 
 
 def _cut(folder: Path) -> Iterator[tuple[str, str]]:
-    for kind, said in (("mp4", "index"), ("fast.mp4", "damaged|cut short"), ("mkv", "cut short"),
-                       ("avi", "cut short|damaged|Invalid data"), ("webm", "cut short")):  # fmt: skip
-        options = {"movflags": "faststart"} if kind == "fast.mp4" else {}
+    kinds = {"mp4": "no index", "fast.mp4": "frames of the 20", "mkv": "frames of the 20"}
+    for kind, said in (kinds | {"avi": "cut short", "webm": "cut short"}).items():
         whole = folder / f"whole.{kind}"
-        if options:
-            with av.open(str(whole), "w", options=options) as container:
+        if kind == "fast.mp4":
+            with av.open(str(whole), "w", options={"movflags": "faststart"}) as container:
                 stream = container.add_stream("libx264", rate=10)
                 stream.width, stream.height = 64, 48
-                for picture in pictures(0):
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-                container.mux(stream.encode())
+                encode(container, stream, pictures(0))
         else:
             write(whole, kind, 0)
         content = whole.read_bytes()
@@ -87,7 +84,7 @@ def _cut(folder: Path) -> Iterator[tuple[str, str]]:
         for percent in range(15, 95, 10):
             name = f"cut at {percent}.{kind}"
             (folder / name).write_bytes(content[: len(content) * percent // 100])
-            yield name, f"{said}|no video|empty|Invalid data"
+            yield name, f"{said}|stream is empty|Invalid data"
 
 
 def _flipped(folder: Path) -> Iterator[tuple[str, str]]:
@@ -124,12 +121,12 @@ def _no_videos(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _hollow(folder: Path) -> Iterator[tuple[str, str]]:
     for i in range(10):
-        path = folder / f"hollow {i}.mkv"
+        path = folder / f"hollow {i}.{('mkv', 'mp4')[i % 2]}"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=10)
             stream.width, stream.height = 64, 48
             container.start_encoding()
-        yield path.name, "video stream is empty"
+        yield path.name, "stream is empty|before its first frame|no video stream"
     for i in range(15):
         path = write(folder / f"promise {i}.avi", "avi", i)
         overstate_frames(path, 10**9)
@@ -146,7 +143,7 @@ def _links_and_modes(folder: Path) -> Iterator[tuple[str, str]]:
     os.mkfifo(folder / "pipe 0.mp4")
     yield "pipe 0.mp4", "not a file"
     for i in range(3):
-        path = write(folder / f"locked {i}.mp4", "mp4", i)
+        path = write(folder / f"locked {i}.mp4", "mp4", 100 + i)
         path.chmod(0)
         yield path.name, "" if os.access(path, os.R_OK) else "permission denied"
 
