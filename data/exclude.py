@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from data.records import Clip
 from hvp_jax.errors import BadData, BadUse
 
+SPLITS = ("train", "val", "test")
 LOG = logging.getLogger(__name__)
 
 
@@ -53,7 +54,7 @@ def left_out(clips: Sequence[Clip], ids: frozenset[str]) -> list[Clip]:
     out = [clip for clip in clips if clip.clip_id in ids]
     if out:
         sizes = collections.Counter(clip.split for clip in out)
-        told = ", ".join(f"{size} {split}" for split, size in sizes.items())
+        told = ", ".join(f"{size} {split}" for split in SPLITS if (size := sizes[split]))
         LOG.info("data.exclude leaves out %d clips: %s", len(out), told)
     if unknown := sorted(ids - {clip.clip_id for clip in out}):
         first = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
