@@ -4,6 +4,7 @@ Training passes over what does not decode (`data/video.py: read_frames`): a lost
 last good one, what a decoder has patched up is taken as it is, and a video that was cut off
 is a shorter one. Here the decoder is told to give up where it would patch up, so that each
 of them shows. Frames that lean on a lost one, up to the next key frame, are spoilt too.
+What no decoder can notice stays unseen: a few bits turned round in VP9, say.
 """
 
 import dataclasses

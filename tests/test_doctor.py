@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from clips import numbered, spoil_packets, write_video
-from damaged import make_folder
+from damaged import flip, make_folder, packets_of, write
 
 from data import doctor, exclude
 from data.examine import Job, examine
@@ -113,6 +113,18 @@ def test_frames_that_lean_on_a_damaged_one_are_damaged(tmp_path):
     assert behind.fault.startswith("2 of the 2 frames to take are damaged")
     assert before.fault == next_key.fault == "15 of its 60 frames are damaged"
     assert "beyond the end" in late.fault
+
+
+def test_frames_that_a_decoder_patches_up_are_damaged(tmp_path):
+    whole = write(tmp_path / "a.mp4", "mp4", 3)
+    content, packets, found = whole.read_bytes(), packets_of(whole), []
+    for seed in range(10):
+        path = tmp_path / f"{seed}.mp4"
+        path.write_bytes(flip(content, seed, packets[8:9]))
+        found += examine(Job(str(path), ((1.0, 1.9),), 12)).stretches
+    # Other bytes may still be a picture; what is noticed is never taken for a frame.
+    assert sum(s.fault.startswith("1 of the 1 frames to take") for s in found) >= 5
+    assert not any(s.damage for s in found)
 
 
 def clip(name, captions, split="test", path=""):
