@@ -49,6 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Share of the training videos that validates, where there is no such split (by seed and id).
     config.data.held_out = 0.0
     config.data.shards = ""  # written by `prepare`; empty: decode the video files
+    config.data.exclude = ""  # a file with the ids of clips to leave out, one a line
     config.data.frames = 12
     config.data.words = 24
     config.data.workers = 0  # decoding processes; 0: threads of this process

@@ -38,7 +38,8 @@ def require_sound(clips: list[Clip]) -> None:
         first = ", ".join(f"{clip.clip_id} ({clip.path}: {why})" for clip, why in bad[:3])
         raise BadData(
             f"{len(bad)} of {len(clips)} clips are missing or broken: {first}"
-            f"{', ...' if len(bad) > 3 else ''}; replace these files or remove their captions"
+            f"{', ...' if len(bad) > 3 else ''}; replace these files, or leave them out with"
+            " data.exclude (`doctor` writes a list of them)"
         )
 
 

@@ -70,11 +70,11 @@ def read_frames(
 
     Raises BadData if nothing decodes, or if `start` lies behind the end of the video.
     """
-    with _opened(path) as (container, stream):
-        timeline = _read_timeline(path, container, stream)
-    _require_within(path, timeline, start)
+    with opened(path) as (container, stream):
+        timeline = read_timeline(path, container, stream)
+    require_within(path, timeline, start)
     positions = frame_positions(timeline.frames, timeline.rate, max_frames, start, end)
-    wanted = _shown(timeline, positions)
+    wanted = shown(timeline, positions)
     stamps = timeline.stamps[wanted].tolist() if timeline.decoded_alike else None
     pictures = _take(path, size, stamps, by_stamp=True) if stamps else None
     if pictures is None:
@@ -86,17 +86,17 @@ def read_frames(
 
 def probe(path: str, start: float | None = None) -> None:
     """Decodes the first frame; raises BadData if none decodes or `start` lies behind the end."""
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         if (first := next(_decoded(container, stream), None)) is None:
             raise _unreadable(path, "no frame decodes")
-        _picture(first, _read_turn(first), 1)
+        picture(first, read_turn(first), 1)
     if start is not None:
-        with _opened(path) as (container, stream):
-            _require_within(path, _read_timeline(path, container, stream), start)
+        with opened(path) as (container, stream):
+            require_within(path, read_timeline(path, container, stream), start)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Timeline:
+class Timeline:
     frames: int
     rate: float  # frames a second
     steady: bool  # every frame lasts 1 / rate
@@ -106,20 +106,19 @@ class _Timeline:
     decoded_alike: bool  # decoded frames bear the same stamps
 
 
-def _read_timeline(path: str, container, stream) -> _Timeline:
-    stamps, frames = [], 0
+def read_timeline(path: str, container, stream) -> Timeline:
+    stamps = []
     # A file cut off or damaged somewhere ends there.
     with contextlib.suppress(av.FFmpegError):
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
-                frames += 1
                 stamps.append(packet.pts)
-    if not frames:
+    if not (frames := len(stamps)):
         raise _unreadable(path, "its video stream is empty")
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     unit = float(stream.time_base)
     if frames == 1 or None in stamps or len(set(stamps)) < frames:
-        return _Timeline(frames, rate, True, frames / rate, None, unit, False)
+        return Timeline(frames, rate, True, frames / rate, None, unit, False)
     # Stamps that rise although the decoder reorders (AVI) belong to packets, not to pictures.
     alike = not (stream.codec_context.has_b_frames and stamps == sorted(stamps))
     stamps = np.sort(np.array(stamps, np.int64))
@@ -127,11 +126,11 @@ def _read_timeline(path: str, container, stream) -> _Timeline:
     measured = (frames - 1) / float(seconds[-1])
     for steady_rate in (rate, measured):
         if np.abs(seconds * steady_rate - np.arange(frames)).max() < 0.5:
-            return _Timeline(frames, steady_rate, True, frames / steady_rate, stamps, unit, alike)
-    return _Timeline(frames, measured, False, frames / measured, stamps, unit, alike)
+            return Timeline(frames, steady_rate, True, frames / steady_rate, stamps, unit, alike)
+    return Timeline(frames, measured, False, frames / measured, stamps, unit, alike)
 
 
-def _require_within(path: str, timeline: _Timeline, start: float | None) -> None:
+def require_within(path: str, timeline: Timeline, start: float | None) -> None:
     if start is not None and start >= timeline.seconds:
         raise BadData(
             f"{path}: start {start:g} s lies beyond the end of the video"
@@ -139,7 +138,7 @@ def _require_within(path: str, timeline: _Timeline, start: float | None) -> None
         )
 
 
-def _shown(timeline: _Timeline, positions: list[int]) -> list[int]:
+def shown(timeline: Timeline, positions: list[int]) -> list[int]:
     """The number of the frame on show at each position / rate."""
     if timeline.steady:
         return positions
@@ -154,26 +153,26 @@ def _take(path: str, size: int, wanted: list[int], by_stamp: bool) -> list[np.nd
     """
     pictures: list[np.ndarray] = []
     before, before_key, turn = None, None, None
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         for number, frame in enumerate(_decoded(container, stream)):
-            turn = turn or _read_turn(frame)
+            turn = turn or read_turn(frame)
             key = frame.pts if by_stamp else number
             if key is None or (before_key is not None and key <= before_key):
                 return None
             left = wanted[len(pictures) :]
             if late := sum(want < key for want in left):
-                pictures += [_picture(before or frame, turn, size)] * late
+                pictures += [picture(before or frame, turn, size)] * late
             if due := left.count(key):
-                pictures += [_picture(frame, turn, size)] * due
+                pictures += [picture(frame, turn, size)] * due
             if len(pictures) == len(wanted):
                 return pictures
             before, before_key = frame, key
         if before:
-            pictures += [_picture(before, turn, size)] * (len(wanted) - len(pictures))
+            pictures += [picture(before, turn, size)] * (len(wanted) - len(pictures))
     return pictures
 
 
-def _read_turn(frame: av.VideoFrame) -> tuple[bool, int, int]:
+def read_turn(frame: av.VideoFrame) -> tuple[bool, int, int]:
     """How the file asks to show its pictures: whether rows and columns change places first,
     then the steps (1, or -1 for mirrored) through rows and columns.
 
@@ -189,41 +188,42 @@ def _read_turn(frame: av.VideoFrame) -> tuple[bool, int, int]:
     return swap, -1 if down < 0 else 1, -1 if right < 0 else 1
 
 
-def _picture(frame: av.VideoFrame, turn: tuple[bool, int, int], size: int) -> np.ndarray:
+def picture(frame: av.VideoFrame, turn: tuple[bool, int, int], size: int) -> np.ndarray:
     """uint8 [size, size, 3]: transparency over black, turned, resized and cropped."""
     see_through = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
     pixels = frame.to_ndarray(format="rgba" if see_through else "rgb24", threads=1)
     if see_through:
-        mixed = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
-        pixels = mixed.astype(np.uint8)
+        pixels = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
     swap, down, right = turn
     pixels = (pixels.swapaxes(0, 1) if swap else pixels)[::down, ::right]
-    return resize_and_crop(np.ascontiguousarray(pixels), size)
+    return resize_and_crop(np.ascontiguousarray(pixels, np.uint8), size)
 
 
-def _decoded(container, stream) -> Iterator[av.VideoFrame]:
-    """All frames that decode, in order of display; damaged packets are passed over."""
+def decoder_of(stream) -> av.VideoCodecContext:
     decoder = stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and decoder.name in ALPHA_DECODERS:
         decoder = av.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
     # Clips are decoded side by side; threads within one would only get in each other's way.
     decoder.thread_count = 1
-    packets = container.demux(stream)
+    return decoder
+
+
+def _decoded(container, stream) -> Iterator[av.VideoFrame]:
+    """All frames that decode, in order of display; damaged packets are passed over."""
+    decoder, packets = decoder_of(stream), container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError:
             packet = None  # the file ends here; what the decoder still holds comes out below
-        frames: list[av.VideoFrame] = []
         with contextlib.suppress(av.FFmpegError):
-            frames = decoder.decode(packet)
-        yield from frames
+            yield from decoder.decode(packet)
         if packet is None or not packet.size:
             return
 
 
 @contextlib.contextmanager
-def _opened(path: str):
+def opened(path: str):
     """The open container and its video stream (no cover picture); raises BadData."""
     try:
         # An absolute path is never taken for an address such as "http:".

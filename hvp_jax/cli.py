@@ -55,6 +55,12 @@ VERBS = {
         ("workdir",),
         ("config",),
     ),
+    "doctor": Verb(
+        "hvp_jax.doctor:run",
+        "what is missing, broken or odd in a data set; writes the bad ids to a workdir",
+        ("config",),
+        ("workdir",),
+    ),
     "prepare": Verb("hvp_jax.prepare:run", "video files to ArrayRecord shards", ("config",)),
     "port": Verb(
         "hvp_jax.port:run",

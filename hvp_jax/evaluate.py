@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data import annotations, pipeline
+from data import annotations, exclude, pipeline
 from data.check import require_sound
 from data.records import Clip
 from hvp_jax import checkpoint, metrics, monitor, report, step, weights
@@ -156,17 +156,17 @@ def scoring(config: ConfigDict) -> dict:
 
 
 def read_clips(config: ConfigDict) -> list[Clip]:
-    """The clips of the data set a config names."""
+    """The clips of the data set a config names, but for those that `data.exclude` leaves out."""
+    return read_data(config)[0]
+
+
+def read_data(config: ConfigDict) -> tuple[list[Clip], list[Clip]]:
+    """The clips of the data set a config names, and those that `data.exclude` leaves out."""
     data = config.data
-    return annotations.read(
-        data.dataset,
-        data.root,
-        data.annotations,
-        data.videos,
-        data.protocol,
-        data.held_out,
-        config.seed,
-    )
+    ids = exclude.read_ids(data.exclude)
+    place = data.dataset, data.root, data.annotations, data.videos, data.protocol
+    clips = annotations.read(*place, data.held_out, config.seed, ids)
+    return clips, exclude.left_out(annotations.read_all(*place).clips, ids) if ids else []
 
 
 def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pipeline.Source:
@@ -186,9 +186,14 @@ def conclude(
     clips: Sequence[Clip],
     source: pipeline.Source,
     chosen: dict,
+    excluded: Sequence[Clip],
 ) -> dict:
-    """The figures of `eval.split` with the chosen weights: returned, and eval.json."""
+    """The figures of `eval.split` with the chosen weights: returned, and eval.json.
+
+    `excluded`: what `data.exclude` leaves out, of every split.
+    """
     result, matrix = figures(scorer, params, clips, source, f"eval {config.eval.split}")
+    result["counts"]["excluded"] = sum(clip.split == config.eval.split for clip in excluded)
     result |= {"split": config.eval.split, "checkpoint": chosen, "scoring": scoring(config)}
     monitor.write_json(workdir / "eval.json", result)
     report.contact_sheet_of(workdir / "contact_sheet.png", clips, matrix, source)
@@ -206,7 +211,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     model = from_config(config, begin.told.sizes)
     layout = Layout(config.parallel)
     scorer = Scorer(model, config, layout)
-    clips = annotations.select(read_clips(config), config.eval.split)
+    clips, excluded = read_data(config)
+    clips = annotations.select(clips, config.eval.split)
     with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
         chosen = checkpoints.chosen()
     if chosen is None:
@@ -221,4 +227,4 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         chosen["warning"] = UNTRAINED
     params = weights.initial(begin, model, config.seed, layout)
     source = open_source(config, model, clips)
-    return conclude(config, workdir, scorer, params, clips, source, chosen)
+    return conclude(config, workdir, scorer, params, clips, source, chosen, excluded)

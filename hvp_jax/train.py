@@ -26,7 +26,8 @@ from hvp_jax.parallel import Layout
 
 # Keys that may differ when a run goes on: they change what is kept, shown or scored,
 # or where things lie, but no update.
-FREE = ("eval.", "data.root", "data.videos", "data.shards", "data.annotations", "parallel", "bench")
+FREE = ("eval.", "data.root", "data.videos", "data.shards", "data.annotations", "data.exclude")
+FREE += ("parallel", "bench")
 FREE += ("train.checkpoint_every", "train.eval_every", "train.log_every", "train.keep")
 
 
@@ -98,7 +99,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout.check_batch(config.train.batch_size, "train.batch_size")
     model = from_config(config, begin.told.sizes)
     layout.check_batch(config.eval.batch_size, "eval.batch_size")
-    clips = evaluate.read_clips(config)
+    clips, excluded = evaluate.read_data(config)
     train_clips = annotations.select(clips, "train")
     val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
     eval_clips = annotations.select(clips, config.eval.split)
@@ -157,7 +158,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         params = state.params
         if chosen["step"] != at:
             params = layout.place(checkpoints.params(chosen["step"], weights.shapes(model)))
-        result = evaluate.conclude(config, workdir, scorer, params, eval_clips, source, chosen)
+        result = evaluate.conclude(
+            config, workdir, scorer, params, eval_clips, source, chosen, excluded
+        )
     report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
     return result | {"step": at, "skipped": int(state.skipped)}
 

@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_should(whole):
     losses = [row["loss"] for row in rows(workdir) if "loss" in row]
     assert len(losses) == 6 and np.isfinite(losses).all()
     assert [row["step"] for row in rows(workdir) if row.get("split") == "val"] == [3, 6]
-    assert result["counts"] == {"videos": 10, "captions": 10}
+    assert result["counts"] == {"videos": 10, "captions": 10, "excluded": 0}
     assert result["checkpoint"]["chosen_on"] == "val"
     assert set(result["text_to_video"]) == {"R@1", "R@5", "R@10", "R@50", "MdR", "MnR"}
     assert result["text_to_video"]["R@10"] == 100  # of ten clips
@@ -204,6 +204,22 @@ def test_files_and_shards_train_alike(clips, whole, tmp_path, run_cli):
         for where in (tmp_path / "run", whole[0])
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_clips_that_are_left_out_are_counted(clips, whole, tmp_path, run_cli):
+    with open(clips / "captions.csv", newline="") as file:
+        names = {split: [] for split in ("train", "val", "test")}
+        for row in csv.DictReader(file):
+            names[row["split"]].append(row["video_id"])
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join([names["test"][0], names["test"][3], names["train"][1], "nobody"]))
+    command = ("eval", f"--workdir={whole[0]}", "--json")
+    status, out, err = run_cli(*command, f"--config.data.exclude={listed}")
+    assert status == 0, err
+    assert json.loads(out)["counts"] == {"videos": 8, "captions": 8, "excluded": 2}
+    assert "3 clips: 1 train, 2 test" in err and "1 ids are of no clip" in err and "nobody" in err
+    status, _, err = run_cli(*command, f"--config.data.exclude={tmp_path / 'gone'}")
+    assert status == 2 and "data.exclude" in err and "Traceback" not in err
 
 
 def test_paired_weights_say_that_the_figures_contain_the_answer(whole, run_cli):
