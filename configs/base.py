@@ -44,9 +44,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.annotations = ""  # for the published data sets: their annotation files
     config.data.videos = ""  # for the published data sets: their video files
     config.data.shards = ""  # written by `prepare`; empty: decode the video files
+    # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".
+    config.data.beam_options = ""
     config.data.frames = 12
     config.data.words = 24
-    config.data.workers = 0  # decoding processes; 0: threads of this process
+    # Decoding processes; 0: threads of this process, and in `prepare` a process a core.
+    config.data.workers = 0
 
     config.optim = ConfigDict()
     config.optim.rate = placeholder(float)  # None: 1e-4 on a pretrained CLIP, 1e-3 from scratch

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data import builder, staging
+from data import builder, shards_beam, staging
 from data.builder import Clips
 from data.fingerprint import changes, fingerprint
 from data.records import Clip
@@ -69,10 +69,12 @@ def prepare(
     frames: int,
     progress: Progress | None = None,
     workers: int = 0,
+    beam_options: str = "",
 ) -> dict:
     """Decodes every clip to at most `frames` pictures of `size` px and writes the shards.
 
-    `workers` processes do so, one a core if 0; the shards do not depend on how many.
+    `workers` processes do so, one a core if 0, or Apache Beam if there are options for it;
+    the shards are the same.
     Killed and called again, it goes on after the files that were finished. Shards that
     are whole and of the same clips, size and frames are left as they are. Returns
     {"directory", "splits": {split: clips}, "bytes", "written"}, `written` being False
@@ -94,7 +96,7 @@ def prepare(
         )
     try:
         if not found:
-            _write(clips, wanted, destination, progress, workers or len(os.sched_getaffinity(0)))
+            _write(clips, wanted, destination, progress, workers, beam_options)
         _remove_leftovers(destination)
     except OSError as error:
         raise BadUse(f"cannot write shards to {destination}: {error}") from error
@@ -116,7 +118,8 @@ def _write(
     wanted: dict,
     destination: str,
     progress: Progress | None,
-    processes: int,
+    workers: int,
+    beam_options: str,
 ) -> None:
     maker = Clips(clips=clips, fingerprint=wanted, data_dir=destination)
     whole = _location(destination)
@@ -129,7 +132,12 @@ def _write(
     staging.begin(folder)
     report = progress or (lambda done, total: None)
     try:
-        staging.finish_all(todo, processes, lambda done: report(done, len(clips)))
+        if beam_options:
+            shards_beam.finish_all(todo, beam_options)
+            report(len(clips), len(clips))
+        else:
+            processes = workers or len(os.sched_getaffinity(0))
+            staging.finish_all(todo, processes, lambda done: report(done, len(clips)))
     except BadData:
         shutil.rmtree(folder)
         raise

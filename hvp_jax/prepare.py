@@ -25,7 +25,8 @@ def run(config: ConfigDict) -> dict:
             bar.update(done - bar.n)
 
         data = config.data
-        result = shards.prepare(clips, data.shards, size, data.frames, progress, data.workers)
+        how = (progress, data.workers, data.beam_options)
+        result = shards.prepare(clips, data.shards, size, data.frames, *how)
     counts = ", ".join(f"{count} {split}" for split, count in result["splits"].items())
     verb = "wrote" if result["written"] else "found"
     text = f"{verb} {counts} clips in {result['directory']}, {result['bytes'] / 2**20:.0f} MiB"

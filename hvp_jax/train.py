@@ -26,7 +26,13 @@ from hvp_jax.parallel import Layout
 # Keys that may differ when a run goes on: they change what is kept, shown or scored,
 # or where things lie, but no update.
 FREE = ("eval.", "data.root", "data.videos", "data.shards", "data.annotations", "parallel", "bench")
-FREE += ("train.checkpoint_every", "train.eval_every", "train.log_every", "train.keep")
+FREE += (
+    "data.beam_options",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.log_every",
+    "train.keep",
+)
 
 
 class Stop:

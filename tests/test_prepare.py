@@ -94,8 +94,8 @@ def kill_after(run: subprocess.Popen, directory: Path, files: int, delay: float)
 
 def test_the_number_of_processes_changes_nothing(clips, undisturbed, tmp_path, capfd):
     seen = []
-    told = lambda done, of: seen.append((done, of))  # noqa: E731
-    assert shards.prepare(clips, str(tmp_path), SIZE, FRAMES, told, workers=3)["written"]
+    progress = lambda *counts: seen.append(counts)  # noqa: E731
+    assert shards.prepare(clips, str(tmp_path), SIZE, FRAMES, progress, workers=3)["written"]
     assert contents(tmp_path) == undisturbed
     assert seen == sorted(seen) and seen[-1] == (CLIPS, CLIPS)
     assert capfd.readouterr() == ("", "")
@@ -215,3 +215,29 @@ def test_a_broken_clip_ends_all_processes_and_leaves_nothing(clips, tmp_path):
     with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
         shards.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, workers=2)
     assert contents(tmp_path / "shards") == {}
+
+
+BEAM = "--direct_num_workers=2 --direct_running_mode=multi_processing"
+
+
+def test_beam_makes_the_same(clips, undisturbed, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    folder = half_done(clips, tmp_path, monkeypatch)
+    assert folder.exists()
+    assert shards.prepare(clips, str(tmp_path), SIZE, FRAMES, beam_options=BEAM)["written"]
+    assert contents(tmp_path) == undisturbed
+
+
+def test_beam_tells_of_a_broken_clip(clips, tmp_path):
+    pytest.importorskip("apache_beam")
+    (tmp_path / "text.mp4").write_text("not a video")
+    broken = [*clips[:11], Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")]
+    with pytest.raises(BadData, match=r"^clip broken: .*text\.mp4"):
+        shards.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, beam_options=BEAM)
+    assert contents(tmp_path / "shards") == {}
+
+
+def test_beam_that_is_not_there_is_asked_for(clips, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(BadUse, match="requirements-beam.txt"):
+        shards.prepare(clips, str(tmp_path), SIZE, FRAMES, beam_options=BEAM)
