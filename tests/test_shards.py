@@ -7,9 +7,11 @@ import av
 import numpy as np
 import pytest
 
+from configs.folder import get_config as folder_config
 from data import builder, shards
 from data.records import Clip
 from data.video import read_frames
+from hvp_jax import prepare as verb
 from hvp_jax.errors import BadData, BadUse
 
 SIZE, FRAMES = 16, 4
@@ -143,6 +145,25 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
         shards.prepare([], str(tmp_path / "none"), SIZE, FRAMES)
     with pytest.raises(BadUse, match=r"text\.mp4"):
         shards.prepare(clips, str(text), SIZE, FRAMES)
+
+
+def test_the_verb_refuses_broken_clips_before_it_writes(clips, tmp_path):
+    root, config = tmp_path / "set", folder_config()
+    shutil.copytree(Path(clips[0].path).parent, root / "videos")
+    table = "".join(f"{i},text {i},train\n" for i in range(7))
+    (root / "captions.csv").write_text("video_id,caption,split\n" + table)
+    for i in (1, 3, 4, 5):
+        (root / f"videos/{i}.mp4").write_text("not a video")
+    config.model.variant = "tiny"
+    config.data.root, config.data.shards = str(root), str(tmp_path / "shards")
+    with pytest.raises(BadData, match=r"^4 of 7 clips .*: 1 \(.*, 3 \(.*, 4 \(.*, \.\.\.;"):
+        verb.run(config)
+    assert not (tmp_path / "shards").exists()
+
+    shutil.rmtree(root / "videos")
+    shutil.copytree(Path(clips[0].path).parent, root / "videos")
+    assert verb.run(config)["text"].startswith("wrote 7 train clips in ")
+    assert verb.run(config)["text"].startswith("found 7 train clips in ")
 
 
 def test_damaged_or_absent_shards_are_named(clips, tmp_path):
