@@ -59,7 +59,9 @@ def write_records(path: str | Path, examples: Examples, features, tick=lambda n:
     try:
         ArrayRecordFileAdapter.write_examples(path, records())
     except RuntimeError as error:  # what ArrayRecord raises where the disk takes no more
-        raise BadUse(f"cannot write {path}: {error}; make room and go on with `prepare`") from error
+        raise BadUse(
+            f"cannot write {path}: {error}; make room, then run `prepare` again"
+        ) from error
     return count
 
 
