@@ -43,16 +43,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.root = ""  # for `folder` and `shapes`: holds videos/ and captions.csv
     config.data.annotations = ""  # for the published data sets: their annotation files
     config.data.videos = ""  # for the published data sets: their video files
-    config.data.protocol = (
-        ""  # which splits; msrvtt: 9k (""), 7k, full; vatex: the test list's name
-    )
+    # Which splits; msrvtt: 9k (""), 7k, full; vatex: the test list's name.
+    config.data.protocol = ""
     # Share of the training videos that validates, where there is no such split (by seed and id).
     config.data.held_out = 0.0
     config.data.shards = ""  # written by `prepare`; empty: decode the video files
     config.data.exclude = ""  # a file with the ids of clips to leave out, one a line
+    # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".
+    config.data.beam_options = ""
     config.data.frames = 12
     config.data.words = 24
-    config.data.workers = 0  # decoding processes; 0: threads of this process
+    # Decoding processes; 0: threads of this process, and in `prepare` a process a core.
+    config.data.workers = 0
 
     config.augment = ConfigDict()  # of training clips, one draw for all frames of a clip
     config.augment.rand_augment = ""  # such as rand-m7-n4-mstd0.5-inc1; empty: none

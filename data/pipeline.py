@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from data import shards
 from data.augment import Augment
+from data.builder import decode
 from data.records import Clip
 from data.tokenizer import tokenize
 from hvp_jax.errors import BadData, BadUse
@@ -47,7 +48,7 @@ class FileSource:
         self._clips = {clip.clip_id: clip for clip in clips}
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
-        return shards.decode(self._clips[clip_id], self.size, self.longest)
+        return decode(self._clips[clip_id], self.size, self.longest)
 
 
 class MemorySource:
@@ -80,7 +81,7 @@ class ShardSource:
     def __init__(self, directory: str, clips: Sequence[Clip], size: int, frames: int):
         self.size, self.longest = size, frames
         self._splits = {
-            split: shards.open_shards(directory, split)
+            split: shards.open_shards(directory, split, clips)
             for split in dict.fromkeys(clip.split for clip in clips)
         }
         self._places: dict[str, tuple[str, int]] = {}

@@ -1,4 +1,4 @@
-"""Shards: every clip decoded once, kept in ArrayRecord files that TFDS writes and reads.
+"""Shards: every clip decoded once, kept in ArrayRecord files that TFDS reads.
 
 `prepare` writes DESTINATION/clips/1.0.0/, one TFDS split per split of ours, and
 `open_shards` reads it. An example is
@@ -7,8 +7,9 @@
     frames    uint8 [n, size, size, 3] RGB, n <= frames
     captions  texts
 
-TFDS writes into a directory of another name and renames it when all is there, the
-fingerprint (`metadata.json`) with it, so a set under its own name is always whole.
+The files are made in DESTINATION/clips/incomplete.*, and get their directory's name when
+all is there, the fingerprint (`metadata.json`) with it. So a set under its own name is
+always whole, and what a killed `prepare` has finished is there for the next.
 
 Frames are stored raw. Read at random, clips of drawings (3 frames of 224 px) take 35%
 of their size and 0.5 ms raw, as ArrayRecord compresses by itself; 33% and 1.4 ms with
@@ -16,113 +17,29 @@ zlib, 24% and 3.8 ms as PNG, 7% and 1.3 ms as JPEG of quality 95, whose pixels a
 those of the files. Camera pictures take 78%, 73%, 56% and 16%.
 """
 
-import contextlib
-import functools
 import hashlib
-import io
-import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 
+from data import builder, shards_beam, staging
+from data.builder import Clips
+from data.fingerprint import changes, fingerprint
 from data.records import Clip
-from data.video import read_frames
 from hvp_jax.errors import BadData, BadUse
 
-# One file holds about this much before compression. TFDS keeps the examples of the
-# file being written in memory, so this also bounds the memory of `prepare`.
-SHARD_BYTES = 128 << 20
+SAMPLE = 8  # clips that are decoded to estimate the room that all need
 
 Progress = Callable[[int, int], None]  # clips done, clips in all
 
-
-def decode(clip: Clip, size: int, frames: int) -> np.ndarray:
-    """Pictures of a clip, uint8 [n, size, size, 3] RGB, 1 <= n <= frames.
-
-    Raises BadData, naming the clip, where its file is missing, broken or has no picture.
-    """
-    try:
-        return read_frames(clip.path, size, frames, clip.start, clip.end)
-    except BadData as error:
-        raise BadData(f"clip {clip.clip_id}: {error}") from error
-
-
-class Clips(tfds.core.ShardBasedBuilder):
-    """Writes clips shard by shard, in their own order, so that place i is clip i.
-
-    A shard is a function of its own clips alone. GeneratorBasedBuilder will not do:
-    it sorts what it gets, and beyond 1 GB a split it needs TensorFlow for that.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. Looking for a file of checksums beside this one would need
-    # `importlib_resources`, which TFDS uses and does not install.
-    url_infos = None
-
-    def __init__(self, *, clips, fingerprint: dict, progress: Progress | None, data_dir: str):
-        self._clips: Sequence[Clip] = clips
-        self._fingerprint = fingerprint
-        self._size, self._frames = fingerprint["size"], fingerprint["frames"]
-        self._progress = progress
-        super().__init__(data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        shape = (None, self._size, self._size, 3)
-        features = {
-            "clip_id": tfds.features.Text(),
-            "frames": tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
-            "captions": tfds.features.Sequence(tfds.features.Text()),
-        }
-        metadata = tfds.core.MetadataDict(self._fingerprint)
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata
-        )
-
-    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable]]:
-        del dl_manager  # nothing is downloaded
-        step = max(1, SHARD_BYTES // (self._frames * self._size**2 * 3))
-        done = itertools.count(1)
-        shards: dict[str, list[Callable]] = {}
-        for split in self._fingerprint["clip_ids"]:
-            clips = [clip for clip in self._clips if clip.split == split]
-            shards[split] = [
-                functools.partial(self._examples, clips[first : first + step], done)
-                for first in range(0, len(clips), step)
-            ]
-        return shards
-
-    def _examples(self, clips: Sequence[Clip], done: Iterator[int]) -> Iterator:
-        for clip in clips:
-            pictures = decode(clip, self._size, self._frames)
-            texts = list(clip.captions)
-            yield clip.clip_id, {"clip_id": clip.clip_id, "frames": pictures, "captions": texts}
-            if self._progress:
-                self._progress(next(done), len(self._clips))
-
-
-def _fingerprint(clips: Sequence[Clip], size: int, frames: int) -> dict:
-    """What the shards follow from; other values mean other shards.
-
-    Of the video files the sizes are in it, but no paths and no times: shards stay
-    good when the data set is copied to another place.
-    """
-    digest = hashlib.sha256()
-    clip_ids: dict[str, list[str]] = {}
-    for clip in clips:
-        try:
-            length = os.path.getsize(clip.path)
-        except OSError as error:
-            raise BadData(f"clip {clip.clip_id}: {clip.path}: {error.strerror}") from error
-        facts = [clip.clip_id, clip.split, clip.start, clip.end, clip.captions, length]
-        digest.update(json.dumps(facts).encode())
-        clip_ids.setdefault(clip.split, []).append(clip.clip_id)
-    return {"size": size, "frames": frames, "clips": digest.hexdigest(), "clip_ids": clip_ids}
+log = logging.getLogger(__name__)
 
 
 def _location(directory: str) -> Path:
@@ -132,9 +49,17 @@ def _location(directory: str) -> Path:
 def _read_fingerprint(directory: str) -> dict | None:
     """The fingerprint of the whole set in `directory`; None if there is no whole set."""
     try:
-        return json.loads((_location(directory) / "metadata.json").read_text())
+        found = json.loads((_location(directory) / "metadata.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if "texts" not in found:
+        raise BadUse(f"{directory} holds shards of an older form: delete it, run `prepare` again")
+    return found
+
+
+def finished(directory: str) -> bool:
+    """Whether `directory` holds a whole set of shards, of whatever clips."""
+    return _read_fingerprint(directory) is not None
 
 
 def prepare(
@@ -143,53 +68,116 @@ def prepare(
     size: int,
     frames: int,
     progress: Progress | None = None,
+    workers: int = 0,
+    beam_options: str = "",
 ) -> dict:
     """Decodes every clip to at most `frames` pictures of `size` px and writes the shards.
 
-    Shards that are whole and of the same clips, size and frames are left as they are.
-    Returns {"directory", "splits": {split: clips}, "bytes", "written"}, `written`
-    being False where the shards were there already. One run at a time may write to a
-    destination.
+    `workers` processes do so, one a core if 0, or Apache Beam if there are options for it;
+    the shards are the same.
+    Killed and called again, it goes on after the files that were finished. Shards that
+    are whole and of the same clips, size and frames are left as they are. Returns
+    {"directory", "splits": {split: clips}, "bytes", "written"}, `written` being False
+    where the shards were there already. One run at a time may write to a destination.
 
-    Raises BadData if there are no clips or one cannot be decoded (no shards are left
-    then), BadUse if the destination holds other shards or cannot be written to.
+    Raises BadData if there are no clips or one cannot be decoded (nothing is left
+    then), BadUse if the destination holds other shards, cannot be written to or lacks
+    the room that a sample of the clips says is needed.
     """
     if not clips:
         raise BadData("there are no clips to prepare")
-    wanted = _fingerprint(clips, size, frames)
     found = _read_fingerprint(destination)
-    if found is None:
-        try:
-            os.makedirs(destination, exist_ok=True)
-            for left_by_kill in Path(destination, Clips.name).glob("incomplete.*"):
-                shutil.rmtree(left_by_kill)
-        except OSError as error:
-            raise BadUse(f"cannot write shards to {destination}: {error}") from error
-        _write(Clips(clips=clips, fingerprint=wanted, progress=progress, data_dir=destination))
-    elif found != wanted:
+    wanted = fingerprint(clips, size, frames, found)
+    if found and found != wanted:
         other = [key for key in ("size", "frames", "clips") if found[key] != wanted[key]]
         raise BadUse(
             f"{destination} holds shards made with other {', '.join(other)} ({found['frames']} "
             f"frames of {found['size']} px): name another directory or delete this one"
         )
+    try:
+        if not found:
+            _write(clips, wanted, destination, progress, workers, beam_options)
+        _remove_leftovers(destination)
+    except OSError as error:
+        raise BadUse(f"cannot write shards to {destination}: {error}") from error
+    except BrokenProcessPool as error:
+        raise BadData(
+            "a process that decodes was ended from outside, perhaps for want of memory: run "
+            "`prepare` again, it goes on where it was; if it happens again, with fewer data.workers"
+        ) from error
     return {
         "directory": destination,
         "splits": {split: len(ids) for split, ids in wanted["clip_ids"].items()},
         "bytes": sum(path.stat().st_size for path in _location(destination).iterdir()),
-        "written": found is None,
+        "written": not found,
     }
 
 
-def _write(builder: Clips) -> None:
-    tfds.disable_progress_bar()
-    # TFDS speaks of downloads on stdout, which belongs to the program's own answer, and
-    # wants a directory for them, though there are none.
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(
-            download_dir=downloads,
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-            file_format="array_record",
-        )
+def _write(
+    clips: Sequence[Clip],
+    wanted: dict,
+    destination: str,
+    progress: Progress | None,
+    workers: int,
+    beam_options: str,
+) -> None:
+    maker = Clips(clips=clips, fingerprint=wanted, data_dir=destination)
+    whole = _location(destination)
+    key = hashlib.sha256(json.dumps([wanted, builder.SHARD_BYTES]).encode()).hexdigest()[:16]
+    folder = whole.with_name(f"incomplete.{key}")
+    tasks = maker.tasks(folder)
+    todo = [task for files in tasks.values() for task in files]
+    _remove_leftovers(destination, keep=folder)
+    _require_room(maker, clips, whole, todo)
+    staging.begin(folder)
+    report = progress or (lambda done, total: None)
+    try:
+        if beam_options:
+            shards_beam.finish_all(todo, beam_options)
+            report(len(clips), len(clips))
+        else:
+            processes = workers or len(os.sched_getaffinity(0))
+            staging.finish_all(todo, processes, lambda done: report(done, len(clips)))
+    except BadData:
+        shutil.rmtree(folder)
+        raise
+    staging.conclude(folder, todo, whole, lambda directory: maker.write_info(tasks, directory))
+
+
+def _remove_leftovers(destination: str, keep: Path | None = None) -> None:
+    """Removes what killed runs have left, but for the folder `keep`."""
+    for left in _location(destination).parent.glob("incomplete.*"):
+        if left != keep:
+            if keep:
+                log.info("%s: removed, its unfinished shards are of other clips or sizes", left)
+            shutil.rmtree(left)
+
+
+def _require_room(
+    maker: Clips, clips: Sequence[Clip], whole: Path, todo: list[staging.Task]
+) -> None:
+    """Says how much room is needed; raises BadUse if there is less."""
+    found = [staging.read_facts(task.folder, task.name) for task in todo]
+    left = len(clips) - sum(facts["examples"] for facts in found if facts)
+    if not left:
+        return
+    size, frames = maker.info.metadata["size"], maker.info.metadata["frames"]
+    sample = clips[:: -(-len(clips) // SAMPLE)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "sample")
+        staging.write_records(path, builder.examples(sample, size, frames), maker.info.features)
+        needed = path.stat().st_size * left // len(sample)
+    place = next(path for path in whole.parents if path.exists())
+    free = shutil.disk_usage(place).free
+    most = left * frames * size * size * 3
+    told = f"{left} clips need about {_gib(needed)} (their pictures at most {_gib(most)})"
+    if needed > free:
+        raise BadUse(f"{place} has {_gib(free)} free, {told}: make room or name another directory")
+    log.info("%s: %s, %s are free", whole.parents[1], told, _gib(free))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 class Shards:
@@ -200,12 +188,12 @@ class Shards:
     and may be read by several threads. Reading raises BadData where a file is broken.
     """
 
-    def __init__(self, source, directory: str, split: str, fingerprint: dict):
+    def __init__(self, source, directory: str, split: str, prepared: dict):
         self._source = source
         self._directory = directory
-        self.clip_ids: list[str] = fingerprint["clip_ids"][split]
-        self.size: int = fingerprint["size"]
-        self.frames: int = fingerprint["frames"]
+        self.clip_ids: list[str] = prepared["clip_ids"][split]
+        self.size: int = prepared["size"]
+        self.frames: int = prepared["frames"]
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -226,24 +214,31 @@ class Shards:
         return {"clip_id": clip_id, "frames": example["frames"], "captions": captions}
 
 
-def open_shards(directory: str, split: str) -> Shards:
+def open_shards(directory: str, split: str, clips: Sequence[Clip] = ()) -> Shards:
     """Opens one split of what `prepare` wrote to `directory`.
 
     Raises BadUse if there is no whole set or it has no such split, BadData if files
-    of it are missing or cut short, as after a copy that was broken off.
+    of it are missing or cut short, as after a copy that was broken off, or if `clips`
+    of this split have changed since.
     """
-    fingerprint = _read_fingerprint(directory)
-    if fingerprint is None:
+    prepared = _read_fingerprint(directory)
+    if prepared is None:
         raise BadUse(f"{directory} holds no finished shards: run `prepare` first")
-    if split not in fingerprint["clip_ids"]:
-        there = ", ".join(fingerprint["clip_ids"])
+    if split not in prepared["clip_ids"]:
+        there = ", ".join(prepared["clip_ids"])
         raise BadUse(f"{directory} holds no split {split}, only {there}: run `prepare` with it")
-    builder = tfds.builder_from_directory(_location(directory))
-    info = builder.info.splits[split]
+    if changed := changes(prepared, split, clips):
+        first = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        raise BadData(
+            f"{directory}: {len(changed)} clips of the split {split} are not as they were "
+            f"prepared: {first}; undo the change or run `prepare` into another directory"
+        )
+    opened = tfds.builder_from_directory(_location(directory))
+    info = opened.info.splits[split]
     held = sum(os.path.getsize(path) for path in info.filepaths if os.path.exists(path))
     if held != info.num_bytes:
         raise BadData(
             f"{directory}: files of the split {split} are missing or cut short: "
             "copy or prepare the shards again"
         )
-    return Shards(builder.as_data_source(split), directory, split, fingerprint)
+    return Shards(opened.as_data_source(split), directory, split, prepared)

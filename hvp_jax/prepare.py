@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data import shards
+from data.check import require_sound
 from hvp_jax import weights
 from hvp_jax.errors import BadUse
 from hvp_jax.evaluate import read_clips
@@ -14,6 +15,8 @@ def run(config: ConfigDict) -> dict:
     if not config.data.shards:
         raise BadUse("data.shards is empty; say where to write with --config.data.shards=DIR")
     clips = read_clips(config)
+    if not shards.finished(config.data.shards):
+        require_sound(clips)
     size = weights.origin(config).told.sizes.image_size
     with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
 
@@ -21,7 +24,9 @@ def run(config: ConfigDict) -> dict:
             del total
             bar.update(done - bar.n)
 
-        result = shards.prepare(clips, config.data.shards, size, config.data.frames, progress)
+        data = config.data
+        how = (progress, data.workers, data.beam_options)
+        result = shards.prepare(clips, data.shards, size, data.frames, *how)
     counts = ", ".join(f"{count} {split}" for split, count in result["splits"].items())
     verb = "wrote" if result["written"] else "found"
     text = f"{verb} {counts} clips in {result['directory']}, {result['bytes'] / 2**20:.0f} MiB"

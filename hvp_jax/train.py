@@ -27,7 +27,7 @@ from hvp_jax.parallel import Layout
 # Keys that may differ when a run goes on: they change what is kept, shown or scored,
 # or where things lie, but no update.
 FREE = ("eval.", "data.root", "data.videos", "data.shards", "data.annotations", "data.exclude")
-FREE += ("parallel", "bench")
+FREE += ("parallel", "bench", "data.beam_options")
 FREE += ("train.checkpoint_every", "train.eval_every", "train.log_every", "train.keep")
 
 

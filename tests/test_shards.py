@@ -1,17 +1,17 @@
 import dataclasses
-import os
 import pickle
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from data import shards
+from configs.folder import get_config as folder_config
+from data import builder, pipeline, shards
 from data.records import Clip
 from data.video import read_frames
+from hvp_jax import prepare as verb
 from hvp_jax.errors import BadData, BadUse
 
 SIZE, FRAMES = 16, 4
@@ -49,10 +49,10 @@ def files(directory: Path) -> list[str]:
 
 
 def test_holds_what_the_files_hold(clips, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * FRAMES * SIZE * SIZE * 3)
+    monkeypatch.setattr(builder, "SHARD_BYTES", 2 * FRAMES * SIZE * SIZE * 3)
     seen = []
     report = shards.prepare(
-        clips, str(tmp_path), SIZE, FRAMES, lambda done, of: seen.append((done, of))
+        clips, str(tmp_path), SIZE, FRAMES, lambda done, of: seen.append((done, of)), workers=1
     )
     assert report["splits"] == {"train": 5, "test": 2} and report["written"]
     assert report["bytes"] == sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
@@ -79,7 +79,7 @@ def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypat
     def refuse(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(shards, "decode", refuse)
+    monkeypatch.setattr(builder, "decode", refuse)
     assert not shards.prepare(clips, str(tmp_path), SIZE, FRAMES)["written"]
     other_caption = [dataclasses.replace(clips[0], captions=("new",)), *clips[1:]]
     other_file = [dataclasses.replace(clips[0], path=clips[1].path), *clips[1:]]
@@ -93,6 +93,37 @@ def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypat
         with pytest.raises(BadUse, match=word) as raised:
             shards.prepare(other, str(tmp_path), size, frames)
         assert str(tmp_path) in str(raised.value)
+
+
+def test_clips_that_changed_since_are_refused(clips, tmp_path):
+    """Shards stay good without the video files, but not with other ones."""
+    folder, directory = tmp_path / "videos", str(tmp_path / "shards")
+    shutil.copytree(Path(clips[0].path).parent, folder)
+    clips = [dataclasses.replace(c, path=str(folder / Path(c.path).name)) for c in clips]
+    shards.prepare(clips, directory, SIZE, FRAMES)
+    train = [clip for clip in clips if clip.split == "train"]
+
+    def refused(changed: list[Clip], *words: str) -> None:
+        with pytest.raises(BadData) as raised:
+            pipeline.open_source(changed, SIZE, FRAMES, directory)
+        for word in (directory, "run `prepare` into another directory", *words):
+            assert word in str(raised.value)
+
+    other = dataclasses.replace
+    refused([other(train[0], captions=("new",)), *train[1:]], "1 clips", "clip0 (other captions")
+    refused([other(clips[5], end=2.0)], "clip5 (other captions, start or end)")
+    refused([*train, other(clips[1], split="train")], "clip1 (was of the split test, is of train)")
+    with open(clips[0].path, "ab") as file:
+        file.write(b"more")
+    size = Path(clips[0].path).stat().st_size
+    refused(clips, f"clip0 ({clips[0].path} had {size - 4} bytes, has {size})")
+    with pytest.raises(BadUse, match="other clips "):
+        shards.prepare(clips, directory, SIZE, FRAMES)
+    assert len(shards.open_shards(directory, "train", train[1:])) == 5
+
+    shutil.rmtree(folder)
+    assert len(shards.open_shards(directory, "train", clips)) == 5
+    assert not shards.prepare(clips, directory, SIZE, FRAMES)["written"]
 
 
 def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
@@ -116,29 +147,23 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
         shards.prepare(clips, str(text), SIZE, FRAMES)
 
 
-def test_a_kill_half_way_leaves_nothing_that_opens(clips, tmp_path):
-    """The process is killed when one split is written and the other half done."""
-    (tmp_path / "clips.pickle").write_bytes(pickle.dumps(clips))
-    directory = tmp_path / "shards"
-    code = f"""
-import os, pickle, signal
-from data import shards
-def progress(done, of):
-    if done == of - 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-clips = pickle.load(open({str(tmp_path / "clips.pickle")!r}, "rb"))
-shards.prepare(clips, {str(directory)!r}, {SIZE}, {FRAMES}, progress)
-"""
-    root = Path(__file__).parents[1]
-    ended = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120)
-    assert ended.returncode == -9
-    assert any("-train." in name for name in files(directory))
-    with pytest.raises(BadUse, match="no finished shards"):
-        shards.open_shards(str(directory), "train")
+def test_the_verb_refuses_broken_clips_before_it_writes(clips, tmp_path):
+    root, config = tmp_path / "set", folder_config()
+    shutil.copytree(Path(clips[0].path).parent, root / "videos")
+    table = "".join(f"{i},text {i},train\n" for i in range(7))
+    (root / "captions.csv").write_text("video_id,caption,split\n" + table)
+    for i in (1, 3, 4, 5):
+        (root / f"videos/{i}.mp4").write_text("not a video")
+    config.model.variant = "tiny"
+    config.data.root, config.data.shards = str(root), str(tmp_path / "shards")
+    with pytest.raises(BadData, match=r"^4 of 7 clips .*: 1 \(.*, 3 \(.*, 4 \(.*, \.\.\.;"):
+        verb.run(config)
+    assert not (tmp_path / "shards").exists()
 
-    assert shards.prepare(clips, str(directory), SIZE, FRAMES)["written"]
-    assert os.listdir(directory / "clips") == ["1.0.0"]  # what was left is gone
-    assert len(shards.open_shards(str(directory), "train")) == 5
+    shutil.rmtree(root / "videos")
+    shutil.copytree(Path(clips[0].path).parent, root / "videos")
+    assert verb.run(config)["text"].startswith("wrote 7 train clips in ")
+    assert verb.run(config)["text"].startswith("found 7 train clips in ")
 
 
 def test_damaged_or_absent_shards_are_named(clips, tmp_path):

@@ -1,0 +1,243 @@
+"""`prepare` in several processes, killed and started again."""
+
+import logging
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from clips import write_video
+from conftest import ROOT
+
+from data import builder, shards, staging
+from data.records import Clip
+from hvp_jax.errors import BadData, BadUse
+
+SIZE, FRAMES, CLIPS = 16, 3, 60
+ONE = FRAMES * SIZE * SIZE * 3  # bytes of a clip: each becomes a file of its own
+SCRIPT = """
+import pickle, sys
+from data import builder, shards
+if __name__ == "__main__":
+    builder.SHARD_BYTES = int(sys.argv[4])
+    clips = pickle.load(open(sys.argv[1], "rb"))
+    shards.prepare(clips, sys.argv[2], int(sys.argv[5]), int(sys.argv[6]), None, int(sys.argv[3]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+    monkeypatch.setattr(builder, "SHARD_BYTES", ONE)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Clip]:
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        write_video(folder / f"{i}.mp4", rng.integers(0, 256, (4, 32, 32, 3), np.uint8), rate=1)
+    return [
+        Clip(
+            f"clip{i}", str(folder / f"{i % 6}.mp4"), (f"text {i}",), ("train", "test")[i % 9 == 0]
+        )
+        for i in range(CLIPS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips, tmp_path_factory) -> dict[str, bytes]:
+    """What one process writes that nobody kills."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "SHARD_BYTES", ONE)
+        shards.prepare(clips, str(directory), SIZE, FRAMES, workers=1)
+    found = contents(directory)
+    assert len(found) == CLIPS + 3  # and metadata.json, features.json, dataset_info.json
+    return found
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def start(clips: list[Clip], directory: Path, workers: int) -> subprocess.Popen:
+    (directory.parent / "clips.pickle").write_bytes(pickle.dumps(clips))
+    arguments = (directory.parent / "clips.pickle", directory, workers, ONE, SIZE, FRAMES)
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, arguments)], cwd=ROOT)
+
+
+def staged(directory: Path) -> list[Path]:
+    return list(directory.glob("clips/incomplete.*/facts/*.json"))
+
+
+def kill_after(run: subprocess.Popen, directory: Path, files: int, delay: float) -> None:
+    """Kills the first process alone, a moment after `files` are finished."""
+    while len(staged(directory)) < files:
+        assert run.poll() is None
+        time.sleep(0.002)
+    time.sleep(delay)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+
+
+def test_the_number_of_processes_changes_nothing(clips, undisturbed, tmp_path, capfd):
+    seen = []
+    progress = lambda *counts: seen.append(counts)  # noqa: E731
+    assert shards.prepare(clips, str(tmp_path), SIZE, FRAMES, progress, workers=3)["written"]
+    assert contents(tmp_path) == undisturbed
+    assert seen == sorted(seen) and seen[-1] == (CLIPS, CLIPS)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_killed_at_any_moment_and_started_again(clips, undisturbed, tmp_path):
+    directory = tmp_path / "shards"
+    rng = random.Random(0)
+    for files in (1, rng.randrange(5, 30), rng.randrange(35, 50)):
+        run = start(clips, directory, workers=2)
+        kill_after(run, directory, files, rng.uniform(0, 0.02))
+        with pytest.raises(BadUse, match="no finished shards"):
+            shards.open_shards(str(directory), "train")
+    before = {path: path.stat().st_mtime_ns for path in directory.glob("clips/*/files/*")}
+    finished = [path.stem for path in staged(directory)]
+    time.sleep(0.5)
+    assert len(staged(directory)) - len(finished) <= 2  # the other processes have ended too
+    assert shards.prepare(clips, str(directory), SIZE, FRAMES, workers=2)["written"]
+    assert contents(directory) == undisturbed
+    for path, moment in before.items():
+        if path.name in finished:  # not made anew
+            assert (directory / "clips/1.0.0" / path.name).stat().st_mtime_ns == moment
+    assert os.listdir(directory / "clips") == ["1.0.0"]
+
+
+@pytest.mark.parametrize("moment", ["before", "half", "after"])
+def test_killed_while_the_finished_files_get_their_name(
+    clips, undisturbed, tmp_path, monkeypatch, moment
+):
+    """An interruption here is as a kill there: nothing is tidied up on the way out."""
+
+    def interrupted(folder, tasks, directory, write_info):
+        if moment == "half":
+            (folder / "files/features.json").write_text("{")
+            (folder / "files/other.json").write_text("{")
+        if moment == "after":
+            conclude(folder, tasks, directory, write_info)
+        raise KeyboardInterrupt
+
+    conclude = staging.conclude
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(staging, "conclude", interrupted)
+        shards.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
+    made = []
+    decode = builder.decode
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "decode", lambda *clip: made.append(clip) or decode(*clip))
+        again = shards.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
+    assert made == [] and again["written"] == (moment != "after")
+    assert contents(tmp_path) == undisturbed
+
+
+def half_done(clips: list[Clip], directory: Path, monkeypatch) -> Path:
+    """The folder of work of a run that was interrupted after ten clips."""
+
+    def progress(done: int, of: int) -> None:
+        if done == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shards.prepare(clips, str(directory), SIZE, FRAMES, progress, workers=1)
+    (folder,) = directory.glob("clips/incomplete.*")
+    assert len(staged(directory)) == len(list(folder.glob("files/*"))) == 10
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["content", "length", "facts", "absent"])
+def test_a_damaged_file_is_made_again(clips, undisturbed, tmp_path, monkeypatch, damage):
+    folder = half_done(clips, tmp_path, monkeypatch)
+    path = sorted(folder.glob("files/*"))[3]
+    whole = path.read_bytes()
+    if damage == "content":
+        path.write_bytes(whole[:1000] + b"x" + whole[1001:])
+    elif damage == "length":
+        path.write_bytes(whole[:1000])
+    elif damage == "facts":
+        (folder / "facts" / f"{path.name}.json").write_text("{")
+    else:
+        path.unlink()
+    (folder / "left.partial").write_bytes(b"half")
+    shards.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
+    assert contents(tmp_path) == undisturbed
+
+
+def test_files_of_other_clips_are_removed(clips, undisturbed, tmp_path, monkeypatch, caplog):
+    folder = half_done(clips[1:], tmp_path, monkeypatch)
+    with caplog.at_level(logging.INFO, "data"):
+        shards.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
+    assert f"{folder}: removed" in caplog.text
+    assert contents(tmp_path) == undisturbed
+
+
+def test_says_how_much_room_it_needs_and_refuses_where_it_lacks(
+    clips, tmp_path, monkeypatch, caplog
+):
+    def free(room: int):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+
+    free(1000)
+    directory = tmp_path / "shards"
+    with pytest.raises(BadUse, match=r"0\.00 GiB free, 60 clips need about .*: make room"):
+        shards.prepare(clips, str(directory), SIZE, FRAMES)
+    assert not directory.exists()
+    free(1 << 30)
+    with caplog.at_level(logging.INFO, "data"):
+        half_done(clips, directory, monkeypatch)
+    assert f"{directory}: 60 clips need about" in caplog.text and "1.00 GiB are free" in caplog.text
+    free(1000)
+    with pytest.raises(BadUse, match="50 clips need"):
+        shards.prepare(clips, str(directory), SIZE, FRAMES)
+    assert len(staged(directory)) == 10
+
+
+def test_a_broken_clip_ends_all_processes_and_leaves_nothing(clips, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    broken = [*clips, Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")]
+    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
+        shards.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, workers=2)
+    assert contents(tmp_path / "shards") == {}
+
+
+BEAM = "--direct_num_workers=2 --direct_running_mode=multi_processing"
+
+
+def test_beam_makes_the_same(clips, undisturbed, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    folder = half_done(clips, tmp_path, monkeypatch)
+    assert folder.exists()
+    assert shards.prepare(clips, str(tmp_path), SIZE, FRAMES, beam_options=BEAM)["written"]
+    assert contents(tmp_path) == undisturbed
+
+
+def test_beam_tells_of_a_broken_clip(clips, tmp_path):
+    pytest.importorskip("apache_beam")
+    (tmp_path / "text.mp4").write_text("not a video")
+    broken = [*clips[:11], Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")]
+    with pytest.raises(BadData, match=r"^clip broken: .*text\.mp4"):
+        shards.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, beam_options=BEAM)
+    assert contents(tmp_path / "shards") == {}
+
+
+def test_beam_that_is_not_there_is_asked_for(clips, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(BadUse, match="requirements-beam.txt"):
+        shards.prepare(clips, str(tmp_path), SIZE, FRAMES, beam_options=BEAM)
