@@ -201,6 +201,31 @@ def train_batches(
     Raises BadData if an epoch holds no batch, and while iterating if a clip cannot be
     read; BadUse if the seed is not one.
     """
+    dataset = numbered_batches(
+        clips, source, frames, words, batch_size, seed, workers, host_index, host_count, augment
+    ).to_iter_dataset(READ_AHEAD)
+    if workers:
+        # Grain reads absl flags when it starts processes; nobody parses them in tests.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, _ignore_interrupts)
+    return iter(dataset)
+
+
+def numbered_batches(
+    clips: Sequence[Clip],
+    source: Source,
+    frames: int,
+    words: int,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+    augment: Augment | None = None,
+) -> grain.MapDataset[Batch]:
+    """The batches of `train_batches` by number: item i is made when it is asked for."""
     numbers = [i for i, clip in enumerate(clips) for _ in clip.captions]
     captions = [caption for clip in clips for caption in clip.captions]
     together = batch_size * host_count
@@ -216,17 +241,9 @@ def train_batches(
     dataset = dataset[:whole].batch(batch_size)[host_index::host_count].repeat()
     clip_ids = [clip.clip_id for clip in clips]
     videos = ReadVideos(source, clip_ids, frames, batch_size, _threads(workers), augment)
-    dataset = dataset.map_with_index(
+    return dataset.map_with_index(
         ReadPairs(videos, np.asarray(numbers), captions, words, host_index, host_count)
     )
-    dataset = dataset.to_iter_dataset(READ_AHEAD)
-    if workers:
-        # Grain reads absl flags when it starts processes; nobody parses them in tests.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        dataset = dataset.mp_prefetch(options, _ignore_interrupts)
-    return iter(dataset)
 
 
 def _ignore_interrupts(worker: int, workers: int) -> None:

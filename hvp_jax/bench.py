@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hvp_jax import flops, monitor, step, weights
+from hvp_jax.bench_input import bench_input
 from hvp_jax.config import resolve
 from hvp_jax.evaluate import score_matrix
 from hvp_jax.model import HVPNet, from_config, init_params
@@ -158,7 +159,7 @@ def run(config: ConfigDict, workdir=None) -> dict:
     model = from_config(config, begin.told.sizes)
     if workdir is not None:
         monitor.make_workdir(workdir)
-    part = {"step": bench_step, "similarity": bench_similarity}[config.bench]
+    part = {"step": bench_step, "similarity": bench_similarity, "input": bench_input}[config.bench]
     result = {"bench": config.bench, "variant": config.model.variant, "precision": config.precision}
     result |= {"devices": [str(device) for device in jax.devices()]} | part(config, model)
     if workdir is not None:

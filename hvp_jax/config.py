@@ -24,7 +24,7 @@ CHOICES = {
     ),
     "train.choose_on": ("val", "test"),
     "eval.split": ("train", "val", "test"),
-    "bench": ("step", "similarity"),
+    "bench": ("step", "similarity", "input"),
 }
 
 LEAST = {
