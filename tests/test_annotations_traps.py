@@ -125,6 +125,8 @@ def test_lsmdc_without_sentences(tmp_path, line, says):
     published.lsmdc(tmp_path)
     published.write(tmp_path / "LSMDC16_challenge_1000_publictect.csv", line)
     refused("lsmdc", tmp_path, says)
+    (tmp_path / "LSMDC16_annos_training.csv").unlink()
+    refused("lsmdc", tmp_path, "LSMDC16_annos_training.csv is not there; put it there")
 
 
 def test_lsmdc_sentences_that_are_empty_or_hold_a_tab(tmp_path):

@@ -39,7 +39,9 @@ def find(folder: str, *names: str, optional: bool = False) -> str:
             f"{folder}: which one is meant, {found[0]} or {found[1]}? leave only one of them there"
         )
     if not found and not optional:
-        raise BadData(f"{folder}: none of {', '.join(names)} is there; put one of them there")
+        if len(names) > 1:
+            raise BadData(f"{folder}: none of {', '.join(names)} is there; put one of them there")
+        raise BadData(f"{folder}: {names[0]} is not there; put it there")
     return os.path.join(folder, found[0]) if found else ""
 
 
