@@ -37,7 +37,7 @@ endef
 
 # A command on the PATH may be a shim for a version that is not installed, or lack venv: try all.
 FITS := import ensurepip, ssl, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])
-FIND_PYTHON = found=; IFS=:; for name in python3.12 python3.11 python3; do \
+FIND_PYTHON = found=; IFS=:; for name in python3.11 python3.12 python3; do \
 	for folder in $$PATH; do test -n "$$found" || ! "$$folder/$$name" -c "$(FITS)" 2>/dev/null || \
 	found=$$folder/$$name; done; done
 MAKE_VENV = test -n "$$found" || { echo "found no Python 3.11 or 3.12 that runs and has venv;" \
