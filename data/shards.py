@@ -170,14 +170,16 @@ def _require_room(
     place = next(path for path in whole.parents if path.exists())
     free = shutil.disk_usage(place).free
     most = left * frames * size * size * 3
-    told = f"{left} clips need about {_gib(needed)} (their pictures at most {_gib(most)})"
+    told = f"{left} clips need about {_amount(needed)} (their pictures at most {_amount(most)})"
     if needed > free:
-        raise BadUse(f"{place} has {_gib(free)} free, {told}: make room or name another directory")
-    log.info("%s: %s, %s are free", whole.parents[1], told, _gib(free))
+        raise BadUse(
+            f"{place} has {_amount(free)} free, {told}: make room or name another directory"
+        )
+    log.info("%s: %s, %s are free", whole.parents[1], told, _amount(free))
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 class Shards:

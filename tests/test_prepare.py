@@ -196,13 +196,13 @@ def test_says_how_much_room_it_needs_and_refuses_where_it_lacks(
 
     free(1000)
     directory = tmp_path / "shards"
-    with pytest.raises(BadUse, match=r"0\.00 GiB free, 60 clips need about .*: make room"):
+    with pytest.raises(BadUse, match=r"0\.0 MiB free, 60 clips need about .*: make room"):
         shards.prepare(clips, str(directory), SIZE, FRAMES)
     assert not directory.exists()
     free(1 << 30)
     with caplog.at_level(logging.INFO, "data"):
         half_done(clips, directory, monkeypatch)
-    assert f"{directory}: 60 clips need about" in caplog.text and "1.00 GiB are free" in caplog.text
+    assert f"{directory}: 60 clips need about" in caplog.text and "1.0 GiB are free" in caplog.text
     free(1000)
     with pytest.raises(BadUse, match="50 clips need"):
         shards.prepare(clips, str(directory), SIZE, FRAMES)
