@@ -78,17 +78,19 @@ def main(folder: str, shard_folder: str) -> None:
         "ours, files": pipeline.FileSource(clips, SIZE, FRAMES),
         "ours, shards": pipeline.ShardSource(shard_folder, clips, SIZE, FRAMES),
     }
-    ways = {
-        name: iter(pipeline.numbered_batches(clips, source, FRAMES, WORDS, BATCH, seed=0))
+    batches = {
+        name: pipeline.numbered_batches(clips, source, FRAMES, WORDS, BATCH, seed=0)
         for name, source in ours.items()
     }
-    loader = DataLoader(Peer(clips), BATCH, shuffle=True, drop_last=True)
-    ways["PyTorch"] = (batch for _ in range(1000) for batch in loader)
+    # By number: an iterator would work ahead, on the time of the others.
+    ways = {name: numbered.__getitem__ for name, numbered in batches.items()}
+    loader = iter(DataLoader(Peer(clips), BATCH, sampler=torch.randint(len(clips), (10_000,))))
+    ways["PyTorch"] = lambda i: next(loader)
     times = {name: [] for name in ways}
     for i in range(REPEATS + 1):
-        for name, batches in ways.items():
+        for name, make in ways.items():
             begin = time.process_time()
-            next(batches)
+            make(i)
             if i:
                 times[name].append(time.process_time() - begin)
     rates = {name: BATCH / statistics.median(seconds) for name, seconds in times.items()}
