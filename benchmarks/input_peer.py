@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data import annotations, pipeline, shards  # noqa: E402
+from data import annotations, pictures, pipeline, shards  # noqa: E402
 from hvp_jax.model import PIXEL_MEAN, PIXEL_STD  # noqa: E402
 
 SIZE, FRAMES, WORDS, BATCH, REPEATS = 224, 12, 24, 32, 5
@@ -75,8 +75,8 @@ def main(folder: str, shard_folder: str) -> None:
         shards.prepare(clips, shard_folder, SIZE, FRAMES)
     clips = annotations.select(clips, "train")
     ours = {
-        "ours, files": pipeline.FileSource(clips, SIZE, FRAMES),
-        "ours, shards": pipeline.ShardSource(shard_folder, clips, SIZE, FRAMES),
+        "ours, files": pictures.FileSource(clips, SIZE, FRAMES),
+        "ours, shards": pictures.ShardSource(shard_folder, clips, SIZE, FRAMES),
     }
     batches = {
         name: pipeline.numbered_batches(clips, source, FRAMES, WORDS, BATCH, seed=0)

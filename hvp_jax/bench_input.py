@@ -10,7 +10,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from data import annotations, pipeline
+from data import annotations, pictures, pipeline
 from data.augment import open_augment
 from hvp_jax import flops
 from hvp_jax.evaluate import read_clips
@@ -26,9 +26,9 @@ def bench_input(config: ConfigDict, model: HVPNet) -> dict:
     data, batch = config.data, config.train.batch_size
     clips = annotations.select(read_clips(config), "train")
     place = clips, model.sizes.image_size, data.frames
-    sources = {"files": pipeline.FileSource(*place)}
+    sources = {"files": pictures.FileSource(*place)}
     if data.shards:
-        sources["shards"] = pipeline.ShardSource(data.shards, *place)
+        sources["shards"] = pictures.ShardSource(data.shards, *place)
     augments = {"": None, " augmented": open_augment(config.seed, AUGMENT, 1.0, False)}
     ways = {
         name + suffix: pipeline.numbered_batches(

@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data import annotations, exclude, pipeline
+from data import annotations, exclude, pictures, pipeline
 from data.check import require_sound
 from data.records import Clip
 from hvp_jax import checkpoint, metrics, monitor, report, step, weights
@@ -95,7 +95,7 @@ class Scorer:
         return _encode(self._text, params, pipeline.eval_texts(clips, words, size))
 
     def videos(
-        self, params: optax.Params, clips: Sequence[Clip], source: pipeline.Source, say: str = ""
+        self, params: optax.Params, clips: Sequence[Clip], source: pictures.Source, say: str = ""
     ) -> Video:
         """Every clip, in order; `say` names the progress bar."""
         size = self.config.eval.batch_size
@@ -127,7 +127,7 @@ def figures(
     scorer: Scorer,
     params: optax.Params,
     clips: Sequence[Clip],
-    source: pipeline.Source,
+    source: pictures.Source,
     say: str = "",
 ) -> tuple[dict, np.ndarray]:
     """T2V and V2T figures of `clips`, and the scores [texts, clips] they come from."""
@@ -169,13 +169,13 @@ def read_data(config: ConfigDict) -> tuple[list[Clip], list[Clip]]:
     return clips, exclude.left_out(annotations.read_all(*place).clips, ids) if ids else []
 
 
-def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pipeline.Source:
+def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pictures.Source:
     """Pictures of `clips`, which are known to be readable from here on."""
     if not config.data.shards:
         require_sound(clips)
     size = model.sizes.image_size
     data = config.data
-    return pipeline.open_source(clips, size, data.frames, data.shards, data.workers)
+    return pictures.open_source(clips, size, data.frames, data.shards, data.workers)
 
 
 def conclude(
@@ -184,7 +184,7 @@ def conclude(
     scorer: Scorer,
     params: optax.Params,
     clips: Sequence[Clip],
-    source: pipeline.Source,
+    source: pictures.Source,
     chosen: dict,
     excluded: Sequence[Clip],
 ) -> dict:

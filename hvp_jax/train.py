@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from data import annotations, pipeline
+from data import annotations, pictures, pipeline
 from data.augment import open_augment
 from data.records import Clip
 from hvp_jax import checkpoint, evaluate, monitor, optim, report, step, weights
@@ -201,7 +201,7 @@ def _write(show: monitor.Monitor, pending: tuple[int, dict] | None) -> None:
 
 
 def _validate(
-    scorer: evaluate.Scorer, clips: Sequence[Clip], source: pipeline.Source, params
+    scorer: evaluate.Scorer, clips: Sequence[Clip], source: pictures.Source, params
 ) -> dict:
     """Figures of the clips that the checkpoint is chosen by, which are of one split."""
     return {"split": clips[0].split} | evaluate.figures(scorer, params, clips, source)[0]

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from data import pipeline, shards
+from data import pictures, pipeline, shards
 from data.records import Clip
 from data.tokenizer import tokenize
 from hvp_jax.errors import BadData, BadUse
@@ -160,7 +160,7 @@ def filmed(tmp_path_factory) -> list[Clip]:
 
 
 def test_workers_change_no_batch_and_resume_exactly(filmed):
-    source = pipeline.open_source(filmed, SIZE, FRAMES)
+    source = pictures.open_source(filmed, SIZE, FRAMES)
     expected = take(start(clips=filmed, source=source), 9)
     run = start(clips=filmed, source=source, workers=2)
     assert_same(take(run, 3), expected[:3])
@@ -176,7 +176,7 @@ def test_workers_change_no_batch_and_resume_exactly(filmed):
 
 
 def test_workers_work_on_after_a_ctrl_c_and_end_with_their_iterator(filmed):
-    source = pipeline.open_source(filmed, SIZE, FRAMES)
+    source = pictures.open_source(filmed, SIZE, FRAMES)
     expected = take(start(clips=filmed, source=source), 16)
     run = start(clips=filmed, source=source, workers=2)
     begun = take(run, 2)  # one of each worker
@@ -194,7 +194,7 @@ def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
     clips = [*filmed, Clip("broken", str(path), ("text",), "train")]
-    source = pipeline.FileSource(clips, SIZE, FRAMES)
+    source = pictures.FileSource(clips, SIZE, FRAMES)
     run = start(clips=clips, source=source, batch_size=11, workers=workers)
     with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
         next(run)
@@ -205,10 +205,10 @@ def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
 
 def test_a_small_set_is_decoded_once_and_a_broken_clip_found_then(filmed, tmp_path):
     kept, files = (
-        pipeline.open_source(filmed, SIZE, FRAMES),
-        pipeline.FileSource(filmed, SIZE, FRAMES),
+        pictures.open_source(filmed, SIZE, FRAMES),
+        pictures.FileSource(filmed, SIZE, FRAMES),
     )
-    assert isinstance(kept, pipeline.MemorySource)
+    assert isinstance(kept, pictures.MemorySource)
     assert kept.longest == max(len(files[clip.clip_id]) for clip in filmed)
     for clip in filmed:
         assert kept[clip.clip_id] is kept[clip.clip_id]
@@ -216,14 +216,14 @@ def test_a_small_set_is_decoded_once_and_a_broken_clip_found_then(filmed, tmp_pa
     (tmp_path / "text.mp4").write_text("not a video")
     broken = Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")
     with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
-        pipeline.open_source([*filmed, broken], SIZE, FRAMES)
+        pictures.open_source([*filmed, broken], SIZE, FRAMES)
 
 
 def test_shards_give_the_batches_of_the_files(filmed, tmp_path):
     shards.prepare(filmed, str(tmp_path), SIZE, FRAMES)
-    files = pipeline.FileSource(filmed, SIZE, FRAMES)
-    stored = pipeline.open_source(filmed, SIZE, FRAMES, str(tmp_path))
-    assert isinstance(stored, pipeline.ShardSource)
+    files = pictures.FileSource(filmed, SIZE, FRAMES)
+    stored = pictures.open_source(filmed, SIZE, FRAMES, str(tmp_path))
+    assert isinstance(stored, pictures.ShardSource)
     runs = [take(start(clips=filmed, source=source), 6) for source in (files, stored)]
     assert runs[0][0]["video"].any()
     assert_same(*runs)
@@ -235,9 +235,9 @@ def test_shards_of_something_else_are_refused(filmed, tmp_path):
     shards.prepare(filmed[:4], str(tmp_path), SIZE, FRAMES)
     for size, frames in ((SIZE + 1, FRAMES), (SIZE, FRAMES + 1)):
         with pytest.raises(BadUse, match=f"3 frames of 8 px.* {frames} of {size} px"):
-            pipeline.open_source(filmed[:4], size, frames, str(tmp_path))
+            pictures.open_source(filmed[:4], size, frames, str(tmp_path))
     with pytest.raises(BadData, match="lacks 1 of 5 clips, such as id4"):
-        pipeline.open_source(filmed, SIZE, FRAMES, str(tmp_path))
+        pictures.open_source(filmed, SIZE, FRAMES, str(tmp_path))
 
 
 def test_too_few_pairs_and_a_wrong_seed_are_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.folder import get_config as folder_config
-from data import builder, pipeline, shards
+from data import builder, pictures, shards
 from data.records import Clip
 from data.video import read_frames
 from hvp_jax import prepare as verb
@@ -105,7 +105,7 @@ def test_clips_that_changed_since_are_refused(clips, tmp_path):
 
     def refused(changed: list[Clip], *words: str) -> None:
         with pytest.raises(BadData) as raised:
-            pipeline.open_source(changed, SIZE, FRAMES, directory)
+            pictures.open_source(changed, SIZE, FRAMES, directory)
         for word in (directory, "run `prepare` into another directory", *words):
             assert word in str(raised.value)
 
