@@ -21,7 +21,6 @@ from hvp_jax.config import Told
 from hvp_jax.errors import BadUse
 from hvp_jax.sizes import Sizes
 
-EXPORTS = ("hvpnet", "huggingface")
 log = logging.getLogger(__name__)
 
 

@@ -115,16 +115,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     scorer = evaluate.Scorer(model, config, layout)
     fingerprint = _fingerprint([*train_clips, *val_clips])
     _require_same(config, fingerprint, workdir)
-    batches = pipeline.train_batches(
-        train_clips,
-        source,
-        config.data.frames,
-        config.data.words,
-        config.train.batch_size,
-        config.seed,
-        config.data.workers,
-        augment=open_augment(config.seed, **config.augment),
-    )
+    batches = _batches(config, train_clips, source)
     recipe = recipe_of(config, model, examples)
     params = weights.initial(begin, model, config.seed, layout)
     state = layout.place(step.new_state(params, recipe.optimizer))
@@ -148,12 +139,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 functools.partial(_validate, scorer, val_clips, source) if val_clips else None,
             )  # fmt: skip
         if stop.name:
-            return {
-                "ok": False,
-                "step": at,
-                "text": f"stopped by {stop.name} at step {at} of {config.train.steps}, saved: "
-                "the same command goes on from there",
-            }
+            return _stopped(stop.name, at, config.train.steps)
         chosen = checkpoints.chosen()
         params = state.params
         if chosen["step"] != at:
@@ -163,6 +149,30 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         )
     report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
     return result | {"step": at, "skipped": int(state.skipped)}
+
+
+def _batches(config: ConfigDict, clips: Sequence[Clip], source: pictures.Source):
+    """The endless batches of training that a resolved config asks for."""
+    return pipeline.train_batches(
+        clips,
+        source,
+        config.data.frames,
+        config.data.words,
+        config.train.batch_size,
+        config.seed,
+        config.data.workers,
+        augment=open_augment(config.seed, **config.augment),
+    )
+
+
+def _stopped(signal_name: str, at: int, steps: int) -> dict:
+    """The answer of a run that a signal has ended early."""
+    return {
+        "ok": False,
+        "step": at,
+        "text": f"stopped by {signal_name} at step {at} of {steps}, saved: "
+        "the same command goes on from there",
+    }
 
 
 def _loop(config, layout, recipe, state, at, batches, checkpoints, show, stop, validate):
