@@ -13,6 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.seed = 42
     config.parallel = "pmap"  # pmap, shard_map: how a step is laid over devices
+    config.fsdp = False  # shard_map only: a device holds a part of the weights and moments
     config.precision = "float32"  # float32, bfloat16: of the towers' arithmetic
 
     config.model = ConfigDict()
@@ -81,7 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.split = "test"
-    config.eval.batch_size = 32
+    config.eval.batch_size = 32  # on each device
 
     config.bench = "step"  # step, similarity, input
     return config

@@ -81,15 +81,15 @@ def random_batch(config: ConfigDict, model: HVPNet, rng: np.random.Generator) ->
 
 def bench_step(config: ConfigDict, model: HVPNet) -> dict:
     """The training step, on one batch of noise."""
-    layout = Layout(config.parallel)
+    layout = Layout(config.parallel, config.fsdp)
     layout.check_batch(config.train.batch_size, "train.batch_size")
     config.train.steps = config.train.steps or 1000
     recipe = recipe_of(config, model, config.train.batch_size)
-    batch = random_batch(config, model, np.random.default_rng(0))
+    batch = layout.put(random_batch(config, model, np.random.default_rng(0)))
     params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
     state = layout.place(step.new_state(params, recipe.optimizer))
     del params
-    train_step = layout.train(functools.partial(step.train_step, recipe=recipe))
+    train_step = layout.train(functools.partial(step.train_step, recipe=recipe), state)
     first = time.perf_counter()
     state, _ = jax.block_until_ready(train_step(state, batch))
     first = time.perf_counter() - first

@@ -173,6 +173,8 @@ def validate(config: ConfigDict) -> None:
         raise BadUse(
             f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
         )
+    if flat["fsdp"] and flat["parallel"] != "shard_map":
+        raise BadUse("config.fsdp needs config.parallel=shard_map; under pmap weights are whole")
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if not flat["model.weights"]:  # else they tell the sizes, once they are opened
         resolve(config)

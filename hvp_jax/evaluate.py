@@ -22,7 +22,7 @@ from hvp_jax import checkpoint, metrics, monitor, report, step, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import HVPNet, from_config
-from hvp_jax.parallel import Layout
+from hvp_jax.parallel import Layout, gather, is_first, process
 from hvp_jax.similarity import Text, Video, scores
 
 BLOCK = 512  # texts, and clips, on the device at a time while scoring
@@ -80,9 +80,9 @@ class Scorer:
     """The compiled encoders of a model, laid over devices, and its way of scoring."""
 
     def __init__(self, model: HVPNet, config: ConfigDict, layout: Layout):
-        layout.check_batch(config.eval.batch_size, "eval.batch_size")
         noise = config.seed if config.distill.noise == "always" else None
         self.config, self.model = config, model
+        self._rows = config.eval.batch_size * len(layout.local)
         self.paired = config.similarity.word_weights == "paired"
         self._text = layout.map(functools.partial(step.encode_text, model=model))
         self._video = layout.map(
@@ -91,33 +91,47 @@ class Scorer:
 
     def texts(self, params: optax.Params, clips: Sequence[Clip]) -> Text:
         """Every caption of the clips, clip by clip."""
-        size, words = self.config.eval.batch_size, self.config.data.words
-        return _encode(self._text, params, pipeline.eval_texts(clips, words, size))
+        batches = pipeline.eval_texts(clips, self.config.data.words, self._rows)
+        return _encode(self._text, params, batches)
 
     def videos(
-        self, params: optax.Params, clips: Sequence[Clip], source: pictures.Source, say: str = ""
+        self,
+        params: optax.Params,
+        clips: Sequence[Clip],
+        numbers: np.ndarray,
+        source: pictures.Source,
+        say: str = "",
     ) -> Video:
-        """Every clip, in order; `say` names the progress bar."""
-        size = self.config.eval.batch_size
-        batches = pipeline.eval_videos(clips, source, self.config.data.frames, size)
-        bar = tqdm(batches, say, total=-(-len(clips) // size), disable=not say, unit="batch")
-        return _encode(self._video, params, bar)
+        """The clips of the given numbers, in order; `say` names the progress bar."""
+        size = self._rows
+        batches = pipeline.eval_videos(
+            [clips[i] for i in numbers], source, self.config.data.frames, size
+        )
+        show = say and is_first()
+        bar = tqdm(batches, say, total=-(-len(numbers) // size), disable=not show, unit="batch")
+        return _encode(self._video, params, bar, numbers)
 
-    def matrix(self, text: Text, video: Video, video_of_text: np.ndarray) -> np.ndarray:
-        """Scores [texts, clips]. Paired, a clip's own caption is its first."""
+    def matrix(
+        self, text: Text, video: Video, video_of_text: np.ndarray, numbers: np.ndarray
+    ) -> np.ndarray:
+        """Scores [texts, numbers] of those clips. Paired, a clip's own caption is its first."""
         paired = None
         if self.paired:
             _, first = np.unique(video_of_text, return_index=True)
-            paired = text.word_weights[first]
+            paired = text.word_weights[first[numbers]]
         chunk = self.config.similarity.chunk
         return score_matrix(text, video, paired, chunk, self.model.dtype)
 
 
-def _encode(encode: Callable, params: optax.Params, batches: Iterator):
+def _encode(
+    encode: Callable, params: optax.Params, batches: Iterator, numbers: np.ndarray | None = None
+):
     parts, seen = [], 0
     for batch, valid in batches:
-        rows = len(next(iter(batch.values())))
-        batch = batch | {"index": np.arange(seen, seen + rows, dtype=np.int32)}
+        if numbers is not None:
+            index = np.zeros(len(batch["video"]), np.int32)
+            index[:valid] = numbers[seen : seen + valid]
+            batch = batch | {"index": index}
         parts.append(jax.tree.map(lambda x, n=valid: x[:n], encode(params, batch)))
         seen += valid
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -130,11 +144,20 @@ def figures(
     source: pictures.Source,
     say: str = "",
 ) -> tuple[dict, np.ndarray]:
-    """T2V and V2T figures of `clips`, and the scores [texts, clips] they come from."""
+    """T2V and V2T figures of `clips`, and the scores [texts, clips] they come from.
+
+    Each process encodes and scores every so many-th clip; all of them get all scores.
+    """
     video_of_text = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
+    index, count = process()
+    # The last ones twice, so that each process has as many.
+    shares = np.minimum(np.arange(-(-len(clips) // count) * count), len(clips) - 1)
+    shares = shares.reshape(-1, count)  # [clips of a process, processes]
     text = scorer.texts(params, clips)
-    video = scorer.videos(params, clips, source, say)
-    matrix = scorer.matrix(text, video, video_of_text)
+    video = scorer.videos(params, clips, shares[:, index], source, say)
+    own = scorer.matrix(text, video, video_of_text, shares[:, index])
+    matrix = np.empty((len(video_of_text), len(clips)), own.dtype)
+    matrix[:, shares.T] = gather(own).swapaxes(0, 1)
     result = {
         "text_to_video": metrics.text_to_video(matrix, video_of_text),
         "video_to_text": metrics.video_to_text(matrix, video_of_text),
@@ -195,8 +218,9 @@ def conclude(
     result, matrix = figures(scorer, params, clips, source, f"eval {config.eval.split}")
     result["counts"]["excluded"] = sum(clip.split == config.eval.split for clip in excluded)
     result |= {"split": config.eval.split, "checkpoint": chosen, "scoring": scoring(config)}
-    monitor.write_json(workdir / "eval.json", result)
-    report.contact_sheet_of(workdir / "contact_sheet.png", clips, matrix, source)
+    if is_first():
+        monitor.write_json(workdir / "eval.json", result)
+        report.contact_sheet_of(workdir / "contact_sheet.png", clips, matrix, source)
     text = report.table(result)
     for part in (result["scoring"], result["checkpoint"]):
         if "warning" in part:
@@ -222,9 +246,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 "or give --config.model.weights"
             )
         chosen = {"step": 0, "chosen_on": None, "weights": config.model.weights}
-        monitor.make_workdir(workdir)
+        if is_first():
+            monitor.make_workdir(workdir)
     if not begin.told.stages:
         chosen["warning"] = UNTRAINED
-    params = weights.initial(begin, model, config.seed, layout)
+    params = layout.whole(layout.place(weights.initial(begin, model, config.seed)))
     source = open_source(config, model, clips)
     return conclude(config, workdir, scorer, params, clips, source, chosen, excluded)

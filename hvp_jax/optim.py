@@ -20,6 +20,22 @@ def warmup_cosine(progress: jax.Array, warmup: float) -> jax.Array:
     return jnp.where(progress < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
 
 
+def clip_by_norm(most: float) -> optax.GradientTransformationExtraArgs:
+    """Scales updates so that their global norm is at most `most`.
+
+    `norm` is the norm where it is known already: of updates that lie in parts on several
+    devices, only the step can tell it.
+    """
+
+    def update(updates, state, params=None, *, norm=None, **more):
+        del params, more
+        norm = optax.tree.norm(updates) if norm is None else norm
+        keep = norm < most
+        return jax.tree.map(lambda u: jnp.where(keep, u, u / norm * most), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
 class BertAdamState(NamedTuple):
     mu: optax.Updates
     nu: optax.Updates
@@ -86,7 +102,7 @@ def optimizer(
     b2: float = 0.98,
     epsilon: float = 1e-6,
     freeze_patches: bool = True,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Clip to the global norm, Adam, decay, rates, schedule: as an optax transformation."""
     rates = {"patches": 0.0 if freeze_patches else clip_rate, "clip": clip_rate, "new": rate}
 
@@ -94,7 +110,7 @@ def optimizer(
         return warmup_cosine(step / schedule_steps, warmup)
 
     return optax.chain(
-        optax.clip_by_global_norm(max_grad_norm),
+        clip_by_norm(max_grad_norm),
         scale_by_bert_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=decays),
         scale_by_group(rates),

@@ -120,12 +120,12 @@ def _train(params: dict, batch: dict, recipe: step.Recipe, about: dict) -> dict[
     """The optimiser's steps on the one batch, through the compiled step of training."""
     if recipe.optimizer is None:
         raise BadData("the golden file holds arrays of training, but its JSON no `optimizer`")
-    layout = Layout("pmap", jax.devices()[:1])
-    train_step = layout.train(functools.partial(step.train_step, recipe=recipe))
+    layout = Layout("pmap", devices=jax.devices()[:1])
     state = layout.place(step.new_state(params, recipe.optimizer))
+    train_step = layout.train(functools.partial(step.train_step, recipe=recipe), state)
     curve, norms = [], []
     for _ in range(about["optimizer"]["steps"]):
-        state, figures = train_step(state, batch)
+        state, figures = train_step(state, layout.put(batch))
         curve.append(float(figures["loss"]))
         norms.append(float(figures["grad_norm"]))
     after = {f"after/{name}": x for name, x in names.to_torch(state.params).items()}

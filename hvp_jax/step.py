@@ -2,9 +2,11 @@
 
 `train_step` is written once; `parallel.py` lays it over devices. A device holds a
 part of the batch. Texts are gathered, clips stay: each device scores every text
-against its own clips, and the small table of scores is gathered for the loss. The
-gradient is then exactly that of the loss over the whole batch.
+against its own clips, and the loss is put together of those columns. The gradient is
+exactly that of the loss over the whole batch.
 """
+
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -14,6 +16,7 @@ import optax
 from hvp_jax import optim
 from hvp_jax.losses import contrastive
 from hvp_jax.model import HVPNet
+from hvp_jax.sharding import Shards
 from hvp_jax.similarity import Text, Video, scores
 
 
@@ -49,46 +52,67 @@ def clip_keys(seed: int, step: jax.Array, first: jax.Array, count: int) -> jax.A
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
-def batch_loss(
-    params: optax.Params, step: jax.Array, batch: dict, recipe: Recipe, axis: str | None
+def loss_of_features(
+    text: Text,
+    video: Video,
+    log_scale: jax.Array,
+    paired: bool = False,
+    chunk: int = 16,
+    dtype: jnp.dtype | None = None,
+    axis: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss over the global batch, the same number on every device."""
+    """Both sides of a device's part of a batch -> the loss of the whole, and its parts."""
+    paired_weights = text.word_weights if paired else None
+    if axis is not None:
+        text = jax.lax.all_gather(text, axis, tiled=True)
+    return contrastive(scores(text, video, paired_weights, chunk, dtype), log_scale, axis)
+
+
+def batch_loss(
+    params: optax.Params,
+    step: jax.Array,
+    batch: dict,
+    recipe: Recipe,
+    axis: str | None = None,
+    whole: Callable[[optax.Params], optax.Params] = lambda params: params,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss over the global batch, the same number on every device.
+
+    `whole` makes whole parameters of those that a device holds.
+    """
     local = batch["video"].shape[0]
     keys = None
     if recipe.noise:
         first = 0 if axis is None else jax.lax.axis_index(axis) * local
         keys = clip_keys(recipe.seed, step, first, local)
     text, video, log_scale = recipe.model.apply(
-        {"params": params},
+        {"params": whole(params)},
         batch["text_ids"],
         batch["text_mask"],
         batch["video"],
         batch["video_mask"],
         keys,
     )
-    paired_weights = text.word_weights if recipe.paired else None
-    if axis is not None:
-        text = jax.lax.all_gather(text, axis, tiled=True)
-    table = scores(text, video, paired_weights, recipe.chunk, recipe.model.dtype)
-    if axis is not None:
-        table = jax.lax.all_gather(table, axis, axis=3, tiled=True)
-    return contrastive(table, log_scale)
+    return loss_of_features(
+        text, video, log_scale, recipe.paired, recipe.chunk, recipe.model.dtype, axis
+    )
 
 
 def train_step(
-    state: State, batch: dict, recipe: Recipe, axis: str | None = None
+    state: State, batch: dict, recipe: Recipe, shards: Shards = Shards()
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update and its metrics. A loss that is not finite changes nothing but the count.
 
     The batch is this device's part: `video` [b, T, H, W, 3], `video_mask` [b, T],
-    `text_ids` and `text_mask` [b, W].
+    `text_ids` and `text_mask` [b, W], and `stop` [b], true where a process wants to end.
     """
     grad_of = jax.value_and_grad(batch_loss, has_aux=True)
-    (loss, parts), grads = grad_of(state.params, state.step, batch, recipe, axis)
-    if axis is not None:
-        grads = jax.lax.pmean(grads, axis)
-    norm = optax.global_norm(grads)
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+    (loss, terms), grads = grad_of(
+        state.params, state.step, batch, recipe, shards.axis, shards.whole
+    )
+    grads = shards.mean(grads)
+    norm = shards.norm(grads)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params, norm=norm)
     params = optim.apply(state.params, updates)
 
     sound = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -100,10 +124,11 @@ def train_step(
     skipped = state.skipped + (1 - sound.astype(jnp.int32))
     metrics = {
         "loss": loss,
-        **{f"loss/{name}": value for name, value in parts.items()},
+        **{f"loss/{name}": value for name, value in terms.items()},
         "grad_norm": norm,
         "log_scale": params["clip"]["logit_scale"],
         "skipped": skipped,
+        "stop": shards.any(batch["stop"]),
     }
     return State(state.step + 1, skipped, params, opt_state), metrics
 

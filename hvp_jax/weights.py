@@ -20,7 +20,6 @@ from hvp_jax import checkpoint, names, sources
 from hvp_jax.config import Told, told_by_variant
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.model import HVPNet, init_params, shapes_of
-from hvp_jax.parallel import Layout
 from hvp_jax.sizes import VARIANTS, Sizes
 from hvp_jax.sources import CARD
 
@@ -179,12 +178,12 @@ def resize_positions(position: np.ndarray, side: int) -> np.ndarray:
     return np.concatenate([first, np.asarray(grid).reshape(side * side, -1)])
 
 
-def initial(found: Origin, model: HVPNet, seed: int, layout: Layout) -> dict:
-    """The parameters to begin with, placed: those loaded, and random ones for what they lack."""
+def initial(found: Origin, model: HVPNet, seed: int) -> dict:
+    """The parameters to begin with: those loaded, and random ones for what they lack."""
     loaded = found.load() if found.load else {}
     if found.told.stages:
-        return layout.place(loaded)
+        return loaded
     if found.load:
         log.info("the weights are CLIP's alone: distillation and token weights start at random")
     random = jax.jit(init_params, static_argnums=(0, 1))(model, seed)
-    return layout.place({**random, **loaded})
+    return {**random, **loaded}

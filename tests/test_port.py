@@ -95,18 +95,18 @@ def test_pytorch_goes_on_here():
         c["lr"][1], c["lr"][0], c["t_total"], c["warmup"], c["weight_decay"], c["max_grad_norm"],
         c["b1"], c["b2"], c["e"],
     )  # fmt: skip
-    layout = Layout("pmap", jax.devices()[:1])
+    layout = Layout("pmap", devices=jax.devices()[:1])
     recipe = step.Recipe(model, optimizer, noise=False, paired=True)
 
-    def train_step(state, batch, axis):
-        return step.train_step(state, batch, recipe, axis)
+    def train_step(state, batch, shards):
+        return step.train_step(state, batch, recipe, shards)
 
-    run, state = layout.train(train_step), layout.place(state)
+    run, state = layout.train(train_step, state), layout.place(state)
     with np.load(GOLDEN / "reference_checkpoint_next.npz") as file:
         golden = {name: file[name] for name in file.files}
     assert int(state.step) == 3
     for i in range(3):
-        state, figures = run(state, batch)
+        state, figures = run(state, layout.put(batch))
         np.testing.assert_allclose(figures["loss"], golden["loss"][i], rtol=1e-5)
         np.testing.assert_allclose(figures["log_scale"], golden["logit_scale"][i], rtol=1e-6)
     after = names.to_torch(state.params)

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 from small import SIZES, captions, normal, quick_compile, random_params  # noqa: F401
 
-from hvp_jax import optim, similarity, step
+from hvp_jax import optim, sharding, similarity, step
 from hvp_jax.errors import BadUse
 from hvp_jax.model import HVPNet
 from hvp_jax.parallel import Layout
 
 BATCH, FRAMES, WORDS = 8, 2, 5
-LAYOUTS = [("pmap", 1), ("pmap", 8), ("shard_map", 8)]
-NAMES = [f"{kind} {devices}" for kind, devices in LAYOUTS]
+LAYOUTS = {
+    "pmap 1": ("pmap", False, 1),
+    "pmap 8": ("pmap", False, 8),
+    "shard_map 8": ("shard_map", False, 8),
+    "fsdp 8": ("shard_map", True, 8),
+}
+NAMES = list(LAYOUTS)
 MODEL = HVPNet(SIZES, (1, 3), stages=1)
 OPTIMIZER = optim.optimizer(1e-4, 1e-4, 10)
 
@@ -29,8 +34,8 @@ def batch_of(seed: int) -> dict[str, np.ndarray]:
     return {"text_ids": ids, "text_mask": text_mask, "video": video, "video_mask": video_mask}
 
 
-def layout_of(kind: str, devices: int) -> Layout:
-    return Layout(kind, jax.devices()[:devices])
+def layout_of(kind: str, fsdp: bool, devices: int) -> Layout:
+    return Layout(kind, fsdp, jax.devices()[:devices])
 
 
 def numbers(tree):
@@ -43,23 +48,30 @@ def params() -> dict:
 
 
 @pytest.fixture(scope="module")
-def laid() -> dict:
+def laid(params) -> dict:
     """The compiled step of each layout."""
     recipe = step.Recipe(MODEL, OPTIMIZER, seed=3)
     train_step = functools.partial(step.train_step, recipe=recipe)
-    return {
-        name: layout_of(*how).train(train_step) for name, how in zip(NAMES, LAYOUTS, strict=True)
-    }
+    shapes = jax.eval_shape(lambda: step.new_state(params, OPTIMIZER))
+    found = {}
+    for name, how in LAYOUTS.items():
+        layout = layout_of(*how)
+        found[name] = functools.partial(_put_and_step, layout, layout.train(train_step, shapes))
+    return found
+
+
+def _put_and_step(layout: Layout, laid, state, batch):
+    return laid(state, layout.put(batch))
 
 
 @pytest.fixture(scope="module")
 def runs(laid, params) -> dict:
-    """Three steps of each layout: the metrics of each, the last state, and what was compiled."""
+    """Five steps of each layout: the metrics of each, the last state, and what was compiled."""
     found = {}
-    for name, how in zip(NAMES, LAYOUTS, strict=True):
+    for name, how in LAYOUTS.items():
         state = layout_of(*how).place(step.new_state(params, OPTIMIZER))
         curve, given = [], []
-        for i in range(3):
+        for i in range(5):
             given.append(state)
             state, metrics = laid[name](state, batch_of(i))
             curve.append(numbers(metrics))
@@ -82,7 +94,7 @@ def test_any_layout_gives_the_numbers_of_one_device(runs, name):
         pairs = zip(*(jax.tree.leaves(getattr(s, part)) for s in (state, expected)), strict=True)
         for a, b in pairs:
             np.testing.assert_allclose(a, b, atol=1e-5)
-    assert (state.step, state.skipped) == (3, 0)
+    assert (state.step, state.skipped) == (5, 0)
 
 
 def test_the_steps_do_something(runs, params):
@@ -106,11 +118,44 @@ def test_a_state_given_away_is_gone_and_the_weights_it_was_made_of_are_not(runs,
     assert np.isfinite(params["clip"]["logit_scale"])
 
 
-def test_place_makes_a_copy():
-    layout, source = layout_of("pmap", 1), {"a": jnp.arange(3.0)}
+def test_under_fsdp_a_device_holds_its_part(runs):
+    state = runs["fsdp 8"][3]
+    kernel = state.params["clip"]["visual"]["tower"]["blocks"]["mlp_in"]["kernel"]
+    moments = [m for m in jax.tree.leaves(state.opt_state) if m.shape == kernel.shape]
+    assert moments
+    for x in (kernel, *moments):
+        assert x.addressable_shards[0].data.size == x.size // 8
+    whole = layout_of(*LAYOUTS["fsdp 8"]).whole(state.params)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(whole))
+
+
+def test_the_rule_of_parts():
+    assert sharding.cut((12, 768, 3072), 8) == 2
+    assert sharding.cut((12, 3072, 768), 8) == 1
+    assert sharding.cut((12, 768, 768), 8) == 1  # the first of equals
+    assert sharding.cut((49408, 512), 16) == 0
+    assert sharding.cut((50, 768), 16) == 1  # 50 does not divide
+    assert sharding.cut((768,), 8) == sharding.cut((101, 999), 8) == -1
+    assert sharding.cut((12, 768, 3072), 1) == -1
+
+
+def test_a_wish_to_stop_reaches_all(runs, laid):
+    layout = layout_of(*LAYOUTS["pmap 8"])
+    state, batch = layout.place(runs["pmap 8"][1]), batch_of(0)
+    _, metrics = layout.train(lambda s, b, shards: (s, shards.any(b["stop"])), state)(
+        state, layout.put(batch, stop=True)
+    )
+    assert metrics == 1
+    assert runs["pmap 8"][0][0]["stop"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_place_makes_a_copy(name):
+    layout, source = layout_of(*LAYOUTS[name]), {"a": jnp.arange(3.0), "b": np.ones(4096)}
     placed = layout.place(source)
-    placed["a"].delete()
-    assert source["a"].tolist() == [0, 1, 2]
+    give_away = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    jax.block_until_ready(give_away(placed))
+    assert source["a"].tolist() == [0, 1, 2] and (source["b"] == 1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,14 +168,14 @@ def test_a_bad_batch_changes_nothing_and_the_next_one_counts(runs, laid, name, c
         state, metrics = laid[name](state, bad)
         after, metrics = numbers(state), numbers(metrics)
         assert not np.isfinite(metrics["loss"])
-        assert (after.step, after.skipped, metrics["skipped"]) == (4, 1, 1)
+        assert (after.step, after.skipped, metrics["skipped"]) == (6, 1, 1)
         for part in ("params", "opt_state"):
             pairs = (jax.tree.leaves(getattr(s, part)) for s in (after, before))
             for a, b in zip(*pairs, strict=True):
                 np.testing.assert_array_equal(a, b)
         state, metrics = laid[name](state, batch_of(6))
     good = numbers(state)
-    assert np.isfinite(metrics["loss"]) and (good.step, good.skipped) == (5, 1)
+    assert np.isfinite(metrics["loss"]) and (good.step, good.skipped) == (7, 1)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), good.params, before.params)
     assert moved["word_weight"]["dense_0"]["kernel"] > 1e-7
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
@@ -168,23 +213,25 @@ def line_params() -> dict:
     }
 
 
-def line_steps(train_step, place):
-    state, losses = place(step.new_state(line_params(), OPTIMIZER)), []
+def line_steps(train_step, state, batch):
+    losses = []
     for _ in range(3):
-        state, metrics = train_step(state, batch_of(0))
+        state, metrics = train_step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, numbers(state.params)
 
 
 def test_neither_noise_nor_objective_hangs_on_the_number_of_devices():
     recipe = step.Recipe(Line(), OPTIMIZER, seed=1, paired=True, chunk=3)
-    alone = jax.jit(functools.partial(step.train_step, recipe=recipe))
-    losses, params = line_steps(alone, lambda state: state)
+    train_step = functools.partial(step.train_step, recipe=recipe)
+    state, batch = step.new_state(line_params(), OPTIMIZER), batch_of(0)
+    alone = batch | {"stop": np.zeros(BATCH, bool)}
+    losses, params = line_steps(jax.jit(train_step), state, alone)
     assert losses[1] != losses[0]  # the weights are the same there; the noise is not
-    for how in (("pmap", 2), ("shard_map", 4)):
+    for how in (("pmap", False, 2), ("shard_map", True, 4)):
         layout = layout_of(*how)
-        laid = layout.train(functools.partial(step.train_step, recipe=recipe))
-        found, moved = line_steps(laid, layout.place)
+        laid = layout.train(train_step, state)
+        found, moved = line_steps(laid, layout.place(state), layout.put(batch))
         np.testing.assert_allclose(found, losses, rtol=1e-5)
         for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
@@ -215,16 +262,16 @@ def test_a_clip_has_its_key_wherever_it_lies():
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_map_goes_example_by_example_and_gives_host_arrays(kind):
-    layout = layout_of(kind, 8)
+    layout = layout_of(kind, False, 8)
     double = layout.map(lambda params, batch: {"y": batch["x"] * params["by"]})
     x = np.float32(normal(0, 16, 3))
-    found = double(layout.place({"by": np.float32(2)}), {"x": x})
+    found = double(layout.whole(layout.place({"by": np.float32(2)})), {"x": x})
     assert isinstance(found["y"], np.ndarray)
     np.testing.assert_array_equal(found["y"], 2 * x)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    layout = layout_of("pmap", 8)
+    layout = layout_of("pmap", False, 8)
     layout.check_batch(32, "train.batch_size")
     with pytest.raises(BadUse) as error:
         layout.check_batch(12, "train.batch_size")

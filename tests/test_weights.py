@@ -58,8 +58,7 @@ def begin(config, workdir: Path | None = None) -> tuple:
     found = weights.origin(config, workdir)
     config = resolve(config, found.told)
     model = from_config(config, found.told.sizes)
-    layout = Layout("pmap", jax.devices()[:1])
-    return config, model, weights.initial(found, model, config.seed, layout)
+    return config, model, weights.initial(found, model, config.seed)
 
 
 @pytest.mark.parametrize("kind", ["whole", "ported"])
