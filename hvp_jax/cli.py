@@ -5,97 +5,17 @@ answered at once. Exit status: 0 done, 1 the answer is no or the data is bad, 2 
 """
 
 import argparse
-import dataclasses
 import difflib
 import importlib
 import re
 import sys
 import traceback
-from pathlib import Path
 from typing import Any, NoReturn
 
-from hvp_jax import console, overrides
+from hvp_jax import console, distributed, overrides
 from hvp_jax.config import validate
 from hvp_jax.errors import BadUse, UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """`target` is "module:function"; its parameters are the verb's flags, by name.
-
-    A verb whose `config` is optional reads the workdir's config.json instead. Of the flags
-    in `one_of` it takes exactly one.
-    """
-
-    target: str
-    help: str
-    required: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-    one_of: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Flag:
-    metavar: str
-    help: str
-    kind: type = str
-    choices: tuple[str, ...] | None = None
-    default: str | None = None
-
-
-VERBS = {
-    "train": Verb(
-        "hvp_jax.train:run",
-        "trains, evaluates, checkpoints; with the same workdir again, goes on where it was",
-        ("config", "workdir"),
-    ),
-    "eval": Verb(
-        "hvp_jax.evaluate:run",
-        "scores a split with a run's checkpoint; without --config, with that run's own",
-        ("workdir",),
-        ("config",),
-    ),
-    "doctor": Verb(
-        "hvp_jax.doctor:run",
-        "what is missing, broken or odd in a data set; writes the bad ids to a workdir",
-        ("config",),
-        ("workdir",),
-    ),
-    "prepare": Verb("hvp_jax.prepare:run", "video files to ArrayRecord shards", ("config",)),
-    "port": Verb(
-        "hvp_jax.port:run",
-        "weights of CLIP or HVP-Net from PyTorch to a checkpoint here, and back",
-        ("source", "destination"),
-        ("format", "export"),
-    ),
-    "parity": Verb(
-        "hvp_jax.parity:run",
-        "every array of a golden file, or a checkpoint in PyTorch layer by layer, against ours",
-        (),
-        ("golden", "source", "format", "precision"),
-        one_of=("golden", "source"),
-    ),
-    "bench": Verb(
-        "hvp_jax.bench:run", "how fast a step or the scoring is", ("config",), ("workdir",)
-    ),
-}
-
-FLAGS = {
-    "config": Flag("FILE.py[:ARG]", "a config of configs/"),
-    "workdir": Flag("DIR", "the run's folder", Path),
-    "source": Flag("PATH", "a checkpoint's file or directory, or a workdir", Path),
-    "destination": Flag("DIR", "a new directory for what is written", Path),
-    "format": Flag(
-        "FORMAT",
-        "of the source",
-        str,
-        ("auto", "openai", "open_clip", "huggingface", "hvpnet"),
-        "auto",
-    ),
-    "export": Flag("FORMAT", "write safetensors with these names", str, ("hvpnet", "huggingface")),
-    "golden": Flag("FILE.npz", "arrays recorded from the PyTorch implementation", Path),
-    "precision": Flag("TYPE", "of our arithmetic", str, ("float64", "float32")),
-}
+from hvp_jax.verbs import ACROSS, FLAGS, VERBS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,9 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
             return status
         answer = console.claim_stdout() if "--json" in arguments else None
         status, result = _attempt(arguments)
-        console.give(result, answer)
+        if answer or distributed.is_first():
+            console.give(result, answer)
     except BrokenPipeError:
         pass  # whoever read us wants no more; the status still tells how it went
+    if status:
+        distributed.leave(status)
     return status
 
 
@@ -146,6 +69,9 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         raise BadUse(f"{verb} takes no --config.{changes[0][0]}")
     if values.get("workdir") and values["workdir"].is_file():
         raise BadUse(f"--workdir={values['workdir']} is a file; it must be a folder")
+    together = None
+    if set(ACROSS) <= set(takes):
+        together = distributed.check(*(values.pop(name) for name in ACROSS))
     if "config" in takes:
         if values["config"] is None:
             config = overrides.load_json(values["workdir"] / "config.json")
@@ -156,6 +82,8 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         validate(config)
         values["config"] = config
     console.quiet_libraries()
+    if set(ACROSS) <= set(takes):
+        distributed.start(together)
     module, _, function = VERBS[verb].target.partition(":")
     return getattr(importlib.import_module(module), function), values
 

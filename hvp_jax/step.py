@@ -19,6 +19,8 @@ from hvp_jax.model import HVPNet
 from hvp_jax.sharding import Shards
 from hvp_jax.similarity import Text, Video, scores
 
+ALONE = Shards()
+
 
 @flax.struct.dataclass
 class State:
@@ -99,7 +101,7 @@ def batch_loss(
 
 
 def train_step(
-    state: State, batch: dict, recipe: Recipe, shards: Shards = Shards()
+    state: State, batch: dict, recipe: Recipe, shards: Shards = ALONE
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update and its metrics. A loss that is not finite changes nothing but the count.
 

@@ -182,7 +182,8 @@ def run(golden, precision):
 RUN_NOISY = """
 import sys
 from hvp_jax import cli
-cli.VERBS["noisy"] = cli.Verb("noisy:run", "", ("golden",), ("precision",))
+from hvp_jax.verbs import Verb
+cli.VERBS["noisy"] = Verb("noisy:run", "", ("golden",), ("precision",))
 raise SystemExit(cli.main(sys.argv[1:]))
 """
 

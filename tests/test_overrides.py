@@ -6,6 +6,7 @@ from conftest import ROOT
 from hvp_jax import cli
 from hvp_jax.errors import BadUse
 from hvp_jax.overrides import load
+from hvp_jax.verbs import Verb
 
 FOLDER = f"--config={ROOT / 'configs' / 'folder.py'}"
 TRAIN = ("train", FOLDER, "--workdir=never-made")
@@ -14,7 +15,7 @@ TRAIN = ("train", FOLDER, "--workdir=never-made")
 def config_of(*arguments):
     """The config that `train` gets."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(cli.VERBS, "train", cli.Verb("builtins:dict", "", ("config", "workdir")))
+        patch.setitem(cli.VERBS, "train", Verb("builtins:dict", "", ("config", "workdir")))
         _, values = cli.check([*TRAIN, *arguments])
     return values["config"]
 

@@ -19,7 +19,6 @@ from hvp_jax import cli, names, port, rules, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import from_config
-from hvp_jax.parallel import Layout
 from hvp_jax.sizes import Sizes
 
 # CLIP's vocabulary, for captions; a tower of two layers, so that it compiles at once.
