@@ -84,6 +84,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.batch_size = 32
 
     config.bench = "step"  # step, similarity, input
+    # from:to, steps counted from 1: `train` writes their trace to workdir/profile; empty: none.
+    config.profile = ""
     return config
 
 

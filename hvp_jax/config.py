@@ -157,7 +157,7 @@ def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -
 def validate(config: ConfigDict) -> None:
     """Raises BadUse, naming the key, if a value is outside what the key allows."""
     flat = flatten(config)
-    for key in (*CHOICES, *LEAST, *OPTIONAL, *AUGMENT):
+    for key in (*CHOICES, *LEAST, *OPTIONAL, *AUGMENT, "profile"):
         if key not in flat:
             raise BadUse(f"the config has no key config.{key}; start it from configs/base.py")
     for key, choices in CHOICES.items():
@@ -174,6 +174,10 @@ def validate(config: ConfigDict) -> None:
             f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
         )
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
+    if flat["profile"]:
+        from hvp_jax import profiling  # JAX, which few commands need this early
+
+        profiling.parse(flat["profile"])
     if not flat["model.weights"]:  # else they tell the sizes, once they are opened
         resolve(config)
 
