@@ -10,6 +10,11 @@ from ml_collections.config_dict import placeholder
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.sizes import VARIANTS, Sizes
 
+# rsum: R@1 + R@5 + R@10 of both directions; of MdR and MnR, less is better
+_FIGURES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+BEST_BY = ("rsum", *(f"text_to_video/{x}" for x in _FIGURES))
+BEST_BY += tuple(f"video_to_text/{x}" for x in _FIGURES)
+
 CHOICES = {
     "parallel": ("pmap", "shard_map"),
     "precision": ("float32", "bfloat16"),
@@ -23,6 +28,7 @@ CHOICES = {
         *("msrvtt", "didemo", "activitynet", "lsmdc", "msvd", "vatex", "charades"),
     ),
     "train.choose_on": ("val", "test"),
+    "train.best_by": BEST_BY,
     "eval.split": ("train", "val", "test"),
     "bench": ("step", "similarity", "input"),
 }
@@ -48,6 +54,7 @@ LEAST = {
     "train.eval_every": 1,
     "train.log_every": 1,
     "train.keep": 1,
+    "train.keep_every": 0,
     "eval.batch_size": 1,
 }
 
@@ -157,7 +164,7 @@ def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -
 def validate(config: ConfigDict) -> None:
     """Raises BadUse, naming the key, if a value is outside what the key allows."""
     flat = flatten(config)
-    for key in (*CHOICES, *LEAST, *OPTIONAL, *AUGMENT):
+    for key in (*CHOICES, *LEAST, *OPTIONAL, *AUGMENT, "profile"):
         if key not in flat:
             raise BadUse(f"the config has no key config.{key}; start it from configs/base.py")
     for key, choices in CHOICES.items():
@@ -176,6 +183,10 @@ def validate(config: ConfigDict) -> None:
     if flat["fsdp"] and flat["parallel"] != "shard_map":
         raise BadUse("config.fsdp needs config.parallel=shard_map; under pmap weights are whole")
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
+    if flat["profile"]:
+        from hvp_jax import profiling  # JAX, which few commands need this early
+
+        profiling.parse(flat["profile"])
     if not flat["model.weights"]:  # else they tell the sizes, once they are opened
         resolve(config)
 

@@ -1,5 +1,6 @@
-"""What a run writes down as it goes: metrics.jsonl, progress on stderr, environment.json."""
+"""What a run writes down as it goes: metrics.jsonl and the like, progress on stderr."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -7,27 +8,31 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from hvp_jax.console import plain
 from hvp_jax.errors import BadData, BadUse
+from hvp_jax.events import Events
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
-    *("ml_collections", "numpy", "av", "pillow", "ftfy", "instant-clip-tokenizer"),
+    *("ml_collections", "numpy", "av", "pillow", "ftfy", "instant-clip-tokenizer", "tensorboardX"),
 )
 
 
 class Monitor:
     """Appends rows to `workdir`/metrics.jsonl and shows progress on `stream`, stderr by default.
 
-    A run that goes on from step k drops the rows of later steps, which it writes again;
-    one that starts at step 0 starts the file anew. On a terminal progress is a bar of
-    tqdm, elsewhere a line at most every `seconds`. To be used in `with`.
+    Their numbers also go to TensorBoard event files in `workdir`/tensorboard. A run that
+    goes on from step k drops the rows of later steps, which it writes again; one that
+    starts at step 0 starts anew. On a terminal progress is a bar of tqdm, elsewhere a
+    line at most every `seconds`. With `writes` false, for a process beside the one that
+    writes, no file is touched and nothing is shown. To be used in `with`.
 
-    Raises BadUse if the file cannot be written, BadData if it does not hold JSON lines.
+    Raises BadUse if a file cannot be written, BadData if metrics.jsonl does not hold JSON
+    lines.
     """
 
     def __init__(
@@ -37,15 +42,21 @@ class Monitor:
         step: int = 0,
         stream: TextIO | None = None,
         seconds: float = 10.0,
+        writes: bool = True,
     ):
-        path = Path(workdir) / "metrics.jsonl"
-        rows = read_rows(path) if step and path.exists() else []
-        _replace(path, "".join(_line(row) for row in rows if row["step"] <= step))
-        self._file = open(path, "a", encoding="utf-8")
+        self._workdir, self._writes = Path(workdir), writes
         self._total, self._seconds = total, seconds
         self._stream = sys.stderr if stream is None else stream
         self._told: tuple[float, int] | None = None  # when progress was last told, at which step
         self._bar = None
+        if not writes:
+            return
+        path = self._workdir / "metrics.jsonl"
+        rows = read_rows(path) if step and path.exists() else []
+        _replace(path, "".join(_line(row) for row in rows if row["step"] <= step))
+        with _writing(self._workdir):
+            self._file = open(path, "a", encoding="utf-8")
+            self._events = Events(self._workdir / "tensorboard", purge=step + 1 if step else 0)
         if self._stream.isatty():
             from tqdm import tqdm
 
@@ -57,15 +68,24 @@ class Monitor:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._file.close()
+        if self._writes:
+            for file in (self._file, self._events):
+                # What could not be written has been told by `write`, which leaves nothing behind.
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """One line of JSON, `step` first, handed to the system before this returns.
 
-        Numbers keep their full precision; one that is not finite becomes null.
+        Numbers keep their full precision; one that is not finite becomes null. What was
+        measured, and so differs from run to run, belongs in one nested dict `measured`.
+        Raises BadUse if it cannot be written.
         """
-        self._file.write(_line({"step": step} | plain(row)))
-        self._file.flush()
+        if self._writes:
+            with _writing(self._workdir):
+                self._file.write(_line({"step": step} | plain(row)))
+                self._file.flush()
+                self._events.write(step, row)
 
     def progress(self, step: int, loss: float) -> None:
         """Tells that `step` steps are done, if it is time to: call it as often as you like."""
@@ -84,11 +104,21 @@ class Monitor:
             return
         self._told = (now, step)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no step: its time is left out of the rate that progress tells."""
+        begin = time.monotonic()
+        yield
+        if self._bar is not None:
+            self._bar.unpause()
+        elif self._told is not None:
+            self._told = (self._told[0] + time.monotonic() - begin, self._told[1])
+
     def say(self, text: str) -> None:
         """A line of text on the stream, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
-        else:
+        elif self._writes:
             print(text, file=self._stream, flush=True)
 
 
@@ -148,6 +178,17 @@ def environment(devices: Iterable[Any]) -> dict[str, Any]:
         "devices": [{"name": str(d), "kind": d.device_kind} for d in devices],
         "git": _git(Path(__file__).resolve().parents[1]),
     }
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadUse(
+            f"cannot write to {workdir}: {error.strerror}; once that is mended, the same command "
+            "goes on from the last checkpoint"
+        ) from None
 
 
 def _line(row: dict[str, Any]) -> str:

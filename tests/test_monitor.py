@@ -1,7 +1,10 @@
 import io
 import json
 import os
+import struct
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,6 +25,24 @@ def rows(workdir) -> list[dict]:
 
     text = (workdir / "metrics.jsonl").read_text()
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def shown(workdir) -> list[tuple[int, dict[str, float]]]:
+    """(step, {tag: scalar}) of a workdir's event files, as TensorBoard would show them."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:  # records of: length, checksum of it, event, checksum of it
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                found = [(step, row) for step, row in found if step < event.step]
+            elif event.HasField("summary"):
+                row = {value.tag: value.simple_value for value in event.summary.value}
+                found.append((event.step, row))
+    return found
 
 
 def test_rows_are_on_disk_at_once_and_exact(tmp_path):
@@ -46,7 +67,7 @@ def test_a_run_that_goes_on_writes_no_row_twice(tmp_path, torn):
         for step in (5, 6):
             run.write(step, {"loss": step / 3})
     assert (tmp_path / "metrics.jsonl").read_text() == whole
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "tensorboard"]
 
 
 def test_a_run_from_the_start_starts_anew(tmp_path):
@@ -77,6 +98,80 @@ def test_a_workdir_that_is_not_there(tmp_path):
         monitor.Monitor(tmp_path / "none", total=1)
 
 
+def test_numbers_are_shown_in_tensorboard_at_once(tmp_path):
+    with monitor.Monitor(tmp_path, total=3) as run:
+        run.write(1, {"loss": np.float32(0.1), "skipped": jax.numpy.int32(2), "ok": True})
+        figures = {"R@1": 12.5, "MdR": np.inf, "deep": {"er": 1}}
+        measured = {"steps/s": 4.0}
+        run.write(2, {"split": "val", "text_to_video": figures, "measured": measured, "none": None})
+        assert shown(tmp_path) == [
+            (1, {"loss": float(np.float32(0.1)), "skipped": 2.0}),
+            (
+                2,
+                {
+                    **{"text_to_video/R@1": 12.5, "text_to_video/MdR": np.inf},
+                    **{"text_to_video/deep/er": 1.0, "measured/steps/s": 4.0},
+                },
+            ),
+        ]
+
+
+def test_tensorboard_shows_no_step_twice(tmp_path):
+    # Three runs within a second or so: none may write over the file of another.
+    for begin, end in ((0, 6), (4, 8), (0, 3)):
+        with monitor.Monitor(tmp_path, total=9, step=begin) as run:
+            for step in range(begin + 1 if begin else 0, end + 1):
+                run.write(step, {"loss": 100.0 * begin + step})
+        if begin:
+            expected = [(step, {"loss": float(step)}) for step in range(5)]
+            expected += [(step, {"loss": 400.0 + step}) for step in range(5, 9)]
+        else:
+            expected = [(step, {"loss": float(step)}) for step in range(end + 1)]
+        assert shown(tmp_path) == expected
+    assert len(os.listdir(tmp_path / "tensorboard")) == 3
+
+
+def test_neither_pytorch_nor_tensorflow_is_loaded(tmp_path):
+    code = """if True:
+        import importlib.util, sys
+        from hvp_jax import monitor
+        with monitor.Monitor(sys.argv[1], total=1) as run:
+            run.write(1, {"loss": 1.0})
+        assert "tensorboardX" in sys.modules
+        assert not {"torch", "tensorflow", "tensorboard"} & set(sys.modules)
+        assert importlib.util.find_spec("torch")  # it still can be
+    """
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_silent_monitor_touches_nothing(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("nonsense\n")
+    for stream in (io.StringIO(), Terminal()):
+        with monitor.Monitor(tmp_path, 4, 2, stream, seconds=0, writes=False) as run:
+            run.write(3, {"loss": 1.0})
+            run.progress(3, 1.0)
+            with run.paused():
+                run.progress(4, 1.0)
+            run.say("text")
+        assert stream.getvalue() == ""
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == "nonsense\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("which", ["metrics", "events"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, which):
+    with pytest.raises(BadUse, match="cannot write to .*No space left on device.*same command"):
+        with monitor.Monitor(tmp_path, total=9) as run:
+            run.write(1, {"loss": 1.0})
+            if which == "metrics":
+                run._file = open("/dev/full", "a")
+            else:
+                run._events._writer._py_recordio_writer._writer = open("/dev/full", "wb")
+            run.write(2, {"loss": 1.0})
+    assert rows(tmp_path)[0] == {"step": 1, "loss": 1.0}
+
+
 def test_progress_in_lines(tmp_path):
     stream = io.StringIO()
     with monitor.Monitor(tmp_path, total=4, stream=stream, seconds=0) as run:
@@ -95,6 +190,26 @@ def test_progress_keeps_quiet_in_between_but_tells_the_end(tmp_path):
         for step in range(1, 101):
             run.progress(step, 1.0)
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/100", "100/100"]
+
+
+def test_progress_does_not_count_pauses(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(monitor, "time", clock)
+    stream = io.StringIO()
+    with monitor.Monitor(tmp_path, total=40, stream=stream, seconds=10) as run:
+        with run.paused():  # before anything was told
+            clock.now += 100
+        run.progress(1, 1.0)
+        with run.paused():
+            clock.now += 100
+        clock.now += 5
+        run.progress(11, 1.0)  # 5 s of steps: not yet time to tell
+        clock.now += 5
+        run.progress(21, 1.0)
+    assert stream.getvalue().splitlines()[1:] == [
+        "step 21/40  loss 1.0000  2.00 steps/s  0:10 left"
+    ]
 
 
 def test_progress_on_a_terminal(tmp_path):
