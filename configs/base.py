@@ -78,6 +78,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.checkpoint_every = 100
     config.train.eval_every = placeholder(int)  # None: once an epoch, at most 5 times from scratch
     config.train.log_every = 10
+    config.train.most_skipped = 20  # updates in a row with a loss that is not finite: then it stops
+    config.train.stall_seconds = 1200.0  # without a step, a batch scored: then it ends; 0: never
     config.train.keep = 2  # newest checkpoints kept beside the best
     config.train.keep_every = 0  # and every one whose step this divides; 0: none
     # rsum (R@1 + R@5 + R@10 of both directions), or text_to_video/R@1, video_to_text/MdR, ...

@@ -53,6 +53,8 @@ LEAST = {
     "train.checkpoint_every": 1,
     "train.eval_every": 1,
     "train.log_every": 1,
+    "train.most_skipped": 1,
+    "train.stall_seconds": 0,
     "train.keep": 1,
     "train.keep_every": 0,
     "eval.batch_size": 1,

@@ -22,7 +22,7 @@ from hvp_jax import checkpoint, metrics, monitor, report, step, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import HVPNet, from_config
-from hvp_jax.parallel import Layout, gather, is_first, process
+from hvp_jax.parallel import Layout, gather, is_first, process, wait
 from hvp_jax.similarity import Text, Video, scores
 
 BLOCK = 512  # texts, and clips, on the device at a time while scoring
@@ -79,9 +79,17 @@ def score_matrix(
 class Scorer:
     """The compiled encoders of a model, laid over devices, and its way of scoring."""
 
-    def __init__(self, model: HVPNet, config: ConfigDict, layout: Layout):
+    def __init__(
+        self,
+        model: HVPNet,
+        config: ConfigDict,
+        layout: Layout,
+        beat: Callable[[], None] = lambda: None,
+    ):
+        """`beat` is called with every batch."""
         noise = config.seed if config.distill.noise == "always" else None
         self.config, self.model = config, model
+        self._beat = beat
         self._rows = config.eval.batch_size * len(layout.local)
         self.paired = config.similarity.word_weights == "paired"
         self._text = layout.map(functools.partial(step.encode_text, model=model))
@@ -92,7 +100,7 @@ class Scorer:
     def texts(self, params: optax.Params, clips: Sequence[Clip]) -> Text:
         """Every caption of the clips, clip by clip."""
         batches = pipeline.eval_texts(clips, self.config.data.words, self._rows)
-        return _encode(self._text, params, batches)
+        return self._encode(self._text, params, batches)
 
     def videos(
         self,
@@ -109,7 +117,25 @@ class Scorer:
         )
         show = say and is_first()
         bar = tqdm(batches, say, total=-(-len(numbers) // size), disable=not show, unit="batch")
-        return _encode(self._video, params, bar, numbers)
+        return self._encode(self._video, params, bar, numbers)
+
+    def _encode(
+        self,
+        encode: Callable,
+        params: optax.Params,
+        batches: Iterator,
+        numbers: np.ndarray | None = None,
+    ):
+        parts, seen = [], 0
+        for batch, valid in batches:
+            self._beat()
+            if numbers is not None:
+                index = np.zeros(len(batch["video"]), np.int32)
+                index[:valid] = numbers[seen : seen + valid]
+                batch = batch | {"index": index}
+            parts.append(jax.tree.map(lambda x, n=valid: x[:n], encode(params, batch)))
+            seen += valid
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def matrix(
         self, text: Text, video: Video, video_of_text: np.ndarray, numbers: np.ndarray
@@ -121,20 +147,6 @@ class Scorer:
             paired = text.word_weights[first[numbers]]
         chunk = self.config.similarity.chunk
         return score_matrix(text, video, paired, chunk, self.model.dtype)
-
-
-def _encode(
-    encode: Callable, params: optax.Params, batches: Iterator, numbers: np.ndarray | None = None
-):
-    parts, seen = [], 0
-    for batch, valid in batches:
-        if numbers is not None:
-            index = np.zeros(len(batch["video"]), np.int32)
-            index[:valid] = numbers[seen : seen + valid]
-            batch = batch | {"index": index}
-        parts.append(jax.tree.map(lambda x, n=valid: x[:n], encode(params, batch)))
-        seen += valid
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def figures(
@@ -185,11 +197,16 @@ def read_clips(config: ConfigDict) -> list[Clip]:
 
 def read_data(config: ConfigDict) -> tuple[list[Clip], list[Clip]]:
     """The clips of the data set a config names, and those that `data.exclude` leaves out."""
+    if not is_first():
+        wait("process 0 has read the data set")  # it may have to make it
     data = config.data
     ids = exclude.read_ids(data.exclude)
     place = data.dataset, data.root, data.annotations, data.videos, data.protocol
     clips = annotations.read(*place, data.held_out, config.seed, ids)
-    return clips, exclude.left_out(annotations.read_all(*place).clips, ids) if ids else []
+    left_out = exclude.left_out(annotations.read_all(*place).clips, ids) if ids else []
+    if is_first():
+        wait("process 0 has read the data set")
+    return clips, left_out
 
 
 def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pictures.Source:

@@ -1,55 +1,36 @@
-"""The verb `train`: from a config to a workdir with checkpoints and figures.
-
-The order of the loop is law: step, then evaluate, then save; and whatever stops a
-run does so after a whole step and a checkpoint.
-"""
+"""The verb `train`: from a config to a workdir with checkpoints and figures."""
 
 import contextlib
 import functools
-import hashlib
-import json
-import signal
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from data import annotations, pictures, pipeline
 from data.augment import open_augment
 from data.records import Clip
-from hvp_jax import checkpoint, evaluate, monitor, optim, report, step, weights
-from hvp_jax.config import Told, difference, from_json, resolve, resolve_steps
-from hvp_jax.errors import BadData, BadUse
+from hvp_jax import (
+    checkpoint,
+    evaluate,
+    flops,
+    loop,
+    monitor,
+    optim,
+    profiling,
+    report,
+    resume,
+    step,
+    weights,
+)
+from hvp_jax.config import Told, resolve, resolve_steps
+from hvp_jax.meter import Meter
 from hvp_jax.model import HVPNet, from_config
-from hvp_jax.parallel import Layout
+from hvp_jax.parallel import Layout, is_first, process, wait
+from hvp_jax.watch import Watch
 
-# Keys that may differ when a run goes on: they change what is kept, shown or scored,
-# or where things lie, but no update.
-FREE = ("eval.", "data.root", "data.videos", "data.shards", "data.annotations", "data.exclude")
-FREE += ("parallel", "bench", "data.beam_options")
-FREE += ("train.checkpoint_every", "train.eval_every", "train.log_every", "train.keep")
-
-
-class Stop:
-    """Remembers the first SIGTERM or SIGINT; the second one has its usual effect."""
-
-    def __enter__(self) -> "Stop":
-        self.name = None
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number, frame) -> None:
-        del frame
-        self.name = signal.Signals(number).name
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
+log = logging.getLogger(__name__)
 
 
 def schedule_steps(config: ConfigDict, examples: int) -> int:
@@ -95,10 +76,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     """Trains, or goes on where the workdir's run was; then scores `eval.split`."""
     begin = weights.origin(config, workdir)
     config = resolve(config, begin.told)
-    layout = Layout(config.parallel)
+    layout = Layout(config.parallel, config.fsdp)
     layout.check_batch(config.train.batch_size, "train.batch_size")
     model = from_config(config, begin.told.sizes)
-    layout.check_batch(config.eval.batch_size, "eval.batch_size")
     clips, excluded = evaluate.read_data(config)
     train_clips = annotations.select(clips, "train")
     val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
@@ -112,102 +92,86 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         # No wider than the longest clip, from here on and in config.json: padding is masked,
         # so this changes no score but to rounding, and `eval` is to repeat it to the last digit.
         config.data.frames = min(config.data.frames, source.longest)
-    scorer = evaluate.Scorer(model, config, layout)
-    fingerprint = _fingerprint([*train_clips, *val_clips])
-    _require_same(config, fingerprint, workdir)
+    data = resume.fingerprint([*train_clips, *val_clips])
+    resume.require_same(config, data, workdir)
+    wait("every process has looked at the workdir")
     batches = _batches(config, train_clips, source)
     recipe = recipe_of(config, model, examples)
-    params = weights.initial(begin, model, config.seed, layout)
-    state = layout.place(step.new_state(params, recipe.optimizer))
-    del params
-
+    state = layout.place(
+        step.new_state(weights.initial(begin, model, config.seed), recipe.optimizer)
+    )
     told = Told(model.sizes, model.taps, model.stages, begin.told.pretrained)
-    _describe(config, told, fingerprint, workdir)
-    kept = checkpoint.Checkpoints(workdir, config.train.keep)
+    if is_first():
+        resume.describe(config, told, data, workdir)
+    train = config.train
+    kept = checkpoint.Checkpoints(workdir, train.keep, train.keep_every, train.best_by)
+    watch = Watch(workdir / "alive", train.stall_seconds, *process())
+    scorer = evaluate.Scorer(model, config, layout, watch.again)
     with contextlib.closing(batches), kept as checkpoints:
-        at = checkpoints.latest()
-        if at is None:
-            at = 0
-        else:
-            with pipeline.interrupts_held():
-                state = checkpoints.restore(at, state, batches)
-        with monitor.Monitor(workdir, config.train.steps, at) as show, Stop() as stop:
+        with pipeline.interrupts_held():
+            found = checkpoints.restore_latest(layout.to_store(state), batches, log.warning)
+        at = 0
+        if found:
+            state, at = layout.from_store(found[0]), found[1]
+        flops_a_step = flops.training_step(
+            model, train.batch_size, config.data.frames, config.data.words
+        )
+        meter = Meter(at, train.batch_size, flops_a_step, layout.devices, config.precision)
+        steps = profiling.parse(config.profile) if is_first() else None
+        with (
+            monitor.Monitor(workdir, train.steps, at, writes=is_first()) as show,
+            profiling.Trace(workdir / "profile", steps) as trace,
+            watch,
+            loop.Stop() as stop,
+        ):
             if warning := warning_of_schedule(config, examples):
                 show.say(warning)
-            state, at = _loop(
-                config, layout, recipe, state, at, batches, checkpoints, show, stop,
-                functools.partial(_validate, scorer, val_clips, source) if val_clips else None,
-            )  # fmt: skip
-        if stop.name:
-            return _stopped(stop.name, at, config.train.steps)
+            validate = functools.partial(_validate, scorer, val_clips, source)
+            state, at, stopped = loop.Loop(
+                config, layout, recipe, schedule_steps(config, examples), batches, checkpoints,
+                show, meter, watch, trace, stop, validate if val_clips else None,
+            ).run(state, at)  # fmt: skip
+        if stopped:
+            return _stopped(stop.name, at, train.steps)
         chosen = checkpoints.chosen()
-        params = state.params
+        params, skipped = state.params, int(state.skipped)
+        del state
         if chosen["step"] != at:
             params = layout.place(checkpoints.params(chosen["step"], weights.shapes(model)))
         result = evaluate.conclude(
-            config, workdir, scorer, params, eval_clips, source, chosen, excluded
+            config, workdir, scorer, layout.whole(params), eval_clips, source, chosen, excluded
         )
-    report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
-    return result | {"step": at, "skipped": int(state.skipped)}
+    if is_first():
+        report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
+    wait("the run has ended")
+    return result | {"step": at, "skipped": skipped}
 
 
 def _batches(config: ConfigDict, clips: Sequence[Clip], source: pictures.Source):
-    """The endless batches of training that a resolved config asks for."""
+    """The endless batches of training that a resolved config asks for, this process's part."""
+    index, count = process()
     return pipeline.train_batches(
         clips,
         source,
         config.data.frames,
         config.data.words,
-        config.train.batch_size,
+        config.train.batch_size // count,
         config.seed,
         config.data.workers,
+        host_index=index,
+        host_count=count,
         augment=open_augment(config.seed, **config.augment),
     )
 
 
-def _stopped(signal_name: str, at: int, steps: int) -> dict:
+def _stopped(signal_name: str | None, at: int, steps: int) -> dict:
     """The answer of a run that a signal has ended early."""
     return {
         "ok": False,
         "step": at,
-        "text": f"stopped by {signal_name} at step {at} of {steps}, saved: "
-        "the same command goes on from there",
+        "text": f"stopped by {signal_name or 'a signal to another process'} at step {at} of "
+        f"{steps}, saved: the same command goes on from there",
     }
-
-
-def _loop(config, layout, recipe, state, at, batches, checkpoints, show, stop, validate):
-    """Steps until the run's end or a signal; returns the state and the step it is at."""
-    train_step = layout.train(functools.partial(step.train_step, recipe=recipe))
-    total, pending, saved = config.train.steps, None, at
-    steady = pipeline.uninterrupted(batches)
-    while at < total and not stop.name:
-        state, figures = train_step(state, next(steady))
-        at += 1
-        # Written one step late, when they are surely there: reading them stalls nothing.
-        pending = _write(show, pending)
-        if at % config.train.log_every == 0 or at == total:
-            pending = (at, figures)
-        scored = None
-        if validate and (at % config.train.eval_every == 0 or at == total):
-            pending = _write(show, pending)
-            scored = validate(state.params)
-            show.write(at, scored)
-            show.say(f"step {at}  {scored['split']}  {report.line(scored)}")
-        if scored or at % config.train.checkpoint_every == 0 or at == total:
-            pending = _write(show, pending)  # a saved step has its row
-            checkpoints.save(at, state, batches, scored)
-            saved = at
-    _write(show, pending)
-    if at != saved:
-        checkpoints.save(at, state, batches)
-    return state, at
-
-
-def _write(show: monitor.Monitor, pending: tuple[int, dict] | None) -> None:
-    if pending:
-        at, figures = pending[0], {name: float(x) for name, x in pending[1].items()}
-        show.write(at, figures)
-        show.progress(at, figures["loss"])
 
 
 def _validate(
@@ -215,46 +179,3 @@ def _validate(
 ) -> dict:
     """Figures of the clips that the checkpoint is chosen by, which are of one split."""
     return {"split": clips[0].split} | evaluate.figures(scorer, params, clips, source)[0]
-
-
-def _fingerprint(clips: Sequence[Clip]) -> dict:
-    """What a run learns from and is chosen by, but for the pixels and where they lie."""
-    digest = hashlib.sha256()
-    for clip in clips:
-        digest.update(
-            repr((clip.clip_id, clip.split, clip.captions, clip.start, clip.end)).encode()
-        )
-    return {"clips": len(clips), "sha256": digest.hexdigest()}
-
-
-def _require_same(config: ConfigDict, fingerprint: dict, workdir: Path) -> None:
-    """Refuses to go on with a run that another config, or other captions, began."""
-    with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
-        if checkpoints.latest() is None:
-            return
-    path = workdir / "config.json"
-    if not path.exists() and weights.read_card(workdir).get("ported"):
-        return  # the first to go on from what `port` wrote
-    try:
-        before = from_json(path.read_text())
-        data = json.loads((workdir / "data.json").read_text())
-    except (BadData, OSError, ValueError) as error:
-        raise BadData(f"{path}: its checkpoints cannot be gone on with: {error}") from None
-    if data != fingerprint:
-        raise BadUse(
-            f"{workdir} holds a run on other training or validation captions ({data['clips']} "
-            f"clips, now {fingerprint['clips']}); use another workdir"
-        )
-    changed = [row for row in difference(before, config) if not row[0].startswith(FREE)]
-    if changed:
-        told = ", ".join(f"{key} was {a!r}, is {b!r}" for key, a, b in changed)
-        raise BadUse(f"{workdir} holds a run of another config: {told}; use another workdir")
-
-
-def _describe(config: ConfigDict, told: Told, fingerprint: dict, workdir: Path) -> None:
-    monitor.make_workdir(workdir)
-    card = weights.card(told, weights=config.model.weights)
-    monitor.write_json(workdir / weights.CARD, card)
-    monitor.write_json(workdir / "config.json", config.to_dict())
-    monitor.write_json(workdir / "data.json", fingerprint)
-    monitor.write_json(workdir / "environment.json", monitor.environment(jax.devices()))

@@ -34,6 +34,10 @@ class Watch:
         """The run is alive, and what it does next: call it before whatever may hang."""
         self._last = (time.monotonic(), step, doing)
 
+    def again(self) -> None:
+        """The run is alive, and goes on with what it said it does."""
+        self.note(*self._last[1:])
+
     def __enter__(self) -> "Watch":
         if self._seconds:
             self._thread.start()
