@@ -222,6 +222,15 @@ def test_progress_on_a_terminal(tmp_path):
     assert "a line of its own\n" in stream.getvalue() and "loss nan" in stream.getvalue()
 
 
+def test_the_bar_does_not_count_pauses(tmp_path):
+    with monitor.Monitor(tmp_path, total=10, stream=Terminal()) as run:
+        later = run._bar.start_t + 100
+        run._bar._time = lambda: later
+        with run.paused():
+            pass  # a hundred seconds, by the bar's clock
+        assert run._bar.format_dict["elapsed"] < 50
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3600 * 30 + 61, "30:01:01")]
 )
