@@ -82,12 +82,15 @@ class Loop:
                 batch = next(steady)
             self.watch.note(at, DEVICES)
             self.trace.step(at + 1, pending)
-            if at == begun:  # it compiles
+            batch = self.layout.put(batch, bool(self.stop.name))
+            if at == begun:
                 with self.meter.paused():
-                    state, figures = self._step(train_step, state, batch)
-                    jax.block_until_ready(figures)
-            else:
-                state, figures = self._step(train_step, state, batch)
+                    train_step.lower(state, batch).compile()
+                    # Where processes do not compile equally fast, one would wait too long.
+                    parallel.wait("every process has compiled")
+            # Nothing but the batch goes to the devices, and nothing comes back unasked.
+            with jax.transfer_guard("disallow"):
+                state, figures = train_step(state, batch)
             at += 1
             self._read(pending)
             pending = (at, figures)
@@ -102,11 +105,6 @@ class Loop:
         if at != saved:
             self._conclude(state, at, False)
         return state, at, self._stopped
-
-    def _step(self, train_step: Callable, state: State, batch: dict) -> tuple[State, dict]:
-        # Nothing but the batch may go to the devices, and nothing may come back unasked.
-        with jax.transfer_guard("disallow"):
-            return train_step(state, self.layout.put(batch, bool(self.stop.name)))
 
     def _read(self, pending: tuple[int, dict] | None) -> None:
         """Fetches the figures of a step, tells them if it is time, and heeds them."""
