@@ -5,11 +5,8 @@ that scoring need not read the optimiser's moments, the place in the data, and a
 (`seal.py`) that tells whether all of it is still what was written.
 """
 
-import contextlib
 import logging
-import math
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grain.checkpoint
@@ -44,7 +41,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, keep_every: int = 0, best_by: str = "rsum"):
         self.path = Path(workdir).absolute() / "checkpoints"
         self._best_by = best_by
-        self._scores = {}  # step -> what `retention.scores` gave and its split; {} where not evaluated
+        self._scores = {}  # step -> its `retention.scores` and their split; {} if not evaluated
         self._written = None  # the step that is being written, until it is known to be whole
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=retention.policies(keep, keep_every, self._best),
@@ -67,7 +64,7 @@ class Checkpoints:
         if not self._manager:
             return
         try:
-            with self._room(self._written):
+            with retention.room(self.path, self._written):
                 self._manager.close()
         except BadData as full:
             if kind is None:
@@ -114,75 +111,27 @@ class Checkpoints:
 
         Raises BadData where there is no room for it, or was none for the step before.
         """
-        with self._room(step):
+        with retention.room(self.path, step):
             if self._manager is None:
                 self._open()
         self._finish()
         if step in self._manager.all_steps():
             return
         scores = retention.scores(figures) | {"split": figures["split"]} if figures else {}
-        items = {"params": state.params, "rest": _rest(state)}
+        items = {"params": state.params, "rest": rest(state)}
         sealed = seal.make(items, scores, place=True)
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         saves["data"] = grain.checkpoint.CheckpointSave(seal.Place(batches))
         saves[seal.ITEM] = ocp.args.JsonSave(sealed)
         self._scores[step] = scores
-        with self._room(step):
+        with retention.room(self.path, step):
             self._manager.save(step, args=ocp.args.Composite(**saves))
         self._written = step
 
     def _finish(self) -> None:
-        with self._room(self._written):
+        with retention.room(self.path, self._written):
             self._manager.wait_until_finished()
         self._written = None
-
-    @contextlib.contextmanager
-    def _room(self, step: int | None) -> Iterator[None]:
-        """Writing that fails for want of space is one line; the steps before it stay."""
-        try:
-            yield
-        except Exception as error:
-            if not retention.no_space(error):
-                raise
-            self._scores.pop(step, None)
-            self._clear()
-            whole = [int(x.name) for x in self.path.glob("[0-9]*") if x.name.isdigit()]
-            last = f"the last good one is step {max(whole)}" if whole else "there is none yet"
-            raise BadData(
-                f"checkpoint of step {step} could not be written to {self.path}: no space left; "
-                f"{last}: make room and run the same command again"
-            ) from None
-
-    def _clear(self) -> None:
-        """Removes what was written in part, and will be of no use."""
-        if jax.process_index() == 0:
-            for path in self.path.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def save_ported(self, step: int, params: dict, rest: State | None = None) -> None:
-        """Writes parameters from elsewhere, perhaps CLIP's alone, and the moments if there are.
-
-        They have no place in the data: a run that goes on from them begins an epoch. The
-        leaves are moved out of `params`, so that no more than one is in memory twice.
-        """
-        items = {"params": params} | ({} if rest is None else {"rest": _rest(rest)})
-        cpu = jax.local_devices(backend="cpu")[0]
-        largest = max(x.nbytes for x in jax.tree.leaves(items))
-        handlers = {}
-        for name, tree in items.items():
-            # Orbax keeps a NumPy array twice while it writes, and the parts it compresses: here
-            # no more than a gigabyte of them, or the largest array, which must fit.
-            limit = max(1, math.ceil(largest / 1e9))
-            handlers[name] = ocp.StandardCheckpointHandler(save_concurrent_gb=limit)
-            items[name] = _move(tree, cpu)
-        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        saves[seal.ITEM] = ocp.args.JsonSave(seal.make(items, None, place=False))
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        with (
-            self._room(step),
-            ocp.CheckpointManager(self.path, options=options, item_handlers=handlers) as manager,
-        ):
-            manager.save(step, args=ocp.args.Composite(**saves))
 
     def restore_latest(
         self, state: State, batches, say: Callable[[str], None]
@@ -195,7 +144,7 @@ class Checkpoints:
         """
         if self._manager is None:
             return None
-        self._clear()
+        retention.clear(self.path)
         steps, damaged = sorted(self._manager.all_steps()), []
         while steps:
             step = steps.pop()
@@ -238,7 +187,7 @@ class Checkpoints:
         """
         folder = self.path / str(step)
         like = jax.tree.map(_abstract, state)
-        items = {"params": like.params, "rest": _rest(like)}
+        items = {"params": like.params, "rest": rest(like)}
         sealed = seal.together(folder, lambda: seal.read(folder))
         there = sealed["arrays"] if sealed else [x for x in items if (folder / x).is_dir()]
         if "rest" not in there:
@@ -270,19 +219,7 @@ class Checkpoints:
         return seal.read_arrays(folder, sealed, {"params": like})["params"]
 
 
-def _move(tree, device: jax.Device):
-    """A tree's arrays on a device, each let go where it was once it is there."""
-    if not isinstance(tree, dict):
-        return jax.tree.map(lambda x: jax.device_put(x, device), tree)
-    return {
-        key: _move(tree.pop(key), device)
-        if isinstance(tree[key], dict)
-        else jax.block_until_ready(jax.device_put(tree.pop(key), device))
-        for key in list(tree)
-    }
-
-
-def _rest(state: State) -> dict:
+def rest(state: State) -> dict:
     return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
 
 
