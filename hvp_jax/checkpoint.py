@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from hvp_jax import retention, seal
+from hvp_jax import restore, retention, seal
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.seal import Damaged
 from hvp_jax.step import State
@@ -51,7 +51,7 @@ class Checkpoints:
             lightweight_initialize=True,  # figures are in the seals
         )
         self._manager = None
-        if seal.as_first(self.path.is_dir()):
+        if restore.as_first(self.path.is_dir()):
             self._open()
 
     def _open(self) -> None:
@@ -188,7 +188,7 @@ class Checkpoints:
         folder = self.path / str(step)
         like = jax.tree.map(_abstract, state)
         items = {"params": like.params, "rest": rest(like)}
-        sealed = seal.together(folder, lambda: seal.read(folder))
+        sealed = restore.together(folder, lambda: seal.read(folder))
         there = sealed["arrays"] if sealed else [x for x in items if (folder / x).is_dir()]
         if "rest" not in there:
             raise BadUse(
@@ -200,8 +200,8 @@ class Checkpoints:
                 f"{folder} was written before checkpoints had checksums: begin a run from it "
                 f"with --config.model.weights={self.path.parent} and another workdir"
             )
-        place = seal.together(folder, lambda: seal.read_place(sealed, folder))
-        found = seal.read_arrays(folder, sealed, items)
+        place = restore.together(folder, lambda: seal.read_place(sealed, folder))
+        found = restore.arrays(folder, sealed, items)
         if place is not None:
             # An error here is no damage: the data are not those of then.
             batches.set_state(place)
@@ -215,8 +215,8 @@ class Checkpoints:
         """
         folder = self.path / str(step)
         like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        sealed = seal.together(folder, lambda: seal.read(folder))
-        return seal.read_arrays(folder, sealed, {"params": like})["params"]
+        sealed = restore.together(folder, lambda: seal.read(folder))
+        return restore.arrays(folder, sealed, {"params": like})["params"]
 
 
 def rest(state: State) -> dict:
