@@ -5,6 +5,7 @@ that scoring need not read the optimiser's moments, the place in the data, and a
 (`seal.py`) that tells whether all of it is still what was written.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from hvp_jax import restore, retention, seal
+from hvp_jax import loops, restore, retention, seal
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.seal import Damaged
 from hvp_jax.step import State
@@ -50,7 +51,7 @@ class Checkpoints:
             single_host_load_and_broadcast=True,
             lightweight_initialize=True,  # figures are in the seals
         )
-        self._manager = None
+        self._within, self._manager = contextlib.ExitStack(), None
         if restore.as_first(self.path.is_dir()):
             self._open()
 
@@ -58,18 +59,21 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.path, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
+        self._within.enter_context(loops.patient())
         return self
 
-    def __exit__(self, kind: type | None, *error: object) -> None:
-        if not self._manager:
-            return
-        try:
-            with retention.room(self.path, self._written):
-                self._manager.close()
-        except BadData as full:
-            if kind is None:
-                raise
-            log.error("%s", full)  # beside what ended the block
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        with self._within:
+            if not self._manager:
+                return
+            try:
+                with retention.room(self.path, self._written):
+                    self._manager.close()
+            except BadData as full:
+                if error is None:
+                    raise
+                if not isinstance(error, BadData):  # else this has been told
+                    log.error("%s", full)
 
     def latest(self) -> int | None:
         return self._manager.latest_step() if self._manager else None
@@ -125,8 +129,8 @@ class Checkpoints:
         saves[seal.ITEM] = ocp.args.JsonSave(sealed)
         self._scores[step] = scores
         with retention.room(self.path, step):
+            self._written = step
             self._manager.save(step, args=ocp.args.Composite(**saves))
-        self._written = step
 
     def _finish(self) -> None:
         with retention.room(self.path, self._written):

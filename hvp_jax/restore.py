@@ -1,8 +1,6 @@
 """Reads the arrays of a checkpoint, in one process or several: whole, or Damaged in all."""
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,8 +30,7 @@ def arrays(folder: Path, sealed: dict | None, items: dict) -> dict:
         for item, like in items.items():
             args = ocp.args.StandardRestore(like)
             try:
-                with _patient_loops():
-                    found[item] = handler.restore(folder / item, args=args)
+                found[item] = handler.restore(folder / item, args=args)
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # it may be whole
             except Exception as error:  # whatever Orbax and TensorStore make of it
@@ -45,34 +42,6 @@ def arrays(folder: Path, sealed: dict | None, items: dict) -> dict:
     if sealed:
         seal.check(sealed, found, folder)
     return found
-
-
-class _PatientLoop(asyncio.SelectorEventLoop):
-    """Ends when all that it began has ended.
-
-    Orbax reads arrays all at once and leaves at the first error; what the others come to
-    then would be printed, one traceback each, by nobody that could be asked not to.
-    """
-
-    def close(self) -> None:
-        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
-
-
-class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _PatientLoop()
-
-
-@contextlib.contextmanager
-def _patient_loops() -> Iterator[None]:
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_PatientPolicy())
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(before)
 
 
 def _brief(error: Exception) -> str:
