@@ -76,7 +76,11 @@ class Checkpoints:
                     log.error("%s", full)
 
     def latest(self) -> int | None:
-        return self._manager.latest_step() if self._manager else None
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        # Broadcast steps are NumPy's, which JSON does not take.
+        return [int(step) for step in self._manager.all_steps()] if self._manager else []
 
     def chosen(self) -> dict | None:
         """The step to score with: the best by `best_by`, or the last where none has any figures.
@@ -87,7 +91,7 @@ class Checkpoints:
         if self.latest() is None:
             return None
         self._finish()
-        step = self._best(self._manager.all_steps())
+        step = self._best(self._steps())
         if step is None:
             return {"step": self.latest(), "chosen_on": None}
         scores, name = self._scores[step], self._best_by
@@ -119,7 +123,7 @@ class Checkpoints:
             if self._manager is None:
                 self._open()
         self._finish()
-        if step in self._manager.all_steps():
+        if step in self._steps():
             return
         scores = retention.scores(figures) | {"split": figures["split"]} if figures else {}
         items = {"params": state.params, "rest": rest(state)}
@@ -149,7 +153,7 @@ class Checkpoints:
         if self._manager is None:
             return None
         retention.clear(self.path)
-        steps, damaged = sorted(self._manager.all_steps()), []
+        steps, damaged = sorted(self._steps()), []
         while steps:
             step = steps.pop()
             try:

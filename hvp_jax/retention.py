@@ -46,7 +46,7 @@ class _Best(policy.PreservationPolicy):
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
-        steps = [info.step for info in checkpoints]
+        steps = [int(info.step) for info in checkpoints]
         kept = self._best(steps)
         return [step == kept for step in steps]
 
