@@ -148,7 +148,7 @@ class Checkpoints:
 
         A step that is not whole is told of by `say` and set aside in `workdir/damaged`, where
         it is in nobody's way once the run comes to that step again. Raises BadData if no
-        step is whole, and BadUse as `restore` does.
+        step is whole, and what `restore` raises of one that does not fit.
         """
         if self._manager is None:
             return None
@@ -190,8 +190,8 @@ class Checkpoints:
     def restore(self, step: int, state: State, batches) -> State:
         """The state of a step, placed like `state`; moves `batches` to where they were then.
 
-        Raises Damaged, in all processes if in one, and BadUse if the step is whole but of
-        another model, of another number of processes, or has no optimizer.
+        Raises Damaged, in all processes if in one. Of a step that is whole, BadData if it is of
+        another model, and BadUse if of another number of processes or without an optimizer.
         """
         folder = self.path / str(step)
         like = jax.tree.map(_abstract, state)
@@ -219,7 +219,7 @@ class Checkpoints:
     def params(self, step: int, shapes: dict) -> dict:
         """The parameters of a step, of the shapes given, as host arrays.
 
-        Raises Damaged if they are not what was written, BadUse if of another model.
+        Raises Damaged if they are not what was written, BadData if of another model.
         """
         folder = self.path / str(step)
         like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)

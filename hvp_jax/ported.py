@@ -21,7 +21,7 @@ def save(workdir: Path, step: int, params: dict, state: State | None = None) -> 
     items = {"params": params} | ({} if state is None else {"rest": rest(state)})
     cpu = jax.local_devices(backend="cpu")[0]
     largest = max(x.nbytes for x in jax.tree.leaves(items))
-    handlers = {}
+    handlers = {seal.ITEM: ocp.JsonCheckpointHandler()}
     for name, tree in items.items():
         # Orbax keeps a NumPy array twice while it writes, and the parts it compresses: here
         # no more than a gigabyte of them, or the largest array, which must fit.
