@@ -7,9 +7,7 @@ that scoring need not read the optimiser's moments, the place in the data, and a
 
 import contextlib
 import logging
-import math
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grain.checkpoint
@@ -18,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from hvp_jax import retention, seal
+from hvp_jax import loops, restore, retention, seal
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.seal import Damaged
 from hvp_jax.step import State
@@ -44,7 +42,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, keep_every: int = 0, best_by: str = "rsum"):
         self.path = Path(workdir).absolute() / "checkpoints"
         self._best_by = best_by
-        self._scores = {}  # step -> what `retention.scores` gave and its split; {} where not evaluated
+        self._scores = {}  # step -> its `retention.scores` and their split; {} if not evaluated
         self._written = None  # the step that is being written, until it is known to be whole
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=retention.policies(keep, keep_every, self._best),
@@ -53,29 +51,36 @@ class Checkpoints:
             single_host_load_and_broadcast=True,
             lightweight_initialize=True,  # figures are in the seals
         )
-        self._manager = None
-        if seal.as_first(self.path.is_dir()):
+        self._within, self._manager = contextlib.ExitStack(), None
+        if restore.as_first(self.path.is_dir()):
             self._open()
 
     def _open(self) -> None:
         self._manager = ocp.CheckpointManager(self.path, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
+        self._within.enter_context(loops.patient())
         return self
 
-    def __exit__(self, kind: type | None, *error: object) -> None:
-        if not self._manager:
-            return
-        try:
-            with self._room(self._written):
-                self._manager.close()
-        except BadData as full:
-            if kind is None:
-                raise
-            log.error("%s", full)  # beside what ended the block
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        with self._within:
+            if not self._manager:
+                return
+            try:
+                with retention.room(self.path, self._written):
+                    self._manager.close()
+            except BadData as full:
+                if error is None:
+                    raise
+                if not isinstance(error, BadData):  # else this has been told
+                    log.error("%s", full)
 
     def latest(self) -> int | None:
-        return self._manager.latest_step() if self._manager else None
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        # Broadcast steps are NumPy's, which JSON does not take.
+        return [int(step) for step in self._manager.all_steps()] if self._manager else []
 
     def chosen(self) -> dict | None:
         """The step to score with: the best by `best_by`, or the last where none has any figures.
@@ -86,7 +91,7 @@ class Checkpoints:
         if self.latest() is None:
             return None
         self._finish()
-        step = self._best(self._manager.all_steps())
+        step = self._best(self._steps())
         if step is None:
             return {"step": self.latest(), "chosen_on": None}
         scores, name = self._scores[step], self._best_by
@@ -114,75 +119,27 @@ class Checkpoints:
 
         Raises BadData where there is no room for it, or was none for the step before.
         """
-        with self._room(step):
+        with retention.room(self.path, step):
             if self._manager is None:
                 self._open()
         self._finish()
-        if step in self._manager.all_steps():
+        if step in self._steps():
             return
         scores = retention.scores(figures) | {"split": figures["split"]} if figures else {}
-        items = {"params": state.params, "rest": _rest(state)}
+        items = {"params": state.params, "rest": rest(state)}
         sealed = seal.make(items, scores, place=True)
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         saves["data"] = grain.checkpoint.CheckpointSave(seal.Place(batches))
         saves[seal.ITEM] = ocp.args.JsonSave(sealed)
         self._scores[step] = scores
-        with self._room(step):
+        with retention.room(self.path, step):
+            self._written = step
             self._manager.save(step, args=ocp.args.Composite(**saves))
-        self._written = step
 
     def _finish(self) -> None:
-        with self._room(self._written):
+        with retention.room(self.path, self._written):
             self._manager.wait_until_finished()
         self._written = None
-
-    @contextlib.contextmanager
-    def _room(self, step: int | None) -> Iterator[None]:
-        """Writing that fails for want of space is one line; the steps before it stay."""
-        try:
-            yield
-        except Exception as error:
-            if not retention.no_space(error):
-                raise
-            self._scores.pop(step, None)
-            self._clear()
-            whole = [int(x.name) for x in self.path.glob("[0-9]*") if x.name.isdigit()]
-            last = f"the last good one is step {max(whole)}" if whole else "there is none yet"
-            raise BadData(
-                f"checkpoint of step {step} could not be written to {self.path}: no space left; "
-                f"{last}: make room and run the same command again"
-            ) from None
-
-    def _clear(self) -> None:
-        """Removes what was written in part, and will be of no use."""
-        if jax.process_index() == 0:
-            for path in self.path.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def save_ported(self, step: int, params: dict, rest: State | None = None) -> None:
-        """Writes parameters from elsewhere, perhaps CLIP's alone, and the moments if there are.
-
-        They have no place in the data: a run that goes on from them begins an epoch. The
-        leaves are moved out of `params`, so that no more than one is in memory twice.
-        """
-        items = {"params": params} | ({} if rest is None else {"rest": _rest(rest)})
-        cpu = jax.local_devices(backend="cpu")[0]
-        largest = max(x.nbytes for x in jax.tree.leaves(items))
-        handlers = {}
-        for name, tree in items.items():
-            # Orbax keeps a NumPy array twice while it writes, and the parts it compresses: here
-            # no more than a gigabyte of them, or the largest array, which must fit.
-            limit = max(1, math.ceil(largest / 1e9))
-            handlers[name] = ocp.StandardCheckpointHandler(save_concurrent_gb=limit)
-            items[name] = _move(tree, cpu)
-        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        saves[seal.ITEM] = ocp.args.JsonSave(seal.make(items, None, place=False))
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        with (
-            self._room(step),
-            ocp.CheckpointManager(self.path, options=options, item_handlers=handlers) as manager,
-        ):
-            manager.save(step, args=ocp.args.Composite(**saves))
 
     def restore_latest(
         self, state: State, batches, say: Callable[[str], None]
@@ -191,12 +148,12 @@ class Checkpoints:
 
         A step that is not whole is told of by `say` and set aside in `workdir/damaged`, where
         it is in nobody's way once the run comes to that step again. Raises BadData if no
-        step is whole, and BadUse as `restore` does.
+        step is whole, and what `restore` raises of one that does not fit.
         """
         if self._manager is None:
             return None
-        self._clear()
-        steps, damaged = sorted(self._manager.all_steps()), []
+        retention.clear(self.path)
+        steps, damaged = sorted(self._steps()), []
         while steps:
             step = steps.pop()
             try:
@@ -233,13 +190,13 @@ class Checkpoints:
     def restore(self, step: int, state: State, batches) -> State:
         """The state of a step, placed like `state`; moves `batches` to where they were then.
 
-        Raises Damaged, in all processes if in one, and BadUse if the step is whole but of
-        another model, of another number of processes, or has no optimizer.
+        Raises Damaged, in all processes if in one. Of a step that is whole, BadData if it is of
+        another model, and BadUse if of another number of processes or without an optimizer.
         """
         folder = self.path / str(step)
         like = jax.tree.map(_abstract, state)
-        items = {"params": like.params, "rest": _rest(like)}
-        sealed = seal.together(folder, lambda: seal.read(folder))
+        items = {"params": like.params, "rest": rest(like)}
+        sealed = restore.together(folder, lambda: seal.read(folder))
         there = sealed["arrays"] if sealed else [x for x in items if (folder / x).is_dir()]
         if "rest" not in there:
             raise BadUse(
@@ -251,8 +208,8 @@ class Checkpoints:
                 f"{folder} was written before checkpoints had checksums: begin a run from it "
                 f"with --config.model.weights={self.path.parent} and another workdir"
             )
-        place = seal.together(folder, lambda: seal.read_place(sealed, folder))
-        found = seal.read_arrays(folder, sealed, items)
+        place = restore.together(folder, lambda: seal.read_place(sealed, folder))
+        found = restore.arrays(folder, sealed, items)
         if place is not None:
             # An error here is no damage: the data are not those of then.
             batches.set_state(place)
@@ -262,27 +219,15 @@ class Checkpoints:
     def params(self, step: int, shapes: dict) -> dict:
         """The parameters of a step, of the shapes given, as host arrays.
 
-        Raises Damaged if they are not what was written, BadUse if of another model.
+        Raises Damaged if they are not what was written, BadData if of another model.
         """
         folder = self.path / str(step)
         like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        sealed = seal.together(folder, lambda: seal.read(folder))
-        return seal.read_arrays(folder, sealed, {"params": like})["params"]
+        sealed = restore.together(folder, lambda: seal.read(folder))
+        return restore.arrays(folder, sealed, {"params": like})["params"]
 
 
-def _move(tree, device: jax.Device):
-    """A tree's arrays on a device, each let go where it was once it is there."""
-    if not isinstance(tree, dict):
-        return jax.tree.map(lambda x: jax.device_put(x, device), tree)
-    return {
-        key: _move(tree.pop(key), device)
-        if isinstance(tree[key], dict)
-        else jax.block_until_ready(jax.device_put(tree.pop(key), device))
-        for key in list(tree)
-    }
-
-
-def _rest(state: State) -> dict:
+def rest(state: State) -> dict:
     return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
 
 

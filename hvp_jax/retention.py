@@ -1,11 +1,16 @@
 """Which checkpoints of a run are kept, which one is the best, and when there is no room."""
 
+import contextlib
 import errno
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import jax
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from hvp_jax.config import BEST_BY
+from hvp_jax.errors import BadData
 
 WAYS = ("text_to_video", "video_to_text")
 RSUM = ("R@1", "R@5", "R@10")  # of both directions, the field's single figure
@@ -41,7 +46,7 @@ class _Best(policy.PreservationPolicy):
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
-        steps = [info.step for info in checkpoints]
+        steps = [int(info.step) for info in checkpoints]
         kept = self._best(steps)
         return [step == kept for step in steps]
 
@@ -54,7 +59,34 @@ def policies(keep: int, keep_every: int, best: Callable) -> policy.PreservationP
     )
 
 
-def no_space(error: BaseException | None) -> bool:
+@contextlib.contextmanager
+def room(path: Path, step: int | None) -> Iterator[None]:
+    """Writing `step` into `path` within: if there is no room for it, BadData in one line.
+
+    The steps that are there stay, and what was written of this one goes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _no_space(error):
+            raise
+        clear(path)
+        whole = [int(found.name) for found in path.glob("*") if found.name.isdigit()]
+        last = f"the last good one is step {max(whole)}" if whole else "there is none before it"
+        raise BadData(
+            f"checkpoint of step {step} could not be written to {path}: no space left; "
+            f"{last}: make room and run the same command again"
+        ) from None
+
+
+def clear(path: Path) -> None:
+    """Removes what was written in part, by this run or one that was killed."""
+    if jax.process_index() == 0:
+        for found in path.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def _no_space(error: BaseException | None) -> bool:
     """Whether an error, or what led to it, is a disk, quota or file that is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:

@@ -7,23 +7,16 @@ how an array lies over devices and processes matters, and all processes have the
 
 import json
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from hvp_jax.errors import BadData, BadUse
 
 ITEM = "seal"  # of a step, a JSON object; the arrays' items are params and rest
 FILE = Path(ITEM) / "metadata"  # the name that Orbax gives the file of such an item
-
-
-T = TypeVar("T")
 
 
 class Damaged(BadData):
@@ -125,7 +118,7 @@ def _never_sealed(folder: Path) -> bool:
         return False
 
 
-def _require_fit(seal: dict, items: dict, folder: Path) -> None:
+def require_fit(seal: dict, items: dict, folder: Path) -> None:
     """Raises BadData if a step is of arrays of other names, types or shapes than `items`.
 
     Such a step is whole; it is of another model, and no other step of the run fits better.
@@ -145,69 +138,13 @@ def _spell(outline: list | None) -> str:
     return f"{outline[0]}{outline[1]}" if outline else "missing"
 
 
-def _check(seal: dict, items: dict, folder: Path) -> None:
+def check(seal: dict, items: dict, folder: Path) -> None:
     """Raises Damaged, naming the array, if arrays read are not those that were written."""
     for item, tree in items.items():
         wrong = [name for name, x in _sums(tree).items() if x != seal["sums"][item][name]]
         if wrong:
             more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
             raise Damaged(f"{folder}: {item}/{wrong[0]}{more} differs from its checksum")
-
-
-def read_arrays(folder: Path, seal: dict | None, items: dict) -> dict:
-    """The trees of arrays of a step's items, placed like `items`, compared with their seal.
-
-    Raises Damaged, in all processes if in one, and BadData if they are of another model.
-    """
-    if seal:
-        _require_fit(seal, items, folder)
-    # Not by way of the manager, which waits for the other processes: in vain if one fails.
-    handler = ocp.StandardCheckpointHandler()
-
-    def read_all() -> dict:
-        found = {}
-        for item, like in items.items():
-            try:
-                found[item] = handler.restore(folder / item, args=ocp.args.StandardRestore(like))
-            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-                raise  # it may be whole
-            except Exception as error:  # whatever Orbax and TensorStore make of it
-                kind = Damaged if seal else BadData
-                raise kind(f"{folder}: {item} cannot be read: {_brief(error)}") from None
-        return found
-
-    found = together(folder, read_all)
-    if seal:
-        _check(seal, found, folder)
-    return found
-
-
-def _brief(error: Exception) -> str:
-    text = str(error).split("\n")[0].split(" [")[0]
-    return text[:200] or type(error).__name__
-
-
-def together(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` returns; raises Damaged in all processes if it does so in one."""
-    found = error = None
-    try:
-        found = read()
-    except Damaged as damage:
-        error = damage
-    if jax.process_count() > 1:
-        sound = multihost_utils.process_allgather(np.int32(error is None)).reshape(-1)
-        if error is None and not sound.all():
-            error = Damaged(f"{folder}: process {int(np.argmin(sound))} cannot read its part")
-    if error:
-        raise error
-    return found
-
-
-def as_first(value: bool) -> bool:
-    """A value of process 0, in all processes."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 class Place:
