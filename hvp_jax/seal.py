@@ -61,9 +61,9 @@ def _sums(tree) -> dict[str, int]:
     def start(x) -> jax.Array:
         return bit_sum(jax.device_put(x, cpu) if isinstance(x, np.ndarray) else x)
 
-    # All are started before one is waited for.
-    sums = jax.device_get({name: start(x) for name, x in _named(tree).items()})
-    return {name: int(x) for name, x in sums.items()}
+    # One after the other: programs that add up over processes must not run side by side, where
+    # each process might take them up in another order.
+    return {name: int(jax.device_get(start(x))) for name, x in _named(tree).items()}
 
 
 def _crc(body) -> int:
