@@ -80,14 +80,15 @@ class Loop:
             self.watch.note(at, "reading a batch")
             with self.meter.waiting():
                 batch = next(steady)
-            self.watch.note(at, DEVICES)
             self.trace.step(at + 1, pending)
             batch = self.layout.put(batch, bool(self.stop.name))
             if at == begun:
+                self.watch.note(at, "compiling")
                 with self.meter.paused():
                     train_step.lower(state, batch).compile()
                     # Where processes do not compile equally fast, one would wait too long.
                     parallel.wait("every process has compiled")
+            self.watch.note(at, DEVICES)
             # Nothing but the batch goes to the devices, and nothing comes back unasked.
             with jax.transfer_guard("disallow"):
                 state, figures = train_step(state, batch)
