@@ -78,6 +78,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.eval_every = placeholder(int)  # None: once an epoch, at most 5 times from scratch
     config.train.log_every = 10
     config.train.keep = 2  # newest checkpoints kept beside the best
+    config.train.keep_every = 0  # and every one whose step this divides; 0: none
+    # rsum (R@1 + R@5 + R@10 of both directions), or text_to_video/R@1, video_to_text/MdR, ...
+    config.train.best_by = "rsum"
 
     config.eval = ConfigDict()
     config.eval.split = "test"

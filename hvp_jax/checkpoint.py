@@ -1,167 +1,241 @@
-"""Checkpoints of a run, kept by Orbax: the newest ones, and the best by validation.
+"""Checkpoints of a run, kept by Orbax: the newest, the best by validation, one every so often.
 
 A step is one item whole or not at all: parameters apart from the rest of the state, so
-that scoring need not read the optimiser's moments, and the place in the data.
+that scoring need not read the optimiser's moments, the place in the data, and a seal
+(`seal.py`) that tells whether all of it is still what was written.
 """
 
+import contextlib
 import logging
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import grain.checkpoint
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+from jax.experimental import multihost_utils
 
+from hvp_jax import loops, restore, retention, seal
 from hvp_jax.errors import BadData, BadUse
+from hvp_jax.seal import Damaged
 from hvp_jax.step import State
 
-# Orbax warns of every step that has no figures; only some are meant to have any.
-logging.getLogger("absl").addFilter(lambda record: "tracked_metric" not in record.msg)
+log = logging.getLogger(__name__)
+# What Orbax logs of an error in the background comes to us as the error, which we tell.
+logging.getLogger("absl").addFilter(lambda r: not (r.exc_info and "orbax" in r.pathname))
 
-SELECT = "rsum"  # R@1 + R@5 + R@10 of both directions, the field's single figure
 OPTIMISTIC = (
     "train.choose_on=test: the checkpoint is the best of several on the test split itself, so "
     "the figures are optimistic"
 )
 
 
-def select_by(figures: dict) -> dict[str, float]:
-    """The figure that the best checkpoint is chosen by, of a validation split's figures."""
-    both = (figures["text_to_video"], figures["video_to_text"])
-    return {SELECT: sum(way[k] for way in both for k in ("R@1", "R@5", "R@10"))}
-
-
 class Checkpoints:
-    """The folder `checkpoints` of a workdir; to be used in `with`, which waits for writing."""
+    """The folder `checkpoints` of a workdir; to be used in `with`, which waits for writing.
 
-    def __init__(self, workdir: Path, keep: int):
+    Kept are the `keep` newest steps, the best one by the figure `best_by`, one of
+    `config.BEST_BY` (empty: the run's own, noted with its steps), and every step that
+    `keep_every` divides (0: none). Where there are several processes, all must make one and
+    call its methods in the same order.
+    """
+
+    def __init__(self, workdir: Path, keep: int, keep_every: int = 0, best_by: str = ""):
         self.path = Path(workdir).absolute() / "checkpoints"
-        newest = policy.LatestN(keep)
-        best = policy.BestN(
-            get_metric_fn=lambda m: m[SELECT], n=1, keep_checkpoints_without_metrics=False
+        self._best_by = best_by
+        self._scores = {}  # step -> `retention.scores` and their split; {}: not evaluated
+        self._written = None  # the step that is being written, until it is known to be whole
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=retention.policies(keep, keep_every, self._best),
+            # Process 0 makes the folder and tells the others which steps are there.
+            create=True,
+            single_host_load_and_broadcast=True,
+            lightweight_initialize=True,  # figures are in the seals
         )
-        options = ocp.CheckpointManagerOptions(
-            best_fn=lambda m: m[SELECT],
-            preservation_policy=policy.AnyPreservationPolicy([newest, best]),
-            create=False,
-        )
-        self._options, self._manager = options, None
-        if self.path.is_dir():
+        self._within, self._manager = contextlib.ExitStack(), None
+        if restore.as_first(self.path.is_dir()):
             self._open()
 
     def _open(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self.path, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
+        self._within.enter_context(loops.patient())
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._manager:
-            self._manager.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        with self._within:
+            if not self._manager:
+                return
+            try:
+                with retention.room(self.path, self._written):
+                    self._manager.close()
+            except BadData as full:
+                if error is None:
+                    raise
+                if not isinstance(error, BadData):  # else this has been told
+                    log.error("%s", full)
 
     def latest(self) -> int | None:
-        return self._manager.latest_step() if self._manager else None
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        # Broadcast steps are NumPy's, which JSON does not take.
+        return [int(step) for step in self._manager.all_steps()] if self._manager else []
 
     def chosen(self) -> dict | None:
-        """The step to score with: the best by `save`'s figures, or the last where none has any."""
+        """The step to score with: the best by `best_by`, or the last where none has any figures.
+
+        {"step", "chosen_on": the split or None, "chosen_by": the figure's name, and the
+        figure under that name}; None where there is no step.
+        """
         if self.latest() is None:
             return None
-        self._manager.wait_until_finished()
-        scored = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scored = {step: m[SELECT] for step, m in scored.items() if m and SELECT in m}
-        if not scored:
+        self._finish()
+        step = self._best(self._steps())
+        if step is None:
             return {"step": self.latest(), "chosen_on": None}
-        # The latest of equals is the one that is always kept.
-        step = max(scored, key=lambda s: (scored[s], s))
-        split = self._manager.metrics(step).get("split", "val")
-        about = {"step": step, "chosen_on": split, SELECT: scored[step]}
+        scores, name = self._scores[step], self._figure()
+        split = scores.get("split", "val")
+        about = {"step": step, "chosen_on": split, "chosen_by": name, name: scores[name]}
         return about | ({"warning": OPTIMISTIC} if split == "test" else {})
 
+    def _best(self, steps) -> int | None:
+        """The best of some steps; None where none has the figure."""
+        for step in steps:
+            if step not in self._scores:
+                self._scores[step] = self._read_scores(step)
+        return retention.best({s: self._scores[s] for s in steps}, self._figure())
+
+    def _figure(self) -> str:
+        """The name of what the best is chosen by."""
+        noted = [x["chosen_by"] for _, x in sorted(self._scores.items()) if "chosen_by" in x]
+        return self._best_by or (noted or ["rsum"])[-1]
+
+    def _read_scores(self, step: int) -> dict:
+        try:
+            found = seal.read(self.path / str(step))
+            return (found["figures"] if found else self._manager.metrics(step)) or {}
+        except (Damaged, ValueError) as error:
+            log.warning("warning: %s: passed over in choosing the best step", error)
+            return {}
+
     def save(self, step: int, state: State, batches, figures: dict | None = None) -> None:
-        """Writes a step in the background; `figures` are of their `split`, if evaluated."""
-        if self._manager is None:
-            self._open()
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(_rest(state)),
-                data=grain.checkpoint.CheckpointSave(batches),
-            ),
-            metrics=select_by(figures) | {"split": figures["split"]} if figures else None,
-        )
+        """Writes a step in the background; `figures` are of their `split`, if evaluated.
 
-    def save_ported(self, step: int, params: dict, rest: State | None = None) -> None:
-        """Writes parameters from elsewhere, perhaps CLIP's alone, and the moments if there are.
-
-        They have no place in the data: a run that goes on from them begins an epoch. The
-        leaves are moved out of `params`, so that no more than one is in memory twice.
+        Raises BadData where there is no room for it, or was none for the step before.
         """
-        items = {"params": params} | ({} if rest is None else {"rest": _rest(rest)})
-        cpu = jax.local_devices(backend="cpu")[0]
-        largest = max(x.nbytes for x in jax.tree.leaves(items))
-        handlers = {}
-        for name, tree in items.items():
-            # Orbax keeps a NumPy array twice while it writes, and the parts it compresses: here
-            # no more than a gigabyte of them, or the largest array, which must fit.
-            limit = max(1, math.ceil(largest / 1e9))
-            handlers[name] = ocp.StandardCheckpointHandler(save_concurrent_gb=limit)
-            items[name] = _move(tree, cpu)
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        with ocp.CheckpointManager(self.path, options=options, item_handlers=handlers) as manager:
-            saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-            manager.save(step, args=ocp.args.Composite(**saves))
+        with retention.room(self.path, step):
+            if self._manager is None:
+                self._open()
+        self._finish()
+        if step in self._steps():
+            return
+        scores = retention.scores(figures) if figures else {}
+        if figures:
+            scores |= {"split": figures["split"], "chosen_by": self._figure()}
+        items = {"params": state.params, "rest": rest(state)}
+        sealed = seal.make(items, scores, place=True)
+        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        saves["data"] = grain.checkpoint.CheckpointSave(seal.Place(batches))
+        saves[seal.ITEM] = ocp.args.JsonSave(sealed)
+        self._scores[step] = scores
+        with retention.room(self.path, step):
+            self._written = step
+            self._manager.save(step, args=ocp.args.Composite(**saves))
+
+    def _finish(self) -> None:
+        with retention.room(self.path, self._written):
+            self._manager.wait_until_finished()
+        self._written = None
+
+    def restore_latest(
+        self, state: State, batches, say: Callable[[str], None]
+    ) -> tuple[State, int] | None:
+        """The newest state that is whole, and its step; None where there is no step at all.
+
+        A step that is not whole is told of by `say` and set aside in `workdir/damaged`, where
+        it is in nobody's way once the run comes to that step again. Raises BadData if no
+        step is whole, and what `restore` raises of one that does not fit.
+        """
+        if self._manager is None:
+            return None
+        retention.clear(self.path)
+        steps, damaged = sorted(self._steps()), []
+        while steps:
+            step = steps.pop()
+            try:
+                state = self.restore(step, state, batches)
+            except Damaged as error:
+                damaged.append(step)
+                if not steps:
+                    raise BadData(
+                        f"{error}; no other step in {self.path} is whole: put a copy of one "
+                        "there, or begin again with another workdir"
+                    ) from None
+                say(f"warning: {error}; trying step {steps[-1]} instead")
+                continue
+            if damaged:
+                self._set_aside(damaged, say)
+            return state, step
+        return None
+
+    def _set_aside(self, steps: list[int], say: Callable[[str], None]) -> None:
+        folder = self.path.parent / "damaged"
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            for step in steps:
+                name, more = str(step), 1
+                while (folder / name).exists():
+                    name, more = f"{step}.{more}", more + 1
+                (self.path / str(step)).rename(folder / name)
+        say(f"warning: the damaged steps {', '.join(map(str, steps))} are now in {folder}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged steps are set aside")
+        self._manager.close()
+        self._open()  # else Orbax would think them there and not write them again
 
     def restore(self, step: int, state: State, batches) -> State:
-        """The state of a step, placed like `state`; moves `batches` to where they were then."""
+        """The state of a step, placed like `state`; moves `batches` to where they were then.
+
+        Raises Damaged, in all processes if in one. Of a step that is whole, BadData if it is of
+        another model, and BadUse if of another number of processes or without an optimizer.
+        """
+        folder = self.path / str(step)
         like = jax.tree.map(_abstract, state)
-        items = {
-            "params": ocp.args.StandardRestore(like.params),
-            "rest": ocp.args.StandardRestore(_rest(like)),
-            "data": grain.checkpoint.CheckpointRestore(batches),
-        }
-        there = {item for item in items if (self.path / str(step) / item).is_dir()}
+        items = {"params": like.params, "rest": rest(like)}
+        sealed = restore.together(folder, lambda: seal.read(folder))
+        there = sealed["arrays"] if sealed else [x for x in items if (folder / x).is_dir()]
         if "rest" not in there:
             raise BadUse(
                 f"{self.path.parent} holds weights but no optimizer to go on with: begin a run "
                 f"from them with --config.model.weights={self.path.parent} and another workdir"
             )
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(**{item: items[item] for item in there})
-        )
-        return State(params=found.params, **found.rest)
+        if not sealed:
+            raise BadUse(
+                f"{folder} was written before checkpoints had checksums: begin a run from it "
+                f"with --config.model.weights={self.path.parent} and another workdir"
+            )
+        place = restore.together(folder, lambda: seal.read_place(sealed, folder))
+        found = restore.arrays(folder, sealed, items)
+        if place is not None:
+            # An error here is no damage: the data are not those of then.
+            batches.set_state(place)
+            batches.start_prefetch()
+        return State(params=found["params"], **found["rest"])
 
     def params(self, step: int, shapes: dict) -> dict:
-        """The parameters of a step, of the shapes given, as host arrays."""
+        """The parameters of a step, of the shapes given, as host arrays.
+
+        Raises Damaged if they are not what was written, BadData if of another model.
+        """
+        folder = self.path / str(step)
         like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        try:
-            return self._manager.restore(
-                step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))
-            ).params
-        except ValueError as error:
-            raise BadData(
-                f"{self.path}: step {step} is not of the model that the config describes ({error})"
-            ) from error
+        sealed = restore.together(folder, lambda: seal.read(folder))
+        return restore.arrays(folder, sealed, {"params": like})["params"]
 
 
-def _move(tree, device: jax.Device):
-    """A tree's arrays on a device, each let go where it was once it is there."""
-    if not isinstance(tree, dict):
-        return jax.tree.map(lambda x: jax.device_put(x, device), tree)
-    return {
-        key: _move(tree.pop(key), device)
-        if isinstance(tree[key], dict)
-        else jax.block_until_ready(jax.device_put(tree.pop(key), device))
-        for key in list(tree)
-    }
-
-
-def _rest(state: State) -> dict:
+def rest(state: State) -> dict:
     return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
 
 

@@ -10,6 +10,11 @@ from ml_collections.config_dict import placeholder
 from hvp_jax.errors import BadData, BadUse
 from hvp_jax.sizes import VARIANTS, Sizes
 
+# rsum: R@1 + R@5 + R@10 of both directions; of MdR and MnR, less is better
+_FIGURES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+BEST_BY = ("rsum", *(f"text_to_video/{x}" for x in _FIGURES))
+BEST_BY += tuple(f"video_to_text/{x}" for x in _FIGURES)
+
 CHOICES = {
     "parallel": ("pmap", "shard_map"),
     "precision": ("float32", "bfloat16"),
@@ -23,6 +28,7 @@ CHOICES = {
         *("msrvtt", "didemo", "activitynet", "lsmdc", "msvd", "vatex", "charades"),
     ),
     "train.choose_on": ("val", "test"),
+    "train.best_by": BEST_BY,
     "eval.split": ("train", "val", "test"),
     "bench": ("step", "similarity", "input"),
 }
@@ -48,6 +54,7 @@ LEAST = {
     "train.eval_every": 1,
     "train.log_every": 1,
     "train.keep": 1,
+    "train.keep_every": 0,
     "eval.batch_size": 1,
 }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from hvp_jax import checkpoint, moments, names, rules, sources, step, weights
+from hvp_jax import moments, names, ported, rules, sources, step, weights
 from hvp_jax.config import Told
 from hvp_jax.errors import BadUse
 from hvp_jax.sizes import Sizes
@@ -43,7 +43,7 @@ def run(source: Path, destination: Path, format: str = "auto", export: str | Non
         if export:
             card |= _export(beside, params, card, export)
         else:
-            checkpoint.Checkpoints(beside, keep=1).save_ported(card["step"], params, rest)
+            ported.save(beside, card["step"], params, rest)
         (beside / weights.CARD).write_text(json.dumps(card, indent=2) + "\n")
         (beside / "model_card.md").write_text(model_card(card))
         beside.chmod(0o755)
