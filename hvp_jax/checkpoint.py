@@ -35,14 +35,15 @@ class Checkpoints:
     """The folder `checkpoints` of a workdir; to be used in `with`, which waits for writing.
 
     Kept are the `keep` newest steps, the best one by the figure `best_by`, one of
-    `config.BEST_BY`, and every step that `keep_every` divides (0: none). Where there are
-    several processes, all must make one and call its methods in the same order.
+    `config.BEST_BY` (empty: the run's own, noted with its steps), and every step that
+    `keep_every` divides (0: none). Where there are several processes, all must make one and
+    call its methods in the same order.
     """
 
-    def __init__(self, workdir: Path, keep: int, keep_every: int = 0, best_by: str = "rsum"):
+    def __init__(self, workdir: Path, keep: int, keep_every: int = 0, best_by: str = ""):
         self.path = Path(workdir).absolute() / "checkpoints"
         self._best_by = best_by
-        self._scores = {}  # step -> its `retention.scores` and their split; {} if not evaluated
+        self._scores = {}  # step -> `retention.scores` and their split; {}: not evaluated
         self._written = None  # the step that is being written, until it is known to be whole
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=retention.policies(keep, keep_every, self._best),
@@ -94,7 +95,7 @@ class Checkpoints:
         step = self._best(self._steps())
         if step is None:
             return {"step": self.latest(), "chosen_on": None}
-        scores, name = self._scores[step], self._best_by
+        scores, name = self._scores[step], self._figure()
         split = scores.get("split", "val")
         about = {"step": step, "chosen_on": split, "chosen_by": name, name: scores[name]}
         return about | ({"warning": OPTIMISTIC} if split == "test" else {})
@@ -104,7 +105,12 @@ class Checkpoints:
         for step in steps:
             if step not in self._scores:
                 self._scores[step] = self._read_scores(step)
-        return retention.best({s: self._scores[s] for s in steps}, self._best_by)
+        return retention.best({s: self._scores[s] for s in steps}, self._figure())
+
+    def _figure(self) -> str:
+        """The name of what the best is chosen by."""
+        noted = [x["chosen_by"] for _, x in sorted(self._scores.items()) if "chosen_by" in x]
+        return self._best_by or (noted or ["rsum"])[-1]
 
     def _read_scores(self, step: int) -> dict:
         try:
@@ -125,7 +131,9 @@ class Checkpoints:
         self._finish()
         if step in self._steps():
             return
-        scores = retention.scores(figures) | {"split": figures["split"]} if figures else {}
+        scores = retention.scores(figures) if figures else {}
+        if figures:
+            scores |= {"split": figures["split"], "chosen_by": self._figure()}
         items = {"params": state.params, "rest": rest(state)}
         sealed = seal.make(items, scores, place=True)
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}

@@ -223,6 +223,8 @@ def test_the_newest_the_best_and_every_so_many_are_kept(tmp_path, best_by, best,
             chosen = checkpoints.chosen()
         assert chosen == {"step": best, "chosen_on": "val", "chosen_by": best_by, best_by: value}
         assert steps_of(tmp_path) == sorted({best, 40, steps[-1]})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:  # by the run's own figure
+        assert checkpoints.chosen() == chosen
 
 
 def test_of_equals_the_latest_is_chosen_and_without_figures_the_last(tmp_path):
