@@ -97,10 +97,10 @@ def _result(worker: _Worker, seconds: float) -> Any:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join()
-            ending = _ending(worker.process.exitcode)
+            how = ending(worker.process.exitcode)
             if not worker.up:
-                raise RuntimeError(f"a process does not come up ({ending})") from None
-            return Lost(f"crashes the decoder ({ending})")
+                raise RuntimeError(f"a process does not come up ({how})") from None
+            return Lost(f"crashes the decoder ({how})")
         if answer == UP:
             worker.up, worker.deadline = True, time.monotonic() + seconds
             return None
@@ -115,7 +115,8 @@ def _result(worker: _Worker, seconds: float) -> Any:
     return Lost(f"takes the decoder more than {seconds:g} s")
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """The exit code of a process in words: of -9, "SIGKILL"."""
     try:
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
     except ValueError:

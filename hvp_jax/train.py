@@ -153,16 +153,16 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
 def _batches(config: ConfigDict, clips: Sequence[Clip], source: pictures.Source):
     """The endless batches of training that a resolved config asks for."""
-    return pipeline.train_batches(
+    numbered = pipeline.numbered_batches(
         clips,
         source,
         config.data.frames,
         config.data.words,
         config.train.batch_size,
         config.seed,
-        config.data.workers,
         augment=open_augment(config.seed, **config.augment),
     )
+    return pipeline.train_batches(numbered, config.data.workers)
 
 
 def _stopped(signal_name: str, at: int, steps: int) -> dict:
