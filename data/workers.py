@@ -8,11 +8,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
+SECONDS = 300  # for one file: what takes longer to decode once holds up every epoch
+MEMORY = 4 << 30  # bytes, for one process: a few frames of the largest videos there are
+POLL = 0.2  # seconds between two looks at what else there is to do while a job runs
 UP = "up"  # what a process says first
 START = 120  # seconds that a process may take to come up
 
@@ -23,6 +27,10 @@ class Lost(NamedTuple):
     reason: str
 
 
+# A process that starts looks after all the others: threads must not do so at the same time.
+_births = threading.Lock()
+
+
 class _Worker:
     """A process and the job it is at."""
 
@@ -31,7 +39,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, memory, theirs), daemon=True)
-        self.process.start()
+        with _births:
+            self.process.start()
         theirs.close()
         self.job: int | None = None
         self.up, self.deadline = False, 0.0
@@ -43,8 +52,14 @@ class _Worker:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.exitcode()
         self.pipe.close()
+
+    def exitcode(self) -> int:
+        """That of the process, which has ended or is about to."""
+        with _births:
+            self.process.join()
+            return self.process.exitcode
 
 
 def run_each(
@@ -86,6 +101,73 @@ def run_each(
             worker.kill()
 
 
+class Guard:
+    """A process of its own for one job after the other; lost with a job, another takes its place.
+
+    A job may take `seconds`, and the process `memory` bytes above what it takes before its
+    first. While one waits for it, `beat` is called every moment, and may raise. Closes as a
+    context manager; until then the process is kept from one `each` to the next.
+    """
+
+    def __init__(
+        self,
+        beat: Callable[[], None] = lambda: None,
+        seconds: float = SECONDS,
+        memory: int = MEMORY,
+    ):
+        self._beat, self._seconds, self._memory = beat, seconds, memory
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> "Guard":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def each(self, work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        """`work(job)` or Lost of each job in turn; the next is begun before one is handed out.
+
+        `work` and exceptions as in `run_each`.
+        """
+        waiting = iter(jobs)
+        try:
+            busy = self._begin(work, waiting)
+            while busy:
+                result = self._wait()
+                busy = self._begin(work, waiting)
+                yield result
+                del result
+        except BaseException:  # left before the end, with a job begun that nobody wants
+            self._end()
+            raise
+
+    def _begin(self, work: Callable, waiting: Iterator) -> bool:
+        for job in waiting:
+            self._worker = self._worker or _Worker(_call, self._memory)
+            self._worker.begin(0, (work, job), self._seconds)
+            return True
+        return False
+
+    def _wait(self) -> Any:
+        while (result := _result(self._worker, self._seconds)) is None:
+            self._beat()
+            rest = self._worker.deadline - time.monotonic()
+            connection.wait([self._worker.pipe], min(max(rest, 0), POLL))
+        if isinstance(result, Lost):
+            self._end()
+        return result
+
+    def _end(self) -> None:
+        if self._worker:
+            self._worker.kill()
+        self._worker = None
+
+
+def _call(job: tuple[Callable, Any]) -> Any:
+    work, argument = job
+    return work(argument)
+
+
 def _first(waiting: Iterator, count: int) -> Iterator:
     return (item for _, item in zip(range(count), waiting, strict=False))
 
@@ -96,10 +178,11 @@ def _result(worker: _Worker, seconds: float) -> Any:
         try:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join()
-            how = ending(worker.process.exitcode)
+            how = ending(worker.exitcode())
             if not worker.up:
                 raise RuntimeError(f"a process does not come up ({how})") from None
+            if how == "SIGKILL":  # no decoder does that to itself
+                return Lost("its decoder was killed (SIGKILL), perhaps for want of memory")
             return Lost(f"crashes the decoder ({how})")
         if answer == UP:
             worker.up, worker.deadline = True, time.monotonic() + seconds
@@ -126,6 +209,7 @@ def ending(code: int) -> str:
 def _serve(work: Callable, memory: int, pipe: connection.Connection) -> None:
     """The whole life of a worker: receives a job, sends (result, trouble)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _limit_memory(memory)
     pipe.send(UP)
     while True:
@@ -140,6 +224,11 @@ def _serve(work: Callable, memory: int, pipe: connection.Connection) -> None:
         except Exception as error:
             answer = None, f"{type(error).__name__}: {error} (at {argument!r})"
         pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _limit_memory(memory: int) -> None:
