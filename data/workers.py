@@ -104,18 +104,19 @@ def run_each(
 class Guard:
     """A process of its own for one job after the other; lost with a job, another takes its place.
 
-    A job may take `seconds`, and the process `memory` bytes above what it takes before its
-    first. While one waits for it, `beat` is called every moment, and may raise. Closes as a
-    context manager; until then the process is kept from one `each` to the next.
+    `work`, `seconds` and `memory` as in `run_each`. While one waits for a job, `beat` is
+    called every moment, and may raise. Ends the process as a context manager; until then it
+    is kept from one `each` to the next.
     """
 
     def __init__(
         self,
+        work: Callable[[Any], Any],
         beat: Callable[[], None] = lambda: None,
         seconds: float = SECONDS,
         memory: int = MEMORY,
     ):
-        self._beat, self._seconds, self._memory = beat, seconds, memory
+        self._work, self._beat, self._seconds, self._memory = work, beat, seconds, memory
         self._worker: _Worker | None = None
 
     def __enter__(self) -> "Guard":
@@ -124,27 +125,24 @@ class Guard:
     def __exit__(self, *error: object) -> None:
         self._end()
 
-    def each(self, work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-        """`work(job)` or Lost of each job in turn; the next is begun before one is handed out.
-
-        `work` and exceptions as in `run_each`.
-        """
+    def each(self, jobs: Iterable[Any]) -> Iterator[Any]:
+        """`work(job)` or Lost of each job in turn; the next is begun before one is handed out."""
         waiting = iter(jobs)
         try:
-            busy = self._begin(work, waiting)
+            busy = self._begin(waiting)
             while busy:
                 result = self._wait()
-                busy = self._begin(work, waiting)
+                busy = self._begin(waiting)
                 yield result
                 del result
         except BaseException:  # left before the end, with a job begun that nobody wants
             self._end()
             raise
 
-    def _begin(self, work: Callable, waiting: Iterator) -> bool:
+    def _begin(self, waiting: Iterator) -> bool:
         for job in waiting:
-            self._worker = self._worker or _Worker(_call, self._memory)
-            self._worker.begin(0, (work, job), self._seconds)
+            self._worker = self._worker or _Worker(self._work, self._memory)
+            self._worker.begin(0, job, self._seconds)
             return True
         return False
 
@@ -161,11 +159,6 @@ class Guard:
         if self._worker:
             self._worker.kill()
         self._worker = None
-
-
-def _call(job: tuple[Callable, Any]) -> Any:
-    work, argument = job
-    return work(argument)
 
 
 def _first(waiting: Iterator, count: int) -> Iterator:
