@@ -138,9 +138,7 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
         shards.open_shards(str(directory), "train")
 
     absent = dataclasses.replace(clips[0], path=str(tmp_path / "absent.mp4"))
-    with pytest.raises(
-        BadData, match=r"^1 of 1 .*: clip0 \(.*absent\.mp4: no such file or directory\)"
-    ):
+    with pytest.raises(BadData, match=r"^1 of 1 .*: clip0 \(.*absent\.mp4: no such file"):
         shards.prepare([absent], str(tmp_path / "none"), SIZE, FRAMES)
     assert not (tmp_path / "none").exists()
     with pytest.raises(BadData, match="no clips"):
