@@ -8,8 +8,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data import staging
-from data.records import Clip
+from data.examine import Take
+from data.records import Broken, Clip
 from data.video import read_frames
+from data.workers import Lost
 from hvp_jax.errors import BadData
 
 # One file holds about this much before compression. A killed `prepare` loses at most
@@ -28,10 +30,20 @@ def decode(clip: Clip, size: int, frames: int) -> np.ndarray:
         raise BadData(f"clip {clip.clip_id}: {error}") from error
 
 
-def examples(clips: Sequence[Clip], size: int, frames: int) -> Iterator[tuple[str, dict]]:
-    """The key and the example of each clip, in their order."""
-    for clip in clips:
-        example = {"frames": decode(clip, size, frames), "captions": list(clip.captions)}
+def examples(
+    clips: Sequence[Clip], size: int, frames: int, each: staging.Each
+) -> Iterator[tuple[str, dict] | Broken]:
+    """The key and the example of each clip, in their order, or what is wrong with it.
+
+    `each` decodes, that is does `take`; a clip is broken if `doctor` would say so.
+    """
+    wanted = [Take(clip.path, clip.start, clip.end, frames, size) for clip in clips]
+    for clip, found in zip(clips, each(wanted), strict=True):
+        if isinstance(found, str | Lost):
+            reason = found if isinstance(found, str) else found.reason
+            yield Broken(clip.clip_id, clip.path, reason)
+            continue
+        example = {"frames": found, "captions": list(clip.captions)}
         yield clip.clip_id, {"clip_id": clip.clip_id} | example
 
 

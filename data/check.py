@@ -1,11 +1,12 @@
 """Finds clips that cannot be read before training does."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from data.records import Clip
+from data.records import Broken, Clip
 from data.video import probe
 from hvp_jax.errors import BadData
 
@@ -35,12 +36,17 @@ def require_sound(clips: list[Clip]) -> None:
     """Raises BadData in one line if a clip is missing or cannot be read."""
     bad = check_clips(clips)
     if bad:
-        first = ", ".join(f"{clip.clip_id} ({clip.path}: {why})" for clip, why in bad[:3])
-        raise BadData(
-            f"{len(bad)} of {len(clips)} clips are missing or broken: {first}"
-            f"{', ...' if len(bad) > 3 else ''}; replace these files, or leave them out with"
-            " data.exclude (`doctor` writes a list of them)"
-        )
+        raise refusal([Broken(clip.clip_id, clip.path, why) for clip, why in bad], len(clips))
+
+
+def refusal(broken: Sequence[Broken], clips: int) -> BadData:
+    """One line about the broken ones of so many clips."""
+    first = ", ".join(f"{clip_id} ({path}: {why})" for clip_id, path, why in broken[:3])
+    return BadData(
+        f"{len(broken)} of {clips} clips are missing or broken: {first}"
+        f"{', ...' if len(broken) > 3 else ''}; replace these files, or leave them out with"
+        " data.exclude (`doctor` writes a list of them)"
+    )
 
 
 def _find_fault(place: tuple[str, float | None]) -> str | None:

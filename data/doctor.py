@@ -11,10 +11,8 @@ from data.examine import Examined, Job, Stretch, examine
 from data.known import Count, expected
 from data.records import Annotations, Clip
 from data.tokenizer import encode
-from data.workers import Lost, run_each
+from data.workers import MEMORY, SECONDS, Lost, run_each
 
-SECONDS = 300  # for one file: what takes longer to decode once holds up every epoch
-MEMORY = 4 << 30  # bytes, for one process: a few frames of the largest videos there are
 SHORT, LONG = 1, 600  # seconds of a clip
 
 

@@ -2,21 +2,16 @@
 
 Training passes over what does not decode (`data/video.py: read_frames`): a lost frame is the
 last good one, what a decoder has patched up is taken as it is, and a video that was cut off
-is a shorter one. Here the decoder is told to give up where it would patch up, so that each
-of them shows. Frames that lean on a lost one, up to the next key frame, are spoilt too.
-What no decoder can notice stays unseen: a few bits turned round in VP9, say.
+is a shorter one. Here each of them shows (`data/strict.py`).
 """
 
-import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import av
 import numpy as np
 
-from data import video
+from data import strict, video
 from data.files import fault_of_file, reason_of_content
 from hvp_jax.errors import BadData
 
@@ -70,11 +65,56 @@ def _reason(error: BadData, path: str) -> str:
     return said.replace("(End of file)", "(it ends before its first frame)")
 
 
+class Take(NamedTuple):
+    """One clip, and how its pictures are wanted."""
+
+    path: str
+    start: float | None
+    end: float | None
+    frames: int
+    size: int
+
+
+def take(clip: Take) -> np.ndarray | str:
+    """The pictures of a clip as `read_frames` takes them, uint8 [n, size, size, 3], n <= frames,
+    or why the clip is not to be trained on, as `examine` has it.
+
+    A sound file is decoded once for both. Raises nothing but MemoryError.
+    """
+    if fault := fault_of_file(clip.path)[0]:
+        return fault
+    job = Job(clip.path, ((clip.start, clip.end),), clip.frames)
+    try:
+        timeline, promised, decoded, (wanted,) = _look(job, clip.size)
+        if isinstance(wanted, str):
+            return wanted
+        if fault := _faults(timeline, promised, decoded, wanted)[0]:
+            return fault
+        found = [decoded.pictures[n] for n in wanted if n in decoded.pictures]
+        plain = not decoded.damaged and decoded.by_stamp == timeline.decoded_alike
+        if plain and len(found) == len(wanted):
+            return np.stack(found)
+        # Something was passed over; what training takes instead is for `read_frames` to say.
+        return video.read_frames(clip.path, clip.size, clip.frames, clip.start, clip.end)
+    except BadData as error:
+        return reason_of_content(clip.path) or _reason(error, clip.path)
+
+
 def _stretches(job: Job) -> tuple[Stretch, ...]:
+    timeline, promised, decoded, wanted = _look(job, SIDE)
+    return tuple(
+        Stretch(some) if isinstance(some, str) else _judge(timeline, promised, decoded, some, *ends)
+        for some, ends in zip(wanted, job.stretches, strict=True)
+    )
+
+
+def _look(job: Job, size: int) -> tuple[video.Timeline, int, strict.Decoded, list[list[int] | str]]:
+    """The file's timeline, the frames its header promises, what decodes of it, and of each
+    stretch the numbers of the frames to take, or a fault."""
     with video.opened(job.path) as (container, stream):
         timeline = video.read_timeline(job.path, container, stream)
         promised = _promised_frames(container, stream, timeline)
-    wanted: list[list[int] | str] = []  # numbers of the frames, or a fault
+    wanted: list[list[int] | str] = []
     for start, end in job.stretches:
         try:
             video.require_within(job.path, timeline, start)
@@ -84,108 +124,7 @@ def _stretches(job: Job) -> tuple[Stretch, ...]:
         at = video.frame_positions(timeline.frames, timeline.rate, job.frames, start, end)
         wanted.append(video.shown(timeline, at))
     numbers = sorted({n for some in wanted if isinstance(some, list) for n in some})
-    decoded = _decode(job.path, timeline, numbers, by_stamp=timeline.decoded_alike)
-    if decoded is None:
-        decoded = _decode(job.path, timeline, numbers, by_stamp=False)
-    return tuple(
-        Stretch(some) if isinstance(some, str) else _judge(timeline, promised, decoded, some, *ends)
-        for some, ends in zip(wanted, job.stretches, strict=True)
-    )
-
-
-@dataclasses.dataclass
-class _Decoded:
-    pictures: dict[int, np.ndarray]  # of the wanted frames, by number: uint8 [SIDE, SIDE, 3]
-    whole: np.ndarray  # [frames] bool: the frame decodes and leans on no damage
-    damaged: bool  # something in the file is
-    there: int  # frames in the file
-
-
-def _decode(path: str, timeline, numbers: Sequence[int], by_stamp: bool) -> _Decoded | None:
-    """Decodes the file to its end; None if the decoder's stamps do not rise: they say nothing."""
-    stamps = timeline.stamps.tolist() if by_stamp else range(timeline.frames)
-    number_of = {stamp: i for i, stamp in enumerate(stamps)}
-    left, pictures, turn, before = set(numbers), {}, None, None
-    shown = np.zeros(timeline.frames, bool)
-    corrupt = np.zeros(timeline.frames, bool)
-    notes, there = _Notes(), 0
-    with video.opened(path) as (container, stream):
-        for count, frame in enumerate(_strictly(container, stream, notes)):
-            turn = turn or video.read_turn(frame)
-            key = frame.pts if by_stamp else count
-            if key is None or (before is not None and key <= before):
-                return None
-            before, number = key, number_of.get(key)
-            if number is None:
-                continue
-            shown[number], corrupt[number] = True, frame.is_corrupt
-            if number in left:
-                pictures[number] = video.picture(frame, turn, SIDE)
-        there = _there(stream, timeline, len(notes.stamps))
-    if not shown.any():
-        raise BadData("no frame decodes whole")
-    if notes.failed or corrupt.any():
-        whole = shown & ~corrupt & ~notes.spoilt(number_of, by_stamp)
-        return _Decoded(pictures, whole, True, there)
-    # A packet of a sound file may hold a picture that is never shown (VP8).
-    return _Decoded(pictures, np.ones_like(shown), False, there)
-
-
-class _Notes:
-    """The packets of a file as they come, and those that failed."""
-
-    def __init__(self):
-        self.stamps: list[int | None] = []
-        self.groups: list[int] = []  # which key frame a packet follows
-        self.failed: list[int] = []  # numbers of packets
-
-    def add(self, packet: av.Packet) -> None:
-        self.stamps.append(packet.pts)
-        self.groups.append((self.groups[-1] if self.groups else 0) + packet.is_keyframe)
-        if packet.is_corrupt:
-            self.fail()
-
-    def fail(self) -> None:
-        self.failed.append(max(len(self.stamps) - 1, 0))
-
-    def spoilt(self, number_of: dict[int, int], by_stamp: bool) -> np.ndarray:
-        """[frames] bool: frames of failed packets and those after them, to the next key frame."""
-        spoilt = np.zeros(len(number_of), bool)
-        if not self.failed or not self.stamps:
-            return spoilt
-        if not by_stamp:  # nobody knows which frame is which from there on
-            spoilt[min(self.failed) :] = True
-            return spoilt
-        first = {}
-        for packet in reversed(self.failed):
-            first[self.groups[packet]] = packet
-        for packet, (stamp, group) in enumerate(zip(self.stamps, self.groups, strict=True)):
-            if packet >= first.get(group, len(self.stamps)) and stamp in number_of:
-                spoilt[number_of[stamp]] = True
-        return spoilt
-
-
-def _strictly(container, stream, notes: _Notes) -> Iterator[av.VideoFrame]:
-    """All frames that decode without being patched up."""
-    decoder = video.decoder_of(stream)
-    decoder.options = {"err_detect": "explode"}
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError:
-            packet = None
-            notes.fail()
-        if packet is not None and packet.size:
-            notes.add(packet)
-        try:
-            yield from decoder.decode(packet)
-        except MemoryError:
-            raise
-        except av.FFmpegError:
-            notes.fail()
-        if packet is None or not packet.size:
-            return
+    return timeline, promised, strict.decode(job.path, timeline, numbers, size), wanted
 
 
 def _promised_frames(container, stream, timeline) -> int:
@@ -203,14 +142,6 @@ def _promised_frames(container, stream, timeline) -> int:
     return round(told * timeline.rate)
 
 
-def _there(stream, timeline, packets: int) -> int:
-    """How many frames a file holds; one that is shown longer counts as several."""
-    if timeline.stamps is None or not stream.average_rate:
-        return max(packets, timeline.frames)
-    seconds = float(timeline.stamps[-1] - (stream.start_time or 0)) * timeline.unit
-    return max(packets, timeline.frames, round(seconds * float(stream.average_rate)) + 1)
-
-
 def _seconds(clock: str) -> float:
     """Seconds of "00:00:02.000000000"; 0 if it is something else."""
     try:
@@ -221,16 +152,22 @@ def _seconds(clock: str) -> float:
 
 
 def _judge(timeline, promised, decoded, numbers, start, end) -> Stretch:
-    whole, there = decoded.whole, decoded.there
-    if promised <= there + 1:  # headers may or may not count the last frame's own time
-        promised = 0
     seconds = min(timeline.seconds, end or timeline.seconds) - (start or 0.0)
-    lost = sum(not whole[n] for n in numbers)
     pictures = [decoded.pictures[n] for n in numbers if n in decoded.pictures]
     black = sum(int(picture.max()) <= BLACK for picture in pictures)
     digest = ""
     if black < len(pictures):
         digest = hashlib.sha256(np.stack(pictures).tobytes()).hexdigest()
+    said = _faults(timeline, promised, decoded, numbers)
+    return Stretch(*said, seconds, len(numbers), black, digest)
+
+
+def _faults(timeline, promised, decoded, numbers) -> tuple[str, str]:
+    """Why a clip of the frames `numbers` is bad, or what damage it can bear; "" for none."""
+    whole, there = decoded.whole, decoded.there
+    if promised <= there + 1:  # headers may or may not count the last frame's own time
+        promised = 0
+    lost = sum(not whole[n] for n in numbers)
     faults = []
     if lost:
         faults.append(f"{lost} of the {len(numbers)} frames to take are damaged")
@@ -241,6 +178,4 @@ def _judge(timeline, promised, decoded, numbers, start, end) -> Stretch:
         faults.append(f"{damaged} of its {timeline.frames} frames are damaged")
     said = "; ".join(faults)
     share = max(damaged / timeline.frames, (promised - there) / promised if promised else 0.0)
-    bad = lost or share > TOLERATED
-    facts = seconds, len(numbers), black, digest
-    return Stretch(said, "", *facts) if bad else Stretch("", said, *facts)
+    return (said, "") if lost or share > TOLERATED else ("", said)

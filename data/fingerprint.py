@@ -10,7 +10,8 @@ import os
 from collections.abc import Sequence
 
 from data.records import Clip
-from hvp_jax.errors import BadData
+
+NO_FILE = -1  # the size of a file that is not there; nothing is ever made of it
 
 
 def fingerprint(clips: Sequence[Clip], size: int, frames: int, known: dict | None = None) -> dict:
@@ -19,14 +20,12 @@ def fingerprint(clips: Sequence[Clip], size: int, frames: int, known: dict | Non
     Returns {"size", "frames", "clips": a digest of all, and for every split lists in the
     order of its clips: "clip_ids", "bytes": sizes of their files, "texts": digests of
     what is said of them}. A file that is gone counts as it did in the fingerprint `known`.
-
-    Raises BadData, naming the clip, where a file is missing and not known.
     """
     lengths = _lengths(known) if known else {}
     digest = hashlib.sha256()
     listed: dict[str, dict[str, list]] = {"clip_ids": {}, "bytes": {}, "texts": {}}
     for clip in clips:
-        length = _length(clip, lengths.get(clip.clip_id))
+        length = _length(clip, lengths.get(clip.clip_id, NO_FILE))
         facts = (clip.clip_id, length, _text_digest(clip))
         digest.update(json.dumps([clip.split, *facts]).encode())
         for name, fact in zip(listed, facts, strict=True):
@@ -64,13 +63,11 @@ def _lengths(prepared: dict) -> dict[str, int]:
     return {i: length for part in parts for i, length in zip(*part, strict=True)}
 
 
-def _length(clip: Clip, if_gone: int | None) -> int:
+def _length(clip: Clip, if_gone: int) -> int:
     try:
         return os.path.getsize(clip.path)
-    except OSError as error:
-        if if_gone is not None:
-            return if_gone
-        raise BadData(f"clip {clip.clip_id}: {clip.path}: {error.strerror}") from error
+    except OSError:
+        return if_gone
 
 
 def _text_digest(clip: Clip) -> str:

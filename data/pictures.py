@@ -40,7 +40,7 @@ class MemorySource:
     def __init__(self, clips: Sequence[Clip], size: int, frames: int):
         files = FileSource(clips, size, frames)
         ids = [clip.clip_id for clip in clips]
-        with ThreadPoolExecutor(threads_of(0)) as pool:
+        with ThreadPoolExecutor(threads()) as pool:
             read = tqdm(pool.map(files.__getitem__, ids), "decoding", len(ids), leave=False)
             self._pictures = dict(zip(ids, read, strict=True))
         self.size = size
@@ -100,6 +100,15 @@ def open_source(
     return (MemorySource if fits and not workers else FileSource)(clips, size, frames)
 
 
-def threads_of(workers: int) -> int:
-    """How many threads each of `workers` processes has for itself; 0 is this process alone."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, workers))
+_processes = 1  # that read side by side on the cores of this machine, this one included
+
+
+def share_cores(processes: int) -> None:
+    """Tells a process that it is one of so many that read side by side."""
+    global _processes
+    _processes = processes
+
+
+def threads() -> int:
+    """How many threads this process has for reading."""
+    return max(1, len(os.sched_getaffinity(0)) // _processes)

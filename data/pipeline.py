@@ -8,6 +8,7 @@ as the state of an iterator does depend on the number of workers.
 
 import contextlib
 import dataclasses
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,12 @@ import grain
 import numpy as np
 from absl import flags
 
+from data import pictures
 from data.augment import Augment
-from data.pictures import Source, threads_of
+from data.pictures import Source
 from data.records import Clip
 from data.tokenizer import tokenize
+from data.workers import ending
 from hvp_jax.errors import BadData, BadUse
 
 Batch = dict[str, np.ndarray]
@@ -28,6 +31,7 @@ Batch = dict[str, np.ndarray]
 # Clips of one batch are read by a pool of threads; Grain then keeps two batches ahead.
 # So memory does not grow with the number of cores, and the first batch is not late.
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+DEATH = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # what Grain says of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,6 @@ class ReadVideos:
     clip_ids: Sequence[str]
     frames: int
     rows: int
-    threads: int
     augment: Augment | None = None
 
     def __call__(self, numbers: np.ndarray, first: int = 0) -> Batch:
@@ -50,13 +53,13 @@ class ReadVideos:
         mask = np.zeros((self.rows, self.frames), bool)
 
         def read(row: int) -> None:
-            pictures = self.source[self.clip_ids[numbers[row]]]  # [n, S, S, 3]
+            shown = self.source[self.clip_ids[numbers[row]]]  # [n, S, S, 3]
             if self.augment:
-                pictures = self.augment(pictures, first + row)
-            video[row, : len(pictures)] = pictures
-            mask[row, : len(pictures)] = True
+                shown = self.augment(shown, first + row)
+            video[row, : len(shown)] = shown
+            mask[row, : len(shown)] = True
 
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(pictures.threads()) as pool:
             for _ in pool.map(read, range(len(numbers))):
                 pass  # raises what reading raised
         return {"video": video, "video_mask": mask}
@@ -80,48 +83,6 @@ class ReadPairs:
         return self.videos(self.clips[numbers], first) | {"text_ids": ids, "text_mask": mask}
 
 
-def train_batches(
-    clips: Sequence[Clip],
-    source: Source,
-    frames: int,
-    words: int,
-    batch_size: int,
-    seed: int,
-    workers: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
-    augment: Augment | None = None,
-) -> grain.DatasetIterator[Batch]:
-    """Endless batches of (clip, caption) pairs for training, each epoch in its own order.
-
-    Batches are dicts of `video` uint8 [B, frames, S, S, 3], `video_mask` bool
-    [B, frames], `text_ids` int32 [B, words], `text_mask` bool [B, words], where B =
-    `batch_size` is that of one host. An epoch is every pair once, less a remainder
-    smaller than the batch of all hosts, which differs from epoch to epoch. `workers`
-    processes read, or threads of this process if 0. The iterator has `get_state` and
-    `set_state`, exact to the batch; close() it at the end if there are workers.
-
-    `augment` changes pixels, by the seed and by the number of the example, counted over
-    all hosts and epochs: another draw whenever an example comes again.
-
-    Two captions of one clip can meet in a batch, where the loss takes each as the
-    other's negative. The original does nothing about it, nor do we.
-
-    Raises BadData if an epoch holds no batch, and while iterating if a clip cannot be
-    read; BadUse if the seed is not one.
-    """
-    dataset = numbered_batches(
-        clips, source, frames, words, batch_size, seed, workers, host_index, host_count, augment
-    ).to_iter_dataset(READ_AHEAD)
-    if workers:
-        # Grain reads absl flags when it starts processes; nobody parses them in tests.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        dataset = dataset.mp_prefetch(options, _ignore_interrupts)
-    return iter(dataset)
-
-
 def numbered_batches(
     clips: Sequence[Clip],
     source: Source,
@@ -129,12 +90,26 @@ def numbered_batches(
     words: int,
     batch_size: int,
     seed: int,
-    workers: int = 0,
     host_index: int = 0,
     host_count: int = 1,
     augment: Augment | None = None,
 ) -> grain.MapDataset[Batch]:
-    """The batches of `train_batches` by number: item i is made when it is asked for."""
+    """Endless batches of (clip, caption) pairs for training, each epoch in its own order.
+
+    Item i is made when it is asked for: `video` uint8 [B, frames, S, S, 3], `video_mask`
+    bool [B, frames], `text_ids` int32 [B, words], `text_mask` bool [B, words], where B =
+    `batch_size` is that of one host. An epoch is every pair once, less a remainder
+    smaller than the batch of all hosts, which differs from epoch to epoch.
+
+    `augment` changes pixels, by the seed and by the number of the example, counted over
+    all hosts and epochs: another draw whenever an example comes again.
+
+    Two captions of one clip can meet in a batch, where the loss takes each as the
+    other's negative. The original does nothing about it, nor do we.
+
+    Raises BadData if an epoch holds no batch, and for an item one of whose clips cannot
+    be read; BadUse if the seed is not one.
+    """
     numbers = [i for i, clip in enumerate(clips) for _ in clip.captions]
     captions = [caption for clip in clips for caption in clip.captions]
     together = batch_size * host_count
@@ -148,17 +123,74 @@ def numbered_batches(
         raise BadUse(f"seed must be from 0 to {2**32 - 1}, not {seed}")
     dataset = grain.MapDataset.range(len(captions)).seed(seed).shuffle()
     dataset = dataset[:whole].batch(batch_size)[host_index::host_count].repeat()
-    clip_ids = [clip.clip_id for clip in clips]
-    videos = ReadVideos(source, clip_ids, frames, batch_size, threads_of(workers), augment)
+    videos = ReadVideos(source, [clip.clip_id for clip in clips], frames, batch_size, augment)
     return dataset.map_with_index(
         ReadPairs(videos, np.asarray(numbers), captions, words, host_index, host_count)
     )
 
 
-def _ignore_interrupts(worker: int, workers: int) -> None:
+def train_batches(
+    numbered: grain.MapDataset[Batch], workers: int = 0
+) -> grain.DatasetIterator[Batch]:
+    """The batches of `numbered_batches` in their order, read ahead.
+
+    `workers` processes read, or threads of this process if 0. The iterator has `get_state`
+    and `set_state`, exact to the batch; close() it at the end if there are workers.
+    Iterating raises what making a batch raises, and BadData if a worker dies.
+    """
+    dataset = numbered.to_iter_dataset(READ_AHEAD)
+    if not workers:
+        return iter(dataset)
+    # Grain reads absl flags when it starts processes; nobody parses them in tests.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return _Watched(iter(dataset.mp_prefetch(options, _begin_worker)))
+
+
+class _Watched(grain.DatasetIterator):
+    """The batches of worker processes; a worker that dies ends them in one clear line."""
+
+    def __init__(self, batches: grain.DatasetIterator[Batch]):
+        super().__init__(batches)
+        self._batches = batches
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            if not (code := DEATH.search(str(error))):
+                raise
+            raise BadData(_death(int(code[1]))) from None
+
+    def get_state(self) -> dict:
+        return self._batches.get_state()
+
+    def set_state(self, state: dict) -> None:
+        self._batches.set_state(state)
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+def _death(code: int) -> str:
+    again = "the same command goes on from the last checkpoint"
+    if code == -signal.SIGKILL:
+        return (
+            "a worker process that reads batches was killed from outside (SIGKILL), perhaps for "
+            f"want of memory: {again}; if it happens again, with fewer data.workers"
+        )
+    return (
+        f"a worker process that reads batches died ({ending(code)}): {again}; if it happens "
+        "again, `doctor` names files that crash the decoder"
+    )
+
+
+def _begin_worker(worker: int, workers: int) -> None:
     """A Ctrl-C reaches workers too; when to stop is for the process to say that they serve."""
-    del worker, workers
+    del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pictures.share_cores(workers)
 
 
 @contextlib.contextmanager
@@ -202,13 +234,13 @@ def eval_texts(clips: Sequence[Clip], words: int, batch_size: int) -> Iterator[t
 def eval_videos(
     clips: Sequence[Clip], source: Source, frames: int, batch_size: int
 ) -> Iterator[tuple[Batch, int]]:
-    """Every clip once, in order: `video` and `video_mask` as in `train_batches`.
+    """Every clip once, in order: `video` and `video_mask` as in `numbered_batches`.
 
     The last batch is padded as that of `eval_texts`. Raises BadData if a clip cannot
     be read.
     """
     clip_ids = [clip.clip_id for clip in clips]
-    read = ReadVideos(source, clip_ids, frames, batch_size, threads_of(workers=0))
+    read = ReadVideos(source, clip_ids, frames, batch_size)
     dataset = grain.MapDataset.range(len(clips)).batch(batch_size).map(read)
     for i, batch in enumerate(dataset.to_iter_dataset(READ_AHEAD)):
         yield batch, min(batch_size, len(clips) - i * batch_size)

@@ -28,3 +28,11 @@ class Annotations(NamedTuple):
     clips: list[Clip]
     uncaptioned: dict[str, list[str]]  # split: ids that its list has and no caption
     unlisted: list[str]  # ids that have captions and are in no list of a split: left out
+
+
+class Broken(NamedTuple):
+    """A clip that is missing or not to be trained on."""
+
+    clip_id: str
+    path: str
+    reason: str

@@ -24,15 +24,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data import builder, shards_beam, staging
+from data import builder, examine, shards_beam, staging
 from data.builder import Clips
+from data.check import refusal
 from data.fingerprint import changes, fingerprint
-from data.records import Clip
+from data.records import Broken, Clip
+from data.workers import Guard
 from hvp_jax.errors import BadData, BadUse
 
 SAMPLE = 8  # clips that are decoded to estimate the room that all need
@@ -80,9 +81,11 @@ def prepare(
     {"directory", "splits": {split: clips}, "bytes", "written"}, `written` being False
     where the shards were there already. One run at a time may write to a destination.
 
-    Raises BadData if there are no clips or one cannot be decoded (nothing is left
-    then), BadUse if the destination holds other shards, cannot be written to or lacks
-    the room that a sample of the clips says is needed.
+    Raises BadData if there are no clips or some are broken, once all are looked at: how
+    many, and the first of them (nothing is left then). A clip is broken if `doctor` says
+    so; one that crashes or hangs the decoder costs its own process alone. Raises BadUse
+    if the destination holds other shards, cannot be written to or lacks the room that a
+    sample of the clips says is needed.
     """
     if not clips:
         raise BadData("there are no clips to prepare")
@@ -100,11 +103,6 @@ def prepare(
         _remove_leftovers(destination)
     except OSError as error:
         raise BadUse(f"cannot write shards to {destination}: {error}") from error
-    except BrokenProcessPool as error:
-        raise BadData(
-            "a process that decodes was ended from outside, perhaps for want of memory: run "
-            "`prepare` again, it goes on where it was; if it happens again, with fewer data.workers"
-        ) from error
     return {
         "directory": destination,
         "splits": {split: len(ids) for split, ids in wanted["clip_ids"].items()},
@@ -129,18 +127,21 @@ def _write(
     todo = [task for files in tasks.values() for task in files]
     _remove_leftovers(destination, keep=folder)
     _require_room(maker, clips, whole, todo)
+    new = [path for path in (whole.parent, Path(destination)) if not path.exists()]
     staging.begin(folder)
     report = progress or (lambda done, total: None)
-    try:
-        if beam_options:
-            shards_beam.finish_all(todo, beam_options)
-            report(len(clips), len(clips))
-        else:
-            processes = workers or len(os.sched_getaffinity(0))
-            staging.finish_all(todo, processes, lambda done: report(done, len(clips)))
-    except BadData:
+    if beam_options:
+        broken = shards_beam.finish_all(todo, beam_options)
+        report(len(clips), len(clips))
+    else:
+        count = workers or len(os.sched_getaffinity(0))
+        show = lambda done: report(done, len(clips))  # noqa: E731
+        broken = staging.finish_all(todo, examine.take, count, show)
+    if broken:
         shutil.rmtree(folder)
-        raise
+        for path in new:
+            path.rmdir()
+        raise refusal(broken, len(clips))
     staging.conclude(folder, todo, whole, lambda directory: maker.write_info(tasks, directory))
 
 
@@ -163,10 +164,12 @@ def _require_room(
         return
     size, frames = maker.info.metadata["size"], maker.info.metadata["frames"]
     sample = clips[:: -(-len(clips) // SAMPLE)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Guard(examine.take) as guard:
         path = Path(folder, "sample")
-        staging.write_records(path, builder.examples(sample, size, frames), maker.info.features)
-        needed = path.stat().st_size * left // len(sample)
+        found = builder.examples(sample, size, frames, guard.each)
+        sound = (item for item in found if not isinstance(item, Broken))
+        count = staging.write_records(path, sound, maker.info.features)
+        needed = path.stat().st_size * left // max(count, 1)
     place = next(path for path in whole.parents if path.exists())
     free = shutil.disk_usage(place).free
     most = left * frames * size * size * 3

@@ -4,19 +4,24 @@ Its workers do what the processes of one machine do, file by file, so the shards
 same and a run that was killed is gone on with in either way.
 """
 
+import json
 import pickle
 import shlex
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import staging
-from hvp_jax.errors import BadData, BadUse
+from data import examine, staging
+from data.records import Broken
+from data.workers import Guard
+from hvp_jax.errors import BadUse
 
 
-def finish_all(tasks: Sequence[staging.Task], options: str) -> None:
+def finish_all(tasks: Sequence[staging.Task], options: str) -> list[Broken]:
     """Finishes all tasks on the runner that `options`, as on a command line, tell of.
 
-    Raises BadUse if Beam is not installed, BadData where a clip cannot be decoded.
+    Returns all clips that are broken, as `staging.finish_all`. Raises BadUse if Beam is not
+    installed.
     """
     try:
         import apache_beam as beam
@@ -29,18 +34,20 @@ def finish_all(tasks: Sequence[staging.Task], options: str) -> None:
         # Pickled here: Beam would take a named tuple for a row of a table.
         sent = pipeline | beam.Create([pickle.dumps(task) for task in tasks])
         _ = sent | beam.Reshuffle() | beam.Map(_finish)
-    for task in tasks:
-        if (note := _refusal(task)).exists():
-            raise BadData(note.read_text())
+    notes = [note for task in tasks if (note := _note(task)).exists()]
+    return [Broken(*broken) for note in notes for broken in json.loads(note.read_text())]
 
 
-def _refusal(task: staging.Task) -> Path:
-    return task.folder / f"{task.name}.refused.partial"
+def _note(task: staging.Task) -> Path:
+    return task.folder / f"{task.name}.broken.partial"
+
+
+_kept = threading.local()  # of a thread of a worker: the process that decodes for it
 
 
 def _finish(sent: bytes) -> None:
     task = pickle.loads(sent)  # of our own making, on its way between two workers
-    try:
-        staging.finish(task)
-    except BadData as error:  # raised, Beam would try again and bury its message
-        _refusal(task).write_text(str(error))
+    if not hasattr(_kept, "guard"):
+        _kept.guard = Guard(examine.take)
+    if broken := staging.finish(task, _kept.guard.each):
+        _note(task).write_text(json.dumps(broken))

@@ -1,4 +1,4 @@
-"""Record files written by several processes, each of them whole or not there at all.
+"""Record files written several at a time, each of them whole or not there at all.
 
 A folder of work holds
 
@@ -13,24 +13,22 @@ So a kill, a crash of the machine or a damaged file costs the files it touches, 
 import concurrent.futures
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
+from data.records import Broken
+from data.workers import POLL, Guard
 from hvp_jax.errors import BadUse
 
-POLL = 0.2  # seconds between two looks at what the processes have done
-
-Examples = Iterable[tuple[str, dict]]  # keys and examples, as a TFDS builder yields them
+Each = Callable[[Iterable[Any]], Iterator[Any]]  # `Guard.each`
 
 
 class Task(NamedTuple):
@@ -38,12 +36,13 @@ class Task(NamedTuple):
 
     folder: Path
     name: str
-    examples: Callable[[], Examples]
+    # Keys and examples, as a TFDS builder yields them, or what is wrong with one.
+    examples: Callable[[Each], Iterable[tuple[str, dict] | Broken]]
     features: tfds.features.FeaturesDict
 
 
-def write_records(path: str | Path, examples: Examples, features, tick=lambda n: None) -> int:
-    """Writes one ArrayRecord file and returns its number of examples; tick(1) after each."""
+def write_records(path: str | Path, examples: Iterable[tuple[str, dict]], features) -> int:
+    """Writes one ArrayRecord file of keys and examples; returns how many they are."""
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     count = 0
 
@@ -54,7 +53,6 @@ def write_records(path: str | Path, examples: Examples, features, tick=lambda n:
             # Fields would come in an order of their own in every process.
             yield key, proto.SerializeToString(deterministic=True)
             count += 1
-            tick(1)
 
     try:
         ArrayRecordFileAdapter.write_examples(path, records())
@@ -90,24 +88,38 @@ def conclude(
     sync(directory.parent)
 
 
-def finish(task: Task, tick: Callable[[int], None] = lambda n: None) -> None:
-    """Writes the file of a task unless it is finished. Any number of processes may do so at once.
+def finish(task: Task, each: Each, tick: Callable[[int], None] = lambda n: None) -> list[Broken]:
+    """Writes the file of a task unless it is finished; returns the clips it cannot be made with.
 
-    tick(n) says that n more examples are done.
+    Any number of processes may do so at once. `each` decodes; tick(n) says that n more
+    examples are done.
     """
     facts = read_facts(task.folder, task.name)
     if facts and _digest(task.folder / "files" / task.name) == facts["sha256"]:
         tick(facts["examples"])
-        return
+        return []
+    broken: list[Broken] = []
+
+    def sound() -> Iterator[tuple[str, dict]]:
+        for item in task.examples(each):
+            if isinstance(item, Broken):
+                broken.append(item)
+            if not broken:
+                yield item
+            tick(1)
+
     partial = task.folder / f"{task.name}.{uuid.uuid4().hex}.partial"
     try:
-        count = write_records(partial, task.examples(), task.features, tick)
+        count = write_records(partial, sound(), task.features)
+        if broken:
+            return broken
         facts = {"examples": count, "bytes": partial.stat().st_size, "sha256": _digest(partial)}
         _place(partial, task.folder / "files" / task.name)
         partial.write_text(json.dumps(facts))
         _place(partial, task.folder / "facts" / f"{task.name}.json")
     finally:
         partial.unlink(missing_ok=True)
+    return []
 
 
 def read_facts(folder: Path, name: str) -> dict | None:
@@ -123,68 +135,55 @@ def read_facts(folder: Path, name: str) -> dict | None:
     return facts if same else None
 
 
-def finish_all(tasks: list[Task], processes: int, progress: Callable[[int], None]) -> None:
-    """Finishes all tasks in `processes` processes, one a file; progress(examples done).
+def finish_all(
+    tasks: Sequence[Task],
+    work: Callable[[Any], Any],
+    processes: int,
+    progress: Callable[[int], None],
+) -> list[Broken]:
+    """Finishes all tasks, `processes` at a time, each with a process that does `work` for it.
 
-    What one raises ends the others; what they have finished stays. Raises
-    BrokenProcessPool if a process is ended from outside.
+    progress(examples done). Returns all clips that are broken, in the order of the tasks:
+    files are not made with these, all others are. What is raised ends all; what is finished
+    stays.
     """
-    if min(processes, len(tasks)) < 2:
-        done = 0
+    numbers, stop, lock = iter(range(len(tasks))), threading.Event(), threading.Lock()
+    found: dict[int, list[Broken]] = {}
+    alone, done = min(processes, len(tasks)) < 2, 0
 
-        def tick(examples: int) -> None:
-            nonlocal done
+    def tick(examples: int = 0) -> None:
+        nonlocal done
+        if stop.is_set():
+            raise concurrent.futures.CancelledError
+        with lock:
             done += examples
+        if alone and examples:
             progress(done)
 
-        for task in tasks:
-            finish(task, tick)
-        return
-    context = multiprocessing.get_context("spawn")  # a copy of a process with threads may hang
-    done, stop = context.Value("q"), context.RawValue("b")
-    pool = ProcessPoolExecutor(min(processes, len(tasks)), context, _start, (done, stop))
-    try:
-        _follow([pool.submit(_finish_there, task) for task in tasks], done, progress)
-    finally:
-        stop.value = 1
-        pool.shutdown(cancel_futures=True)
+    def finish_some() -> None:
+        with Guard(work, tick) as guard:
+            while (number := next(numbers, None)) is not None:
+                found[number] = finish(tasks[number], guard.each, tick)
 
-
-def _follow(futures: list[Future], done, progress: Callable[[int], None]) -> None:
-    waiting = set(futures)
-    while waiting:
-        ended, waiting = concurrent.futures.wait(
-            waiting, POLL, return_when=concurrent.futures.FIRST_COMPLETED
-        )
-        for future in ended:
-            future.result()  # raises what was raised there
-        # Without its lock, which a process may have been killed with.
-        progress(done.get_obj().value)
-
-
-_there: dict = {}  # of a process of the pool: what it shares with the others
-
-
-def _start(done, stop) -> None:
-    # A Ctrl-C reaches every process; when to stop is for the first of them to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _there.update(done=done, stop=stop)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _finish_there(task: Task) -> None:
-    def tick(examples: int) -> None:
-        with _there["done"].get_lock():
-            _there["done"].value += examples
-        if _there["stop"].value:
-            raise concurrent.futures.CancelledError
-
-    finish(task, tick)
+    if alone:
+        finish_some()
+    else:
+        # Threads will do: they wait for what is decoded, and writing leaves the interpreter free.
+        count = min(processes, len(tasks))
+        pool = ThreadPoolExecutor(count)
+        try:
+            waiting = {pool.submit(finish_some) for _ in range(count)}
+            while waiting:
+                ended, waiting = concurrent.futures.wait(
+                    waiting, POLL, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                for future in ended:
+                    future.result()  # raises what was raised there
+                progress(done)
+        finally:
+            stop.set()
+            pool.shutdown()
+    return [broken for number in sorted(found) for broken in found[number]]
 
 
 def _digest(path: Path) -> str:

@@ -8,11 +8,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
+SECONDS = 300  # for one file: what takes longer to decode once holds up every epoch
+MEMORY = 4 << 30  # bytes, for one process: a few frames of the largest videos there are
+POLL = 0.2  # seconds between two looks at what else there is to do while a job runs
 UP = "up"  # what a process says first
 START = 120  # seconds that a process may take to come up
 
@@ -23,6 +27,10 @@ class Lost(NamedTuple):
     reason: str
 
 
+# A process that starts looks after all the others: threads must not do so at the same time.
+_births = threading.Lock()
+
+
 class _Worker:
     """A process and the job it is at."""
 
@@ -31,7 +39,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, memory, theirs), daemon=True)
-        self.process.start()
+        with _births:
+            self.process.start()
         theirs.close()
         self.job: int | None = None
         self.up, self.deadline = False, 0.0
@@ -43,8 +52,14 @@ class _Worker:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.exitcode()
         self.pipe.close()
+
+    def exitcode(self) -> int:
+        """That of the process, which has ended or is about to."""
+        with _births:
+            self.process.join()
+            return self.process.exitcode
 
 
 def run_each(
@@ -86,6 +101,66 @@ def run_each(
             worker.kill()
 
 
+class Guard:
+    """A process of its own for one job after the other; lost with a job, another takes its place.
+
+    `work`, `seconds` and `memory` as in `run_each`. While one waits for a job, `beat` is
+    called every moment, and may raise. Ends the process as a context manager; until then it
+    is kept from one `each` to the next.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any], Any],
+        beat: Callable[[], None] = lambda: None,
+        seconds: float = SECONDS,
+        memory: int = MEMORY,
+    ):
+        self._work, self._beat, self._seconds, self._memory = work, beat, seconds, memory
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> "Guard":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def each(self, jobs: Iterable[Any]) -> Iterator[Any]:
+        """`work(job)` or Lost of each job in turn; the next is begun before one is handed out."""
+        waiting = iter(jobs)
+        try:
+            busy = self._begin(waiting)
+            while busy:
+                result = self._wait()
+                busy = self._begin(waiting)
+                yield result
+                del result
+        except BaseException:  # left before the end, with a job begun that nobody wants
+            self._end()
+            raise
+
+    def _begin(self, waiting: Iterator) -> bool:
+        for job in waiting:
+            self._worker = self._worker or _Worker(self._work, self._memory)
+            self._worker.begin(0, job, self._seconds)
+            return True
+        return False
+
+    def _wait(self) -> Any:
+        while (result := _result(self._worker, self._seconds)) is None:
+            self._beat()
+            rest = self._worker.deadline - time.monotonic()
+            connection.wait([self._worker.pipe], min(max(rest, 0), POLL))
+        if isinstance(result, Lost):
+            self._end()
+        return result
+
+    def _end(self) -> None:
+        if self._worker:
+            self._worker.kill()
+        self._worker = None
+
+
 def _first(waiting: Iterator, count: int) -> Iterator:
     return (item for _, item in zip(range(count), waiting, strict=False))
 
@@ -96,11 +171,12 @@ def _result(worker: _Worker, seconds: float) -> Any:
         try:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join()
-            ending = _ending(worker.process.exitcode)
+            how = ending(worker.exitcode())
             if not worker.up:
-                raise RuntimeError(f"a process does not come up ({ending})") from None
-            return Lost(f"crashes the decoder ({ending})")
+                raise RuntimeError(f"a process does not come up ({how})") from None
+            if how == "SIGKILL":  # no decoder does that to itself
+                return Lost("its decoder was killed (SIGKILL), perhaps for want of memory")
+            return Lost(f"crashes the decoder ({how})")
         if answer == UP:
             worker.up, worker.deadline = True, time.monotonic() + seconds
             return None
@@ -115,7 +191,8 @@ def _result(worker: _Worker, seconds: float) -> Any:
     return Lost(f"takes the decoder more than {seconds:g} s")
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """The exit code of a process in words: of -9, "SIGKILL"."""
     try:
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
     except ValueError:
@@ -125,6 +202,7 @@ def _ending(code: int) -> str:
 def _serve(work: Callable, memory: int, pipe: connection.Connection) -> None:
     """The whole life of a worker: receives a job, sends (result, trouble)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _limit_memory(memory)
     pipe.send(UP)
     while True:
@@ -139,6 +217,11 @@ def _serve(work: Callable, memory: int, pipe: connection.Connection) -> None:
         except Exception as error:
             answer = None, f"{type(error).__name__}: {error} (at {argument!r})"
         pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _limit_memory(memory: int) -> None:

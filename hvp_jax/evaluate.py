@@ -195,14 +195,19 @@ def read_clips(config: ConfigDict) -> list[Clip]:
     return read_data(config)[0]
 
 
-def read_data(config: ConfigDict) -> tuple[list[Clip], list[Clip]]:
-    """The clips of the data set a config names, and those that `data.exclude` leaves out."""
+def read_data(
+    config: ConfigDict, splits: Sequence[str] | None = None
+) -> tuple[list[Clip], list[Clip]]:
+    """The clips of the data set a config names, and those that `data.exclude` leaves out.
+
+    The videos of `splits` must be there, of all splits if it is None.
+    """
     if not is_first():
         wait("process 0 has read the data set")  # it may have to make it
     data = config.data
     ids = exclude.read_ids(data.exclude)
     place = data.dataset, data.root, data.annotations, data.videos, data.protocol
-    clips = annotations.read(*place, data.held_out, config.seed, ids)
+    clips = annotations.read(*place, data.held_out, config.seed, ids, splits)
     left_out = exclude.left_out(annotations.read_all(*place).clips, ids) if ids else []
     if is_first():
         wait("process 0 has read the data set")
@@ -252,7 +257,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     model = from_config(config, begin.told.sizes)
     layout = Layout(config.parallel)
     scorer = Scorer(model, config, layout)
-    clips, excluded = read_data(config)
+    clips, excluded = read_data(config, () if config.data.shards else (config.eval.split,))
     clips = annotations.select(clips, config.eval.split)
     with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
         chosen = checkpoints.chosen()

@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data import shards
-from data.check import require_sound
 from hvp_jax import weights
 from hvp_jax.errors import BadUse
 from hvp_jax.evaluate import read_clips
@@ -15,8 +14,6 @@ def run(config: ConfigDict) -> dict:
     if not config.data.shards:
         raise BadUse("data.shards is empty; say where to write with --config.data.shards=DIR")
     clips = read_clips(config)
-    if not shards.finished(config.data.shards):
-        require_sound(clips)
     size = weights.origin(config).told.sizes.image_size
     with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
 

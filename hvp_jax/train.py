@@ -79,7 +79,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout = Layout(config.parallel, config.fsdp)
     layout.check_batch(config.train.batch_size, "train.batch_size")
     model = from_config(config, begin.told.sizes)
-    clips, excluded = evaluate.read_data(config)
+    splits = ("train", config.train.choose_on, config.eval.split)
+    clips, excluded = evaluate.read_data(config, () if config.data.shards else splits)
     train_clips = annotations.select(clips, "train")
     val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
     eval_clips = annotations.select(clips, config.eval.split)
@@ -150,18 +151,18 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 def _batches(config: ConfigDict, clips: Sequence[Clip], source: pictures.Source):
     """The endless batches of training that a resolved config asks for, this process's part."""
     index, count = process()
-    return pipeline.train_batches(
+    numbered = pipeline.numbered_batches(
         clips,
         source,
         config.data.frames,
         config.data.words,
         config.train.batch_size // count,
         config.seed,
-        config.data.workers,
         host_index=index,
         host_count=count,
         augment=open_augment(config.seed, **config.augment),
     )
+    return pipeline.train_batches(numbered, config.data.workers)
 
 
 def _stopped(signal_name: str | None, at: int, steps: int) -> dict:

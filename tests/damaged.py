@@ -4,6 +4,8 @@ import csv
 import itertools
 import os
 import random
+import signal
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import av
 import numpy as np
 from clips import cover, encode, numbered, overstate_frames, write_sound, write_video
+
+from data.examine import Examined, Job, Take, examine, take
 
 NAMES = (
     "plain", "two words", 'a "quoted" one', "it's", "new\nline", "carriage\rreturn", "tab\there",
@@ -165,3 +169,24 @@ def make_folder(root: Path) -> tuple[list[str], dict[str, str]]:
         for i, name in enumerate([*good, *damaged]):
             rows.writerow((name, f"caption {i}", ("train", "train", "val", "test")[i % 4]))
     return good, damaged
+
+
+def _misbehave(path: str) -> None:
+    """Does what the name of a file says."""
+    name = Path(path).stem
+    if name == "hang":
+        time.sleep(1000)
+    if name == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "hoard":
+        np.ones(1 << 30, np.uint8)
+
+
+def examine_or_misbehave(job: Job) -> Examined:
+    _misbehave(job.path)
+    return examine(job)
+
+
+def take_or_misbehave(clip: Take) -> np.ndarray | str:
+    _misbehave(clip.path)
+    return take(clip)

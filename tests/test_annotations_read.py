@@ -62,6 +62,32 @@ def test_missing_files_are_counted_and_may_be_excluded(tmp_path, msrvtt):
     assert absent == ["video1", "video3", "video5", "video6"]
 
 
+def test_only_the_videos_of_the_splits_asked_for_must_be_there(tmp_path, msrvtt):
+    place = ("msrvtt", "", *msrvtt, "", 0.5, 3)
+    split_of = splits(annotations.read(*place))
+    assert set(split_of.values()) == {"train", "val", "test"}
+    for video_id, split in split_of.items():
+        if split == "train":
+            (tmp_path / "videos" / f"{video_id}.mp4").unlink()
+    clips = annotations.read(*place, splits=("test", "val"))
+    assert splits(clips) == split_of
+    assert all(bool(clip.path) == (clip.split != "train") for clip in clips)
+    count = list(split_of.values()).count("train")
+    for wanted, of in ((("train",), count), (None, len(split_of))):
+        with pytest.raises(BadData, match=f"{count} of {of} videos are missing"):
+            annotations.read(*place, splits=wanted)
+
+
+def test_no_videos_need_be_there_where_none_is_wanted(msrvtt):
+    annotation_files, videos = msrvtt
+    with_videos = annotations.read("msrvtt", "", annotation_files, videos)
+    clips = annotations.read("msrvtt", "", annotation_files, "", splits=())
+    assert not any(clip.path for clip in clips)
+    assert [c.clip_id for c in clips] == [c.clip_id for c in with_videos]
+    with pytest.raises(BadUse, match="data.videos is empty"):
+        annotations.read("msrvtt", "", annotation_files, "", splits=("test",))
+
+
 def test_missing_files_of_a_folder_of_your_own(tmp_path):
     touch(tmp_path / "videos", "a.mp4")
     table = "video_id,caption,split,start,end\na,1,train,,\nb,2,test,0,3\nb,3,test,3,5\nc,4,val,,\n"
@@ -76,6 +102,9 @@ def test_missing_files_of_a_folder_of_your_own(tmp_path):
         annotations.read("folder", str(tmp_path), "", "", exclude=frozenset(("b@0-3", "c")))
     left = annotations.read("folder", str(tmp_path), "", "", exclude=frozenset("bc"))
     assert [clip.clip_id for clip in left] == ["a"]
+    assert annotations.read("folder", str(tmp_path), "", "", splits=("train",)) == found.clips
+    with pytest.raises(BadData, match="1 of its videos are not in .*: c; "):
+        annotations.read("folder", str(tmp_path), "", "", splits=("train", "val"))
 
 
 def test_ids_without_captions_are_told(tmp_path, caplog):

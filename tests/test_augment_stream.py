@@ -30,9 +30,10 @@ CLIPS = [Clip(str(i), "", (f"text {i}", f"again {i}"), "train") for i in range(4
 
 
 def start(batch_size=2, workers=0, host=(0, 1), augmented=ALL):
-    return pipeline.train_batches(
-        CLIPS, Noise(), 6, 7, batch_size, 42, workers, *host, augment=augmented
+    numbered = pipeline.numbered_batches(
+        CLIPS, Noise(), 6, 7, batch_size, 42, *host, augment=augmented
     )
+    return pipeline.train_batches(numbered, workers)
 
 
 def take(batches, n: int) -> list[dict]:
@@ -94,7 +95,7 @@ def test_training_is_augmented_as_the_keys_say(tmp_path, monkeypatch):
         asked.append(augment)
         raise Reached
 
-    monkeypatch.setattr(train.pipeline, "train_batches", asked_for)
+    monkeypatch.setattr(train.pipeline, "numbered_batches", asked_for)
     for text, crop, flip in (("", 1.0, False), ("rand-m7-n4-mstd0.5-inc1", 0.7, True)):
         config.augment.update(rand_augment=text, crop=crop, flip=flip)
         with pytest.raises(Reached):

@@ -2,19 +2,18 @@
 
 import json
 import logging
-import os
 import re
-import signal
-import time
 
 import numpy as np
 import pytest
 from clips import numbered, spoil_packets, write_video
-from damaged import flip, make_folder, packets_of, write
+from damaged import KINDS, examine_or_misbehave, flip, make_folder, packets_of, write
 
 from data import doctor, exclude
-from data.examine import Job, examine
+from data.examine import Job, Take, examine, take
 from data.records import Annotations, Clip
+from data.shards import open_shards
+from data.video import read_frames
 from hvp_jax.doctor import table
 from hvp_jax.errors import BadUse
 
@@ -51,17 +50,18 @@ def test_200_damaged_among_50_good(tmp_path, run_cli):
     assert again["ok"] and sum(s["excluded"] for s in again["splits"].values()) == len(reasons)
     assert exclude.read_ids(str(listed)) == reasons.keys()  # not emptied by the second time
 
-
-def misbehave(job):
-    """Does what the name of a file says."""
-    name = os.path.basename(job.path)
-    if name == "hang":
-        time.sleep(1000)
-    if name == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if name == "hoard":
-        np.ones(1 << 30, np.uint8)
-    return examine(job)
+    shard_folder = tmp_path / "shards"
+    command = ("prepare", *command[1:3], "--config.model.variant=tiny", "--config.data.workers=2")
+    command += (f"--config.data.shards={shard_folder}",)
+    status, out, err = run_cli(*command)
+    assert status == 1 and "Traceback" not in err, err
+    assert f"\nerror: {len(reasons)} of 250 clips are missing or broken: " in err
+    assert not shard_folder.exists()
+    status, out, err = run_cli(*command, f"--config.data.exclude={listed}")
+    assert status == 0, err
+    written = [open_shards(str(shard_folder), split).clip_ids for split in ("train", "val", "test")]
+    assert set().union(*written) == {*good, *damaged} - reasons.keys()
+    assert sum(map(len, written)) == 250 - len(reasons)
 
 
 def test_a_file_that_hangs_or_crashes_the_decoder_costs_itself_alone(tmp_path):
@@ -69,7 +69,9 @@ def test_a_file_that_hangs_or_crashes_the_decoder_costs_itself_alone(tmp_path):
     names = ["hang", "crash", "hoard", "crash", "hang"]
     clips = [Clip(str(i), str(tmp_path / name), ("x",), "train") for i, name in enumerate(names)]
     clips += [Clip(f"good{i}", path, ("x",), "train", i / 10, 1.0) for i in range(5)]
-    found = doctor.look(clips, 4, 2, seconds=3, memory=1 << 29, progress=False, work=misbehave)
+    found = doctor.look(
+        clips, 4, 2, seconds=3, memory=1 << 29, progress=False, work=examine_or_misbehave
+    )
     faults = [patient.found.fault for patient in found]
     assert faults[0] == faults[4] == "takes the decoder more than 3 s"
     assert faults[1] == faults[3] == "crashes the decoder (SIGSEGV)"
@@ -102,6 +104,24 @@ def test_damage_is_bad_where_frames_are_taken(tmp_path, spoilt, fault, damage):
     spoil_packets(path, *spoilt)
     found = examine(Job(str(path), WHOLE, 12)).stretches[0]
     assert (found.fault, found.damage) == (fault, damage)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_taken_is_what_training_reads(tmp_path, kind):
+    path = str(write(tmp_path / f"a.{kind}", kind, 0))
+    for start, end in ((None, None), (0.3, 1.4), (1.0, 1.0)):
+        expected = read_frames(path, 24, 4, start, end)
+        np.testing.assert_array_equal(take(Take(path, start, end, 4, 24)), expected)
+    assert "beyond the end" in take(Take(path, 9.0, None, 4, 24))
+
+
+def test_what_is_taken_of_a_damaged_file_is_what_training_reads(tmp_path):
+    path = write_video(tmp_path / "a.mov", numbered(40), "png", "rgb24", rate=5)
+    spoil_packets(path, 37, 37)
+    expected = read_frames(str(path), 24, 12)
+    np.testing.assert_array_equal(take(Take(str(path), None, None, 12, 24)), expected)
+    spoil_packets(path, 10, 10)
+    assert take(Take(str(path), None, None, 12, 24)).startswith("1 of the 8 frames")
 
 
 def test_frames_that_lean_on_a_damaged_one_are_damaged(tmp_path):

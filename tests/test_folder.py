@@ -8,6 +8,7 @@ import pytest
 
 from data import annotations
 from data.annotations import folder
+from data.records import Clip
 from hvp_jax.errors import BadData, BadUse
 
 
@@ -21,8 +22,12 @@ def lay(root: Path, table: str | bytes, *files: str) -> str:
     return str(root)
 
 
+def read(root: str) -> list[Clip]:
+    return annotations.read("folder", root, "", "")
+
+
 def brief(root: str) -> list[tuple]:
-    return [(c.clip_id, Path(c.path).name, c.captions, c.split) for c in folder.read(root)]
+    return [(c.clip_id, Path(c.path).name, c.captions, c.split) for c in read(root)]
 
 
 def test_captions_of_a_video_are_gathered_in_order_of_appearance(tmp_path):
@@ -45,7 +50,7 @@ def test_captions_of_a_video_are_gathered_in_order_of_appearance(tmp_path):
     ],
 )
 def test_columns_in_any_order_and_dress(tmp_path, table):
-    (clip,) = folder.read(lay(tmp_path, table))
+    (clip,) = read(lay(tmp_path, table))
     assert clip.captions == ("one",) and clip.split == "val"
     assert Path(clip.path) == tmp_path / "videos" / "a.mp4"
     assert (clip.start, clip.end) == (None, None)
@@ -53,14 +58,14 @@ def test_columns_in_any_order_and_dress(tmp_path, table):
 
 def test_quoted_captions(tmp_path):
     table = 'video_id,caption\na,"a cat, ""Tom"", and\na mouse"\na,caffè – 猫\n'
-    (clip,) = folder.read(lay(tmp_path, table))
+    (clip,) = read(lay(tmp_path, table))
     assert clip.captions == ('a cat, "Tom", and\na mouse', "caffè – 猫")
 
 
 def test_ids_with_dots_folders_and_accents(tmp_path):
     files = ("film 1/x.y.mp4", "film 1/x.mp4", "v.1.MKV", "cafe\u0301.mp4", "notes.txt", "v.1.txt")
     table = "video_id,caption\nfilm 1/x.y,1\nfilm 1/x,2\nv.1,3\ncaf\u00e9,4\nfilm 1/x.mp4,5\n"
-    clips = folder.read(lay(tmp_path, table, *files))
+    clips = read(lay(tmp_path, table, *files))
     found = [str(Path(clip.path).relative_to(tmp_path / "videos")) for clip in clips]
     assert found == [files[0], files[1], files[2], files[3]]
     assert clips[1].captions == ("2", "5")
@@ -71,7 +76,7 @@ def test_stretches_of_a_video_are_clips(tmp_path):
         "video_id,caption,split,start,end\n"
         "a,1,train,0,7.5\na,2,train,7.5,\na,3,train,,\na,4,train,,7.50\na,5,train,1234567.25,1e7\n"
     )
-    clips = folder.read(lay(tmp_path, table))
+    clips = read(lay(tmp_path, table))
     assert [(c.clip_id, c.captions, c.start, c.end) for c in clips] == [
         ("a@0-7.5", ("1", "4"), 0.0, 7.5),
         ("a@7.5-", ("2",), 7.5, None),
@@ -83,7 +88,7 @@ def test_stretches_of_a_video_are_clips(tmp_path):
 def test_without_a_split_column_the_id_decides(tmp_path):
     ids = [f"video{i}" for i in range(1000)]
     table = "video_id,caption\n" + "".join(f"{i},x\n" for i in ids)
-    clips = folder.read(lay(tmp_path, table, *(f"{i}.mp4" for i in ids)))
+    clips = read(lay(tmp_path, table, *(f"{i}.mp4" for i in ids)))
     sizes = {s: len(annotations.select(clips, s)) for s in ("train", "val", "test")}
     assert sizes == {"train": 805, "val": 88, "test": 107}
     splits = {clip.clip_id: clip.split for clip in clips}
@@ -91,12 +96,12 @@ def test_without_a_split_column_the_id_decides(tmp_path):
     assert [splits[f"video{i}"] for i in (0, 2, 7, 19)] == ["train", "test", "val", "test"]
     fewer = "video_id,caption\n" + "".join(f"{i},x\n" for i in ids[::3])
     (tmp_path / "captions.csv").write_text(fewer)
-    assert all(clip.split == splits[clip.clip_id] for clip in folder.read(str(tmp_path)))
+    assert all(clip.split == splits[clip.clip_id] for clip in read(str(tmp_path)))
 
 
 def test_videos_without_captions_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        folder.read(lay(tmp_path, "video_id,caption\nb,x\n"))
+        read(lay(tmp_path, "video_id,caption\nb,x\n"))
     assert len(caplog.records) == 1 and "2 videos have no captions" in caplog.text
 
 
@@ -136,7 +141,7 @@ FAULTS = {
 def test_bad_tables_are_told_in_one_line(tmp_path, fault):
     table, expected = FAULTS[fault]
     with pytest.raises(BadData, match=expected) as caught:
-        folder.read(lay(tmp_path, table))
+        read(lay(tmp_path, table))
     assert str(tmp_path / "captions.csv") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -144,9 +149,9 @@ def test_bad_tables_are_told_in_one_line(tmp_path, fault):
 def test_two_files_of_one_name(tmp_path):
     root = lay(tmp_path, HEAD + b"b,x\na,y\n", "a.mp4", "a.webm", "b.mp4")
     with pytest.raises(BadData, match=r"row 3: .*'a' fits both .*a\.mp4 and .*a\.webm"):
-        folder.read(root)
+        read(root)
     exact = lay(tmp_path, HEAD + b"a.webm,x\na.mp4,y\n")
-    assert [Path(clip.path).name for clip in folder.read(exact)] == ["a.webm", "a.mp4"]
+    assert [Path(clip.path).name for clip in read(exact)] == ["a.webm", "a.mp4"]
 
 
 def test_missing_places(tmp_path):
@@ -154,16 +159,16 @@ def test_missing_places(tmp_path):
     file.touch()
     for root, fault in ((tmp_path / "none", "does not exist"), (file, "is not a directory")):
         with pytest.raises(BadUse, match=f"{re.escape(str(root))}.*{fault}"):
-            folder.read(str(root))
+            read(str(root))
     with pytest.raises(BadData, match="videos: no such directory"):
-        folder.read(str(tmp_path))
+        read(str(tmp_path))
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / ".DS_Store").touch()
     with pytest.raises(BadData, match="videos: holds no files"):
-        folder.read(str(tmp_path))
+        read(str(tmp_path))
     (tmp_path / "videos" / "a.mp4").touch()
     with pytest.raises(BadData, match="captions.csv: no such file"):
-        folder.read(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path, caplog):
@@ -172,14 +177,14 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path, caplog):
     root = lay(tmp_path / "root", HEAD + b"film/x,1\na,2\n", "a.mp4")
     (tmp_path / "root" / "videos" / "film").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root" / "videos")
-    assert [clip.clip_id for clip in folder.read(root)] == ["film/x", "a"]
+    assert [clip.clip_id for clip in read(root)] == ["film/x", "a"]
     assert not caplog.records  # no file was found twice
 
 
 def test_data_sets_are_known_by_name(tmp_path):
     root = lay(tmp_path, HEAD + b"a,x\n")
-    assert annotations.read("folder", root, "", "") == folder.read(root)
-    assert annotations.read("shapes", root, "", "") == folder.read(root)
+    assert annotations.read("folder", root, "", "") == folder.read_all(root)
+    assert annotations.read("shapes", root, "", "") == folder.read_all(root)
     with pytest.raises(BadUse, match="'imagenet' is unknown; known are folder, shapes"):
         annotations.read("imagenet", root, "", "")
     with pytest.raises(BadUse, match="data.root is empty"):
@@ -188,7 +193,7 @@ def test_data_sets_are_known_by_name(tmp_path):
 
 def test_an_empty_split_is_told(tmp_path):
     table = "video_id,caption,split\na,1,train\nb,2,train\nc,3,val\n"
-    clips = folder.read(lay(tmp_path, table))
+    clips = read(lay(tmp_path, table))
     assert [clip.clip_id for clip in annotations.select(clips, "train")] == ["a", "b"]
     with pytest.raises(BadData, match=r"'test' .* train \(2 clips\), val \(1 clips\)"):
         annotations.select(clips, "test")

@@ -40,9 +40,8 @@ CLIPS = make_clips([3, 1, 2, 0, 4, 2])  # 12 pairs
 
 def start(seed=42, batch_size=4, workers=0, host=(0, 1), clips=CLIPS, source=None):
     source = source or Painted()
-    return pipeline.train_batches(
-        clips, source, FRAMES, WORDS, batch_size, seed, workers, host[0], host[1]
-    )
+    numbered = pipeline.numbered_batches(clips, source, FRAMES, WORDS, batch_size, seed, *host)
+    return pipeline.train_batches(numbered, workers)
 
 
 def take(iterator, n: int) -> list[dict]:
@@ -187,6 +186,30 @@ def test_workers_work_on_after_a_ctrl_c_and_end_with_their_iterator(filmed):
     assert_same(begun + take(run, 14), expected)  # far more than was read ahead
     run.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_dies_is_named(end):
+    run = start(workers=2)
+    take(run, 2)
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, end)
+    with pytest.raises(BadData, match=rf"a worker process .* \({end.name}\).*: the same command"):
+        take(run, 16)  # far more than was read ahead
+    run.close()
+    assert not multiprocessing.active_children()
+
+
+class Failing(Painted):
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        raise RuntimeError("ours")
+
+
+def test_a_bug_in_a_worker_is_not_taken_for_its_death():
+    run = start(workers=1, source=Failing())
+    with pytest.raises(RuntimeError, match="ours"):
+        next(run)
+    run.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,6 +1,8 @@
 """`prepare` in several processes, killed and started again."""
 
+import functools
 import logging
+import multiprocessing
 import os
 import pickle
 import random
@@ -16,9 +18,11 @@ import numpy as np
 import pytest
 from clips import write_video
 from conftest import ROOT
+from damaged import take_or_misbehave
 
-from data import builder, shards, staging
+from data import builder, examine, shards, staging
 from data.records import Clip
+from data.workers import Guard
 from hvp_jax.errors import BadData, BadUse
 
 SIZE, FRAMES, CLIPS = 16, 3, 60
@@ -140,9 +144,9 @@ def test_killed_while_the_finished_files_get_their_name(
         patch.setattr(staging, "conclude", interrupted)
         shards.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
     made = []
-    decode = builder.decode
+    examples = builder.examples
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "decode", lambda *clip: made.append(clip) or decode(*clip))
+        patch.setattr(builder, "examples", lambda *some: made.append(some) or examples(*some))
         again = shards.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
     assert made == [] and again["written"] == (moment != "after")
     assert contents(tmp_path) == undisturbed
@@ -209,12 +213,63 @@ def test_says_how_much_room_it_needs_and_refuses_where_it_lacks(
     assert len(staged(directory)) == 10
 
 
-def test_a_broken_clip_ends_all_processes_and_leaves_nothing(clips, tmp_path):
+@pytest.fixture
+def broken(clips, tmp_path) -> list[Clip]:
+    """All clips, and four broken ones among them."""
     (tmp_path / "text.mp4").write_text("not a video")
-    broken = [*clips, Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")]
-    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
-        shards.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, workers=2)
-    assert contents(tmp_path / "shards") == {}
+    some = list(clips)
+    for i in (3, 11, 12, 40):
+        some.insert(i, Clip(f"broken{i}", str(tmp_path / "text.mp4"), ("text",), "train"))
+    return some
+
+
+REFUSED = (
+    r"^4 of 64 clips are missing or broken: broken3 \(.*text\.mp4: a text.*\), broken11 .*\.\.\."
+)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_broken_clips_are_counted_and_nothing_is_left(broken, tmp_path, workers):
+    seen = []
+    progress = lambda *counts: seen.append(counts)  # noqa: E731
+    with pytest.raises(BadData, match=REFUSED):
+        shards.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, progress, workers)
+    assert seen[-1] == (64, 64)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_clips_that_hang_or_crash_the_decoder_are_named(clips, tmp_path, monkeypatch):
+    guard = functools.partial(Guard, seconds=2, memory=1 << 29)
+    for module in (staging, shards):
+        monkeypatch.setattr(module, "Guard", guard)
+    monkeypatch.setattr(examine, "take", take_or_misbehave)
+    some = list(clips[:12])
+    for i, name in ((2, "crash"), (5, "hoard"), (8, "hang")):
+        shutil.copy(clips[0].path, tmp_path / f"{name}.mp4")
+        some.insert(i, Clip(name, str(tmp_path / f"{name}.mp4"), ("text",), "train"))
+    with pytest.raises(BadData) as raised:
+        shards.prepare(some, str(tmp_path / "shards"), SIZE, FRAMES, workers=2)
+    said = str(raised.value)
+    assert said.startswith("3 of 15 clips")
+    told = ("crashes the decoder (SIGSEGV)", "needs more than 0.5 GiB", "takes the decoder more")
+    for name, reason in zip(("crash", "hoard", "hang"), told, strict=True):
+        assert f"{name} ({tmp_path / name}.mp4: {reason}" in said
+    assert not multiprocessing.active_children()
+
+
+def test_an_interruption_does_not_wait_for_a_clip_that_hangs(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(examine, "take", take_or_misbehave)
+    monkeypatch.setattr(shards, "_require_room", lambda *arguments: None)
+    shutil.copy(clips[0].path, tmp_path / "hang.mp4")
+    hang = Clip("hang", str(tmp_path / "hang.mp4"), ("text",), "train")
+
+    def progress(done: int, of: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shards.prepare([hang, *clips], str(tmp_path / "shards"), SIZE, FRAMES, progress, workers=2)
+    assert not multiprocessing.active_children()
 
 
 BEAM = "--direct_num_workers=2 --direct_running_mode=multi_processing"
@@ -228,13 +283,11 @@ def test_beam_makes_the_same(clips, undisturbed, tmp_path, monkeypatch):
     assert contents(tmp_path) == undisturbed
 
 
-def test_beam_tells_of_a_broken_clip(clips, tmp_path):
+def test_beam_tells_of_all_broken_clips(broken, tmp_path):
     pytest.importorskip("apache_beam")
-    (tmp_path / "text.mp4").write_text("not a video")
-    broken = [*clips[:11], Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")]
-    with pytest.raises(BadData, match=r"^clip broken: .*text\.mp4"):
+    with pytest.raises(BadData, match=REFUSED):
         shards.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, beam_options=BEAM)
-    assert contents(tmp_path / "shards") == {}
+    assert not (tmp_path / "shards").exists()
 
 
 def test_beam_that_is_not_there_is_asked_for(clips, tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypat
     def refuse(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(builder, "decode", refuse)
+    monkeypatch.setattr(builder, "examples", refuse)
     assert not shards.prepare(clips, str(tmp_path), SIZE, FRAMES)["written"]
     other_caption = [dataclasses.replace(clips[0], captions=("new",)), *clips[1:]]
     other_file = [dataclasses.replace(clips[0], path=clips[1].path), *clips[1:]]
@@ -131,14 +131,14 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
     text.write_text("not a video")
     broken = [*clips[:5], dataclasses.replace(clips[5], path=str(text)), clips[6]]
     directory = tmp_path / "shards"
-    with pytest.raises(BadData, match=r"clip5: .*text\.mp4"):
+    with pytest.raises(BadData, match=r"^1 of 7 clips .*: clip5 \(.*text\.mp4: a text"):
         shards.prepare(broken, str(directory), SIZE, FRAMES)
     assert files(directory) == []
     with pytest.raises(BadUse, match="no finished shards"):
         shards.open_shards(str(directory), "train")
 
     absent = dataclasses.replace(clips[0], path=str(tmp_path / "absent.mp4"))
-    with pytest.raises(BadData, match=r"clip0: .*absent\.mp4"):
+    with pytest.raises(BadData, match=r"^1 of 1 .*: clip0 \(.*absent\.mp4: no such file"):
         shards.prepare([absent], str(tmp_path / "none"), SIZE, FRAMES)
     assert not (tmp_path / "none").exists()
     with pytest.raises(BadData, match="no clips"):
@@ -147,7 +147,7 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
         shards.prepare(clips, str(text), SIZE, FRAMES)
 
 
-def test_the_verb_refuses_broken_clips_before_it_writes(clips, tmp_path):
+def test_the_verb_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
     root, config = tmp_path / "set", folder_config()
     shutil.copytree(Path(clips[0].path).parent, root / "videos")
     table = "".join(f"{i},text {i},train\n" for i in range(7))

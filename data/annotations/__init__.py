@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+from collections.abc import Collection
 
 from data import shapes
 from data.annotations import (
@@ -61,8 +62,10 @@ def read(
     held_out: float = 0.0,
     seed: int = 0,
     exclude: frozenset[str] = frozenset(),
+    splits: Collection[str] | None = None,
 ) -> list[Clip]:
-    """The clips of every split, all with a file, but for those whose id is in `exclude`.
+    """The clips of every split but for those whose id is in `exclude`; those of `splits`, of
+    all if it is None, with a file.
 
     Arguments as `read_all`'s. Where the data set has no validation split, the share
     `held_out` of the training videos becomes one: a video's SHA-256 with `seed` decides,
@@ -70,8 +73,11 @@ def read(
     """
     _check(dataset, root, annotations, videos, protocol)
     if dataset in OWN:
-        return _hold_out(folder.read(root, exclude), held_out, seed)
-    if not videos:
+        clips = files.without(folder.read_all(root), exclude)
+        clips = _hold_out(clips, held_out, seed)
+        folder.require_files(root, _of(clips, splits))
+        return clips
+    if not videos and splits != ():
         raise BadUse(
             f"data.videos is empty; data set {dataset!r} needs the directory of its videos there"
         )
@@ -81,15 +87,20 @@ def read(
             logging.warning(
                 "%s: %d ids of %s have no captions and are left out", annotations, len(ids), split
             )
-    clips = files.without(found.clips, exclude)
-    absent = [clip.clip_id for clip in clips if not clip.path]
+    clips = _hold_out(files.without(found.clips, exclude), held_out, seed)
+    needed = _of(clips, splits)
+    absent = [clip.clip_id for clip in needed if not clip.path]
     if absent:
         first = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         raise BadData(
-            f"{videos}: {len(absent)} of {len(clips)} videos are missing: {first};"
+            f"{videos}: {len(absent)} of {len(needed)} videos are missing: {first};"
             " add the files or exclude the ids"
         )
-    return _hold_out(clips, held_out, seed)
+    return clips
+
+
+def _of(clips: list[Clip], splits: Collection[str] | None) -> list[Clip]:
+    return [clip for clip in clips if splits is None or clip.split in splits]
 
 
 def _check(dataset: str, root: str, annotations: str, videos: str, protocol: str) -> None:

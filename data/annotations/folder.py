@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import unicodedata
+from collections.abc import Iterable
 
 from data.annotations import files
 from data.records import Clip
@@ -24,25 +25,22 @@ from hvp_jax.errors import BadData, BadUse
 SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
-def read(root: str, exclude: frozenset[str] = frozenset()) -> list[Clip]:
-    """The clips of `root`, in order of first appearance, but for those of the ids `exclude`.
-
-    Raises BadUse if `root` is no directory, BadData for all that is wrong inside it.
-    """
-    clips = files.without(read_all(root), exclude)
-    absent = [clip for clip in clips if not clip.path]
-    if absent:
-        ids = list(dict.fromkeys(files.video_id(clip) for clip in absent))
+def require_files(root: str, clips: Iterable[Clip]) -> None:
+    """Raises BadData if one of the clips of `root` has no file."""
+    ids = list(dict.fromkeys(files.video_id(clip) for clip in clips if not clip.path))
+    if ids:
         first = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
         raise BadData(
             f"{os.path.join(root, 'captions.csv')}: {len(ids)} of its videos are not in"
             f" {os.path.join(root, 'videos')}: {first}; add the files or remove the rows"
         )
-    return clips
 
 
 def read_all(root: str) -> list[Clip]:
-    """As `read`, but the path of a clip is empty where no file of its video is there."""
+    """The clips of `root`, in order of first appearance; the path is "" where there is no file.
+
+    Raises BadUse if `root` is no directory, BadData for all else that is wrong inside it.
+    """
     if not os.path.isdir(root):
         what = "is not a directory" if os.path.exists(root) else "does not exist"
         raise BadUse(f"{root!r} {what}; data.root must hold videos/ and captions.csv")
