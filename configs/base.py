@@ -83,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.split = "test"
     config.eval.batch_size = 32
 
-    config.bench = "step"  # step, similarity, input
+    config.bench = "step"  # step, similarity, input, memory, plan
     return config
 
 

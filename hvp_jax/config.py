@@ -24,7 +24,7 @@ CHOICES = {
     ),
     "train.choose_on": ("val", "test"),
     "eval.split": ("train", "val", "test"),
-    "bench": ("step", "similarity", "input"),
+    "bench": ("step", "similarity", "input", "memory", "plan"),
 }
 
 LEAST = {
