@@ -1,0 +1,49 @@
+"""What the makers publish of their devices: the most that one can compute, hold and move.
+
+Keys are `jax.Device.device_kind`. All rates are of dense products, without the doubling
+that structured sparsity would bring, and of one JAX device, which is one chip for each
+kind here. A kind that is missing has no published figure that we vouch for.
+"""
+
+from typing import NamedTuple
+
+
+class Peak(NamedTuple):
+    """FLOP/s of products of bfloat16 and of float32; bytes and bytes/s of device memory.
+
+    `flops_float32` is at XLA's default precision (`jax.lax.Precision.DEFAULT`): a GPU's
+    tensor cores round the factors to TF32, a TPU's matrix unit rounds them to bfloat16.
+    """
+
+    flops: float
+    flops_float32: float
+    memory: float
+    bandwidth: float
+
+
+# Google, cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e}, "Key chip specifications".
+_V4 = Peak(275e12, 275e12, 32 * 2**30, 1200e9)
+_V5P = Peak(459e12, 459e12, 95e9, 2765e9)
+_V5E = Peak(197e12, 197e12, 16e9, 819e9)
+_V6E = Peak(918e12, 918e12, 32e9, 1638e9)
+
+PEAKS: dict[str, Peak] = {
+    "TPU v4": _V4,  # its two cores are one device
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    # NVIDIA A100 Tensor Core GPU data sheet.
+    "NVIDIA A100-SXM4-40GB": Peak(312e12, 156e12, 40e9, 1555e9),
+    "NVIDIA A100-PCIE-40GB": Peak(312e12, 156e12, 40e9, 1555e9),
+    "NVIDIA A100-SXM4-80GB": Peak(312e12, 156e12, 80e9, 2039e9),
+    "NVIDIA A100 80GB PCIe": Peak(312e12, 156e12, 80e9, 1935e9),
+    # NVIDIA H100 and H200 Tensor Core GPU data sheets, whose rates with sparsity are halved.
+    "NVIDIA H100 80GB HBM3": Peak(989e12, 494e12, 80e9, 3350e9),
+    "NVIDIA H100 PCIe": Peak(756e12, 378e12, 80e9, 2000e9),
+    "NVIDIA H200": Peak(989e12, 494e12, 141e9, 4800e9),
+    # NVIDIA L4 Tensor Core GPU data sheet, halved likewise.
+    "NVIDIA L4": Peak(121e12, 60e12, 24e9, 300e9),
+}
