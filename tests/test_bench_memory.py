@@ -67,20 +67,21 @@ def test_the_whole_table_needs_more_than_chunks_and_eight_devices_of_it_more_sti
 
 
 def test_the_tables_tell_every_batch_and_way(monkeypatch):
-    monkeypatch.setattr(bench_memory, "BATCHES", (16, 64))
+    monkeypatch.setattr(bench_memory, "BATCHES", (16, 24))
     monkeypatch.setattr(bench_memory, "TIMED", 16)
     monkeypatch.setattr(bench_memory, "CHUNKS", (2,))
     config = get_config()
     config.similarity.chunk = 3
+    config.data.frames, config.data.words = 1, 4
     result = bench_memory.bench_memory(config, MODEL)
     ways = ["chunk 2", "chunk 3", "naive", "original"]
     assert {batch: list(row) for batch, row in result["temporary_MiB"].items()} == {
         16: ways,
-        64: ways,
+        24: ways,
     }
     assert result["time_over_naive"].keys() == {"chunk 2", "chunk 3", "naive"}
     assert all(value > 0 for value in result["ms"].values())
-    assert "| 64 | " in result["text"] and "MiB" in result["text"]
+    assert "| 24 | " in result["text"] and "MiB" in result["text"]
 
 
 def test_a_plain_machine_gets_eight_simulated_devices():
