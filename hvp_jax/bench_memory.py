@@ -77,6 +77,7 @@ def naive_loss(
     return contrastive(table, log_scale)[0]
 
 
+@functools.lru_cache
 def features(model: HVPNet, batch: int, frames: int, words: int) -> tuple:
     """The shapes of what the encoders give of a global batch, as `ShapeDtypeStruct`s."""
     side = model.sizes.image_size

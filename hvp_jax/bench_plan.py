@@ -120,14 +120,21 @@ def counted_over_cost_analysis(config: ConfigDict, model: HVPNet) -> float:
     return ours / lowered.cost_analysis()["flops"]
 
 
+@functools.lru_cache
+def to_exchange(model: HVPNet, words: int) -> tuple[int, int]:
+    """Bytes of all weights, and of the text features of one example."""
+    weights = jax.eval_shape(lambda: init_params(model, 0))
+    text, _, _ = bench_memory.features(model, 1, 1, words)
+    return tuple(
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (weights, text)
+    )
+
+
 def exchanged(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> float:
     """Bytes that a device sends in a step: text gathered, its gradient and the weights' summed."""
-    shapes = jax.eval_shape(lambda: init_params(model, 0))
-    weights = 4 * sum(x.size for x in jax.tree.leaves(shapes))
-    text, _, _ = bench_memory.features(model, batch, config.data.frames, config.data.words)
-    gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(text))
+    weights, text = to_exchange(model, config.data.words)
     # Around a ring a gather or a scatter passes on all parts but its own; a sum does both.
-    return (devices - 1) / devices * (2 * gathered + 2 * weights)
+    return (devices - 1) / devices * (2 * batch * text + 2 * weights)
 
 
 def step_seconds(config: ConfigDict, model: HVPNet, machine: Machine, batch: int) -> dict:
