@@ -89,7 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.split = "test"
     config.eval.batch_size = 32  # on each device
 
-    config.bench = "step"  # step, similarity, input
+    config.bench = "step"  # step, similarity, input, memory, plan
     # from:to, steps counted from 1: `train` writes their trace to workdir/profile; empty: none.
     config.profile = ""
     return config

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from hvp_jax import flops, monitor, step, weights
 from hvp_jax.bench_input import bench_input
+from hvp_jax.bench_memory import bench_memory, simulate_devices
+from hvp_jax.bench_plan import bench_plan
 from hvp_jax.config import resolve
 from hvp_jax.evaluate import score_matrix
 from hvp_jax.model import HVPNet, from_config, init_params
@@ -152,14 +154,27 @@ def peak_memory(device) -> int:
     )
 
 
+PARTS = {
+    "step": bench_step,
+    "similarity": bench_similarity,
+    "input": bench_input,
+    "memory": bench_memory,
+    "plan": bench_plan,
+}
+# Of compiled programs, for devices that need not be there: how many to simulate.
+SIMULATED = {"memory": 8, "plan": 16}
+
+
 def run(config: ConfigDict, workdir=None) -> dict:
     """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
+    if config.bench in SIMULATED:
+        simulate_devices(SIMULATED[config.bench])
     begin = weights.origin(config)  # for the sizes: the arithmetic is the same for any weights
     config = resolve(config, begin.told)
     model = from_config(config, begin.told.sizes)
     if workdir is not None:
         monitor.make_workdir(workdir)
-    part = {"step": bench_step, "similarity": bench_similarity, "input": bench_input}[config.bench]
+    part = PARTS[config.bench]
     result = {"bench": config.bench, "variant": config.model.variant, "precision": config.precision}
     result |= {"devices": [str(device) for device in jax.devices()]} | part(config, model)
     if workdir is not None:

@@ -30,7 +30,7 @@ CHOICES = {
     "train.choose_on": ("val", "test"),
     "train.best_by": BEST_BY,
     "eval.split": ("train", "val", "test"),
-    "bench": ("step", "similarity", "input"),
+    "bench": ("step", "similarity", "input", "memory", "plan"),
 }
 
 LEAST = {

@@ -12,8 +12,7 @@ import numpy as np
 
 LAYOUTS = {
     "pmap": ("pmap", False),
-    "shard_map": ("shard_map", False),
-    "fsdp": ("shard_map", True),
+    "shard_map": ("shard_map", True),  # with weights and moments in parts
 }
 STEPS = 5
 

@@ -98,7 +98,7 @@ def train(clips, workdir, *more) -> list[subprocess.Popen]:
     """The command in two processes of one device each."""
     address = free_address()
     given = [*TINY, f"--config.data.root={clips}", f"--workdir={workdir}", "--json", *more]
-    given += ["--config.train.steps=5", "--config.train.eval_every=5", "--processes=2"]
+    given += ["--config.train.steps=12", "--config.train.eval_every=12", "--processes=2"]
     together = [f"--coordinator={address}", *given]
     return both(lambda i: ["run.py", "train", *together, f"--process={i}"], devices=1)
 
@@ -122,7 +122,7 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_together(whole, clips
     found = ends(processes)
     answers = [json.loads(out) for _, out, _ in found]
     assert [status for status, *_ in found] == [1, 1] and not answers[0]["ok"]
-    assert answers[0]["step"] == answers[1]["step"] < 5
+    assert answers[0]["step"] == answers[1]["step"] < 12
     found = ends(train(clips, workdir))
     assert [status for status, *_ in found] == [0, 0], found[0][2] + found[1][2]
     assert rows(workdir) == rows(whole[0])
@@ -136,6 +136,6 @@ def test_one_process_scores_as_two_and_may_not_go_on_for_them(whole, clips, run_
     for way in ("text_to_video", "video_to_text", "counts"):
         assert json.loads(out)[way] == answer[way]
     given = (*TINY, f"--config.data.root={clips}", f"--workdir={workdir}")
-    more = ("--config.train.steps=5", "--config.train.eval_every=5")
+    more = ("--config.train.steps=12", "--config.train.eval_every=12")
     status, _, err = run_cli("train", *given, *more)
     assert status == 2 and "holds a run of 2 processes, now 1" in err

@@ -1,0 +1,245 @@
+"""A training step of ours beside the same step in PyTorch, in turn, on one GPU.
+
+    python benchmarks/step_peer.py [--variant=ViT-B/32] [--precision=bfloat16] [--batch=N]
+
+Without --variant: ViT-B/32 and ViT-L/14. Without --precision: float32 and bfloat16 (parameters
+and moments are float32 in both). Without --batch, each side's batch is doubled until it does
+not fit into its half of the memory. Needs requirements-torch.txt, with a PyTorch for the device.
+
+First both must give the same loss and the same norm of the gradient on the same weights and
+batch, in full float32 and without noise. Then they take turns: each repeat runs a few steps of
+ours and a few of PyTorch's, compiled and warm, and medians are reported, in examples a
+second and as a share of the published peak. Float32 products may use TF32 in both.
+PyTorch's way: `torch.compile`, autocast, scaled_dot_product_attention, fused AdamW.
+"""
+
+import argparse
+import functools
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HALF = "0.45"  # of the device's memory for each side, so that both can be there at once
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", HALF)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import torch_hvpnet  # noqa: E402
+from configs.base import get_config  # noqa: E402
+from hvp_jax import flops, names, optim, step  # noqa: E402
+from hvp_jax.bench import random_batch  # noqa: E402
+from hvp_jax.config import resolve  # noqa: E402
+from hvp_jax.model import HVPNet, from_config, init_params  # noqa: E402
+from hvp_jax.parallel import Layout  # noqa: E402
+from hvp_jax.peaks import PEAKS  # noqa: E402
+
+REPEATS, STEPS = 5, 4  # steps in a repeat
+FIRST, MOST = 16, 4096  # batch sizes of the search
+RATE, CLIP_RATE, SCHEDULE = 1e-4, 1e-7, 1000
+FROZEN = "clip.visual.conv1.weight"
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def config_of(variant: str, precision: str, batch: int, remat: str):
+    config = get_config()
+    config.model.variant, config.precision, config.model.remat = variant, precision, remat
+    config.model.freeze_patches = True  # as on a pretrained CLIP
+    config.train.batch_size = batch
+    return resolve(config)
+
+
+def batch_of(config, model: HVPNet) -> dict:
+    """The same batch of noise for both sides."""
+    return random_batch(config, model, np.random.default_rng(0))
+
+
+def ours(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[], dict]:
+    """A function that runs one step of ours; its result is the metrics on the device."""
+    optimizer = optim.optimizer(RATE, CLIP_RATE, SCHEDULE)
+    recipe = step.Recipe(model, optimizer, config.seed, noise=noise, chunk=config.similarity.chunk)
+    layout = Layout("shard_map", devices=jax.devices()[:1])
+    state = layout.place(step.new_state(params, optimizer))
+    train_step = layout.train(functools.partial(step.train_step, recipe=recipe), state)
+    batch = layout.put(batch_of(config, model))
+
+    def run():
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        return metrics
+
+    return run
+
+
+def theirs(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[], dict]:
+    """The same of PyTorch's."""
+    p = {
+        name: torch.tensor(x, device=DEVICE, requires_grad=name != FROZEN)
+        for name, x in names.to_torch(params).items()
+    }
+    inside = [x for name, x in p.items() if name.startswith("clip.") and name != FROZEN]
+    new = [x for name, x in p.items() if not name.startswith("clip.")]
+    optimizer = torch.optim.AdamW(
+        [{"params": inside, "lr": CLIP_RATE}, {"params": new, "lr": RATE}],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.2,
+        fused=True,
+    )
+    compute = torch.compile(
+        functools.partial(
+            torch_hvpnet.loss, s=model.sizes, taps=model.taps, stages=model.stages, noise=noise
+        ),
+        dynamic=False,
+    )
+    host = batch_of(config, model)
+    batch = {
+        "video": torch.tensor(host["video"], device=DEVICE),
+        "text_ids": torch.tensor(host["text_ids"], device=DEVICE, dtype=torch.int64),
+    }
+    dtype = TORCH_DTYPES[config.precision]
+
+    def run():
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
+            loss = compute(p, batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([*inside, *new], 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.detach(), "grad_norm": norm}
+
+    return run
+
+
+SIDES = {"ours": ours, "PyTorch": theirs}
+
+
+def wait() -> None:
+    """Until the device has done what PyTorch asked for."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def check(variant: str, batch: int) -> None:
+    """Ends the program unless both sides compute the same loss and gradient in float32."""
+    config = config_of(variant, "float32", batch, "none")
+    model = from_config(config)
+    params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
+    torch.set_float32_matmul_precision("highest")
+    with jax.default_matmul_precision("highest"):
+        values = {
+            name: {key: float(x) for key, x in make(config, model, params, noise=False)().items()}
+            for name, make in SIDES.items()
+        }
+    torch.set_float32_matmul_precision("high")
+    # A norm is of gradients through clusters, where one near tie decided otherwise shows.
+    for key, tolerance in (("loss", 1e-4), ("grad_norm", 1e-2)):
+        a, b = (values[name][key] for name in SIDES)
+        print(f"{variant}: {key} of {batch} examples: ours {a:.6f}, PyTorch {b:.6f}")
+        if not abs(a - b) <= tolerance * abs(b):
+            sys.exit(f"{variant}: {key} differs by more than {tolerance:g}: not the same step")
+
+
+def build(side: str, variant: str, precision: str, remat: str, size: int) -> Callable[[], dict]:
+    """A step of one side that has run twice: compiled and warm."""
+    config = config_of(variant, precision, size, remat)
+    model = from_config(config)
+    params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
+    run = SIDES[side](config, model, params)
+    for _ in range(2):
+        float(run()["loss"])
+    return run
+
+
+def fits(side: str, *what) -> bool:
+    """Whether a step finds the memory it needs; leaves none of it taken."""
+    try:
+        build(side, *what)
+        return True
+    except (RuntimeError, ValueError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return False
+    finally:
+        torch._dynamo.reset()
+        free_memory()
+
+
+def largest(side: str, variant: str, precision: str, remat: str) -> int:
+    """The last of FIRST, 2 FIRST, 4 FIRST ... that fits. Ends the program if none does."""
+    size = FIRST
+    while size <= MOST and fits(side, variant, precision, remat, size):
+        print(f"{variant} {precision} {side}: {size} fit", file=sys.stderr, flush=True)
+        size *= 2
+    if size == FIRST:
+        sys.exit(f"{variant} {precision} {side}: {FIRST} examples do not fit; say --batch=N")
+    return size // 2
+
+
+def free_memory() -> None:
+    gc.collect()  # an error's traceback holds tensors in circles
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def compare(variant: str, precision: str, remat: str, batch: int | None) -> None:
+    """Times both sides in turn and prints a line of each."""
+    sizes = {side: batch or largest(side, variant, precision, remat) for side in SIDES}
+    runs = {side: build(side, variant, precision, remat, sizes[side]) for side in SIDES}
+    seconds = {side: [] for side in SIDES}
+    for _ in range(REPEATS):
+        for side, run in runs.items():
+            begin = time.perf_counter()
+            for _ in range(STEPS):
+                metrics = run()
+            float(metrics["loss"])
+            wait()
+            seconds[side].append((time.perf_counter() - begin) / STEPS)
+    kind = jax.devices()[0].device_kind
+    rates = {}
+    for side, size in sizes.items():
+        config = config_of(variant, precision, size, remat)
+        median = statistics.median(seconds[side])
+        rates[side] = size / median
+        frames, words = config.data.frames, config.data.words
+        operations = flops.training_step(from_config(config), size, frames, words)
+        share = "no published peak"
+        if kind in PEAKS:
+            peak = PEAKS[kind].flops if precision == "bfloat16" else PEAKS[kind].flops_float32
+            share = f"{operations / median / peak:.1%} of {peak / 1e12:.0f} TFLOP/s"
+        print(
+            f"{variant} {precision} {side:<8} batch {size:>5}  {1000 * median:9.1f} ms  "
+            f"{rates[side]:8.1f} examples/s  {operations / median / 1e12:7.2f} TFLOP/s  {share}"
+        )
+    print(f"{variant} {precision} ours over PyTorch: {rates['ours'] / rates['PyTorch']:.2f}")
+
+
+def main(scratch: str) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--variant", action="append", help="ViT-B/32, ViT-L/14, tiny ...")
+    parser.add_argument("--precision", action="append", choices=list(TORCH_DTYPES))
+    parser.add_argument("--batch", type=int, help="of both sides; without it, the largest")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none", help="ours")
+    given = parser.parse_args()
+    if DEVICE.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(float(HALF))
+    jax.config.update("jax_compilation_cache_dir", scratch)  # the search's last step runs again
+    print(f"{jax.devices()[0].device_kind}, {REPEATS} repeats of {STEPS} steps, in turn")
+    for variant in given.variant or ["ViT-B/32", "ViT-L/14"]:
+        check(variant, 4)
+        for precision in given.precision or list(TORCH_DTYPES):
+            compare(variant, precision, given.remat, given.batch)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main(folder)
