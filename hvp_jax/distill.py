@@ -10,6 +10,7 @@ beyond them touches what is valid, so padding a clip further changes no output.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from hvp_jax.clip import attention, by_row, layer_norm
 
@@ -157,6 +158,7 @@ class Stage(nn.Module):
         score, score_bias = Score(name="score")(x)  # [B, N], []
 
         clusters, merged_count = cluster(x, count, noise)
+        clusters = checkpoint_name(clusters, "clusters")
         merged = merge(x, score, clusters, count, score_bias)
         self.sow("intermediates", "tokens", x)
         self.sow("intermediates", "scores", score + score_bias)
@@ -179,6 +181,7 @@ class Distill(nn.Module):
 
     stages: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # keep a stage's input and clusters alone, and none of its [N, N/2] arrays
 
     @nn.compact
     def __call__(
@@ -188,10 +191,14 @@ class Distill(nn.Module):
 
         `key`: one random key a sample [B], for the noise that breaks ties of density.
         """
+        stage = Stage
+        if self.remat:
+            keep = jax.checkpoint_policies.save_only_these_names("clusters")
+            stage = nn.remat(Stage, policy=keep)
         for i in range(self.stages):
             noise = None
             if key is not None:
                 stage_key = jax.vmap(jax.random.fold_in, (0, None))(key, i)
                 noise = jax.vmap(jax.random.uniform, (0, None))(stage_key, x.shape[1:2])
-            x, count = Stage(self.dtype, name=f"stage_{i}")(x, count, noise)
+            x, count = stage(self.dtype, name=f"stage_{i}")(x, count, noise)
         return x, count

@@ -45,7 +45,8 @@ def check(coordinator: str | None, processes: str | None, process: str | None) -
 
 def start(told: dict | None) -> None:
     """Joins the other processes, if there are any; before JAX looks for its devices."""
-    found = told or _slurm() or _tpu_vm()
+    # {} is an answer: JAX finds all by itself.
+    found = next((x for x in (told, _slurm(), _tpu_vm()) if x is not None), None)
     if found is None:
         return
     import jax
@@ -90,6 +91,8 @@ def _slurm() -> dict | None:
     # With a task a node, JAX would give it one GPU; it has all of its node.
     alone = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     devices = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return {}
     return {"local_device_ids": list(range(devices))} if alone and devices else {}
 
 

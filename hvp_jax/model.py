@@ -90,7 +90,7 @@ class HVPNet(nn.Module):
 
     def setup(self):
         self.clip = Clip(self.sizes, self.taps, self.remat, self.dtype, self.freeze_patches)
-        self.distill = Distill(self.stages, self.dtype)
+        self.distill = Distill(self.stages, self.dtype, self.remat == "full")
         self.word_weight = TokenWeight(self.dtype)
         self.patch_weight = TokenWeight(self.dtype)
         self.frame_weight = TokenWeight(self.dtype)

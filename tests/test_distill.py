@@ -155,3 +155,24 @@ def test_noise_comes_from_the_key_alone():
     assert len({tuple(row) for row in first.tolist()}) == 3
     # What a sample gets hangs on its own key, and on no place in the batch.
     np.testing.assert_array_equal(clusters(jnp.array([3, 1, 4]))[:2], first[jnp.array([2, 0])])
+
+
+def test_remat_changes_no_value_and_no_gradient_and_keeps_less():
+    x, count, found, kept = np.float32(normal(0, 2, 64, WIDTH)), np.array([64, 50]), [], []
+    params = random_params(distill.Distill(2), x, count)
+    for remat in (False, True):
+        module = distill.Distill(2, remat=remat)
+
+        def weighed(params, x, module=module):
+            y, _ = module.apply({"params": params}, x, count)
+            return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
+
+        def residuals(params, x, weighed=weighed):
+            return jax.vjp(weighed, params, x)[1]
+
+        found.append(jax.jit(jax.grad(weighed, argnums=(0, 1)))(params, x))
+        shapes = [r.shape for r in jax.tree.leaves(jax.eval_shape(residuals, params, x))]
+        kept.append([s for s in shapes if 64 in s and 32 in s])  # pairs of a token and a cluster
+    assert kept[0] and not kept[1]
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
