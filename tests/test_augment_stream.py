@@ -91,7 +91,7 @@ def test_training_is_augmented_as_the_keys_say(tmp_path, monkeypatch):
     config.data.frames, config.train.batch_size, config.eval.batch_size = 1, 8, 8
     asked = []
 
-    def asked_for(*arguments, augment):
+    def asked_for(*arguments, augment, **hosts):
         asked.append(augment)
         raise Reached
 

@@ -174,8 +174,12 @@ def test_shuffling_the_captions_of_the_gallery(features, word_weights):
     scorer = evaluate.Scorer(from_config(resolve(config)), config, Layout("pmap"))
     order = np.random.default_rng(1).permutation(9)
     shuffled = jax.tree.map(lambda x: x[order], text)
-    plain = scorer.matrix(text, video, video_of_text)
-    moved = np.abs(scorer.matrix(shuffled, video, video_of_text) - plain[order]).max()
+    plain = scorer.matrix(text, video, video_of_text, np.arange(4))
+    moved = np.abs(scorer.matrix(shuffled, video, video_of_text, np.arange(4)) - plain[order]).max()
+    part = scorer.matrix(
+        text, jax.tree.map(lambda x: x[1:3], video), video_of_text, np.array([1, 2])
+    )
+    np.testing.assert_allclose(part, plain[:, 1:3], atol=1e-6)
     assert moved < 1e-6 if word_weights == "query" else moved > 0.01
     leak = text.word_weights[[0, 2, 5, 7]] if word_weights == "paired" else None
     np.testing.assert_allclose(plain, evaluate.score_matrix(text, video, leak), atol=1e-6)
