@@ -1,11 +1,15 @@
-"""One of two processes of four devices each: five steps of every layout, and some scores.
+"""One of two processes of four devices each: five steps of every layout, then runs of the command.
 
-`python one_of_two.py ADDRESS PROCESS OUT`: process 0 writes what came of it to OUT, an .npz.
-`tests/test_processes.py` compares that with what one device gives.
+`tests/test_processes.py` starts both, and compares what they leave with what one process does.
 """
 
 import functools
-import sys
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,26 +19,49 @@ LAYOUTS = {
     "shard_map": ("shard_map", True),  # with weights and moments in parts
 }
 STEPS = 5
+RUN_STEPS = 12
 
 
-def main(address: str, process: int, out: str) -> None:
+def main(address: str, process: int, folder: Path, train: list[str]) -> None:
+    """Process 0 writes steps.npz to `folder`; both write the answers of their runs."""
     jax.distributed.initialize(address, num_processes=2, process_id=process)
-    jax.config.update("jax_disable_most_optimizations", True)
     from hvp_jax.parallel import Layout, gather, is_first, wait
 
     assert (jax.local_device_count(), jax.device_count()) == (4, 8)
+    assert gather(np.array([process])).ravel().tolist() == [0, 1]
     found = {}
     for name, how in LAYOUTS.items():
         for key, value in steps(Layout(*how), process).items():
             found[f"{name}/{key}"] = value
-    assert gather(np.array([process])).ravel().tolist() == [0, 1]
     if is_first():
-        np.savez(out, **found)
+        np.savez(folder / "steps.npz", **found)
+    whole, stopped = folder / "whole", folder / "stopped"
+    answers = [run(train, whole)]
+    if process == 1:
+        threading.Thread(target=stop_after_two_rows, args=(stopped,), daemon=True).start()
+    answers += [run(train, stopped), run(train, stopped)]
+    (folder / f"answers_{process}.json").write_text(json.dumps(answers))
     wait("the end")
 
 
+def run(train: list[str], workdir: Path) -> dict:
+    """The command's answer; it is not `cli.main`, which ends a process of several that failed."""
+    from hvp_jax import cli
+
+    function, values = cli.check([*train, f"--workdir={workdir}"])
+    return json.loads(json.dumps(function(**values)))
+
+
+def stop_after_two_rows(workdir: Path) -> None:
+    """What a pod does to a host that it takes back."""
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def steps(layout, process: int) -> dict[str, np.ndarray]:
-    """The losses of five steps, what the first gradient's norm was, and the weights after."""
+    """Losses and norms of the gradients of five steps, and the weights after them."""
     from test_step import BATCH, MODEL, OPTIMIZER, batch_of, random_params
 
     from hvp_jax import names, parallel, step
@@ -59,7 +86,3 @@ def steps(layout, process: int) -> dict[str, np.ndarray]:
     state = layout.from_store(layout.to_store(state))
     whole = names.flatten(jax.device_get(layout.whole(state.params)))
     return {"losses": losses, "norms": norms} | {f"params/{k}": v for k, v in whole.items()}
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
