@@ -12,7 +12,7 @@ demo: .venv/installed
 	@echo "pictures: $(WORKDIR)/loss_curve.png and $(WORKDIR)/contact_sheet.png"
 
 test: lint
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(PYTHON) -m ruff check .

@@ -55,6 +55,16 @@ def run_command(*command: str | Path, cwd: Path = ROOT, timeout: float = 300, **
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
+# The files that take longest are begun with, so that no process of the session ends late.
+SLOW = ("test_processes.py", "test_train.py", "test_parity.py", "test_weights.py", "test_step.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    last = len(SLOW)
+    order = {name: i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.name, last))
+
+
 @pytest.fixture(scope="session")
 def run_cli():
     """`run_cli("train", "--workdir=W")` runs `python run.py train --workdir=W` to its end."""

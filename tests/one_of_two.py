@@ -19,7 +19,7 @@ LAYOUTS = {
     "shard_map": ("shard_map", True),  # with weights and moments in parts
 }
 STEPS = 5
-RUN_STEPS = 12
+RUN_STEPS = 7
 
 
 def main(address: str, process: int, folder: Path, train: list[str]) -> None:

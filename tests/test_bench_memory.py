@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import run_command
 from jax.sharding import AxisType, Mesh
+from small import SIZES, normal, quick_compile  # noqa: F401
 
 from configs.base import get_config
 from hvp_jax import bench_memory, step
 from hvp_jax.model import HVPNet
 from hvp_jax.parallel import AXIS
 from hvp_jax.similarity import Text, Video, unit
-from tests.conftest import run_command
-from tests.small import SIZES, normal, quick_compile  # noqa: F401
 
 MODEL = HVPNet(SIZES, (1, 3))
 

