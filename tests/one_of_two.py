@@ -1,14 +1,9 @@
-"""One of two processes of four devices each: five steps of every layout, then runs of the command.
+"""One of two processes of four devices each: five steps of every layout, and some figures.
 
 `tests/test_processes.py` starts both, and compares what they leave with what one process does.
 """
 
 import functools
-import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import jax
@@ -19,11 +14,10 @@ LAYOUTS = {
     "shard_map": ("shard_map", True),  # with weights and moments in parts
 }
 STEPS = 5
-RUN_STEPS = 7
 
 
-def main(address: str, process: int, folder: Path, train: list[str]) -> None:
-    """Process 0 writes steps.npz to `folder`; both write the answers of their runs."""
+def main(address: str, process: int, out: Path) -> None:
+    """Process 0 writes what it found to the file `out`."""
     jax.distributed.initialize(address, num_processes=2, process_id=process)
     from hvp_jax.parallel import Layout, gather, is_first, wait
 
@@ -33,31 +27,33 @@ def main(address: str, process: int, folder: Path, train: list[str]) -> None:
     for name, how in LAYOUTS.items():
         for key, value in steps(Layout(*how), process).items():
             found[f"{name}/{key}"] = value
+    found["scores"] = scores(Layout("shard_map"))
     if is_first():
-        np.savez(folder / "steps.npz", **found)
-    whole, stopped = folder / "whole", folder / "stopped"
-    answers = [run(train, whole)]
-    if process == 1:
-        threading.Thread(target=stop_after_two_rows, args=(stopped,), daemon=True).start()
-    answers += [run(train, stopped), run(train, stopped)]
-    (folder / f"answers_{process}.json").write_text(json.dumps(answers))
+        np.savez(out, **found)
     wait("the end")
 
 
-def run(train: list[str], workdir: Path) -> dict:
-    """The command's answer; it is not `cli.main`, which ends a process of several that failed."""
-    from hvp_jax import cli
-
-    function, values = cli.check([*train, f"--workdir={workdir}"])
-    return json.loads(json.dumps(function(**values)))
+class Pictures(dict):
+    """A source of pictures."""
 
 
-def stop_after_two_rows(workdir: Path) -> None:
-    """What a pod does to a host that it takes back."""
-    metrics = workdir / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGTERM)
+def scores(layout) -> np.ndarray:
+    """Of five captions and clips of noise, with the weights that the steps began with."""
+    from test_step import FRAMES, MODEL, WORDS, batch_of, random_params
+
+    from configs.base import get_config
+    from data.records import Clip
+    from hvp_jax import evaluate
+
+    config = get_config()
+    config.eval.batch_size, config.data.frames, config.data.words = 2, FRAMES, WORDS
+    clips = [Clip(f"clip{i}", "", (f"{i} is a clip",), "test") for i in range(5)]
+    side = MODEL.sizes.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (5, FRAMES, side, side, 3), np.uint8)
+    source = Pictures((clip.clip_id, noise[i]) for i, clip in enumerate(clips))
+    source.size, source.longest = side, FRAMES
+    params = layout.whole(layout.place(random_params(MODEL, *batch_of(0).values())))
+    return evaluate.figures(evaluate.Scorer(MODEL, config, layout), params, clips, source)[1]
 
 
 def steps(layout, process: int) -> dict[str, np.ndarray]:

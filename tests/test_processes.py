@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 from conftest import COMPILED, ROOT
-from one_of_two import LAYOUTS, RUN_STEPS, STEPS
+from one_of_two import LAYOUTS, STEPS, scores
 from small import quick_compile  # noqa: F401
 from test_step import MODEL, OPTIMIZER, batch_of, random_params
 from test_train import TINY, rows
 
 from data import shapes
 from hvp_jax import names, step
+from hvp_jax.parallel import Layout
 
 
 def free_address() -> str:
@@ -26,42 +27,32 @@ def free_address() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "clips"
-    shapes.make(str(root), seed=5, train=12, val=3, test=5)
-    return root
-
-
-def train_flags(clips) -> list[str]:
-    given = [*TINY, f"--config.data.root={clips}", "--config.eval.batch_size=2"]
-    return [*given, f"--config.train.steps={RUN_STEPS}", f"--config.train.eval_every={RUN_STEPS}"]
-
-
-@pytest.fixture(scope="module")
-def together(clips, tmp_path_factory):
-    """The folder that two processes have worked in."""
-    folder, address = tmp_path_factory.mktemp("two"), free_address()
-    given = f"Path({str(folder)!r}), {['train', *train_flags(clips)]!r}"
-    script = "import sys; from pathlib import Path; sys.path[:0] = ['tests', '.']; "
-    script += f"import one_of_two as o; o.main({address!r}, int(sys.argv[1]), {given})"
+def in_two(command, devices: int) -> list[str]:
+    """Runs Python with `command(process)` in both; what each says on stdout."""
+    environment = os.environ | COMPILED | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(i)],
-            cwd=ROOT,
-            env=os.environ | COMPILED | {"JAX_NUM_CPU_DEVICES": "4"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen([sys.executable, *command(i)], cwd=ROOT, env=environment, **pipes)
         for i in (0, 1)
     ]
     try:
-        errors = [p.communicate(timeout=300)[1] for p in processes]
+        found = [p.communicate(timeout=300) for p in processes]
     finally:
         for p in processes:
             p.kill()
-    assert [p.returncode for p in processes] == [0, 0], errors[0] + errors[1]
-    return folder
+    assert [p.returncode for p in processes] == [0, 0], found[0][1] + found[1][1]
+    return [out for out, _ in found]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes of four devices each have computed."""
+    out, address = tmp_path_factory.mktemp("two") / "found.npz", free_address()
+    script = "import sys; sys.path[:0] = ['tests', '.']; import one_of_two as o; "
+    script += f"o.main({address!r}, int(sys.argv[1]), {str(out)!r})"
+    in_two(lambda i: ["-c", script, str(i)], devices=4)
+    with np.load(out) as file:
+        return {name: file[name] for name in file.files}
 
 
 @pytest.fixture(scope="module")
@@ -82,34 +73,36 @@ def alone():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_of_four_devices_give_the_numbers_of_one(together, alone, layout):
-    with np.load(together / "steps.npz") as file:
-        found = {name: file[name] for name in file.files if name.startswith(layout + "/")}
+    found = [name for name in together if name.startswith(layout + "/")]
     assert len(found) == len(alone) > 40
     for name, expected in alone.items():
         error = {"rtol": 1e-5, "atol": 1e-5 if name.startswith("params/") else 0}
-        np.testing.assert_allclose(found[f"{layout}/{name}"], expected, err_msg=name, **error)
+        ours = together[f"{layout}/{name}"]
+        np.testing.assert_allclose(ours, expected, err_msg=name, **error)
 
 
-def test_a_signal_to_one_process_stops_both_and_they_go_on_together(together):
-    answers = [json.loads((together / f"answers_{i}.json").read_text()) for i in (0, 1)]
-    for whole, stopped, resumed in answers:
-        assert stopped["ok"] is False and stopped["step"] < RUN_STEPS == resumed["step"]
-        for way in ("text_to_video", "video_to_text", "counts"):
-            assert resumed[way] == whole[way] == answers[0][0][way]
-    assert "stopped by a signal to another process" in answers[0][1]["text"]
-    assert answers[0][1]["step"] == answers[1][1]["step"]
-    assert rows(together / "stopped") == rows(together / "whole")
-    assert [row["step"] for row in rows(together / "whole") if "loss" in row] == [
-        *range(1, RUN_STEPS + 1)
-    ]
+def test_two_processes_score_as_one(together):
+    """Each encodes every other clip; five do not divide by two."""
+    ours = scores(Layout("pmap", devices=jax.devices()[:1]))
+    assert ours.shape == (5, 5) and np.ptp(ours) > 1e-3
+    np.testing.assert_allclose(together["scores"], ours, rtol=1e-6)
+    assert (np.argsort(together["scores"]) == np.argsort(ours)).all()
 
 
-def test_one_process_scores_as_two_and_may_not_go_on_for_them(together, clips, run_cli):
-    workdir = together / "whole"
-    answer = json.loads((together / "answers_0.json").read_text())[0]
-    status, out, err = run_cli("eval", f"--workdir={workdir}", "--json")
-    assert status == 0, err
-    for way in ("text_to_video", "video_to_text", "counts"):
-        assert json.loads(out)[way] == answer[way]
-    status, _, err = run_cli("train", *train_flags(clips), f"--workdir={workdir}")
+def test_the_command_in_two_processes(tmp_path, run_cli):
+    """Both give the answer, one writes it, and one process may not go on for two."""
+    root, workdir, address = tmp_path / "clips", tmp_path / "run", free_address()
+    shapes.make(str(root), seed=5, train=8, val=2, test=4)
+    given = ["train", *TINY, f"--config.data.root={root}", f"--workdir={workdir}", "--json"]
+    given += ["--config.train.steps=2"]
+    flags = [f"--coordinator={address}", "--processes=2"]
+    command = ["run.py", *given, *flags]
+    answers = [json.loads(out) for out in in_two(lambda i: [*command, f"--process={i}"], 1)]
+    assert answers[0] == answers[1] and answers[0]["step"] == 2
+    assert (
+        answers[0]["text_to_video"]
+        == json.loads((workdir / "eval.json").read_text())["text_to_video"]
+    )
+    assert [row["step"] for row in rows(workdir) if "loss" in row] == [1, 2]
+    status, _, err = run_cli(*given)
     assert status == 2 and "holds a run of 2 processes, now 1" in err

@@ -213,7 +213,7 @@ def test_files_and_shards_train_alike(clips, whole, tmp_path, run_cli):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_clips_that_are_left_out_are_counted(clips, whole, tmp_path, run_cli):
+def test_what_is_left_out_is_counted_and_a_leak_is_told(clips, whole, tmp_path, run_cli):
     with open(clips / "captions.csv", newline="") as file:
         names = {split: [] for split in ("train", "val", "test")}
         for row in csv.DictReader(file):
@@ -221,21 +221,15 @@ def test_clips_that_are_left_out_are_counted(clips, whole, tmp_path, run_cli):
     listed = tmp_path / "ids.txt"
     listed.write_text("\n".join([names["test"][0], names["test"][3], names["train"][1], "nobody"]))
     command = ("eval", f"--workdir={whole[0]}", "--json")
-    status, out, err = run_cli(*command, f"--config.data.exclude={listed}")
+    paired = "--config.similarity.word_weights=paired"
+    status, out, err = run_cli(*command, f"--config.data.exclude={listed}", paired)
     assert status == 0, err
+    scoring = json.loads(out)["scoring"]
+    assert scoring["contains_the_answer"] is True and "contain the answer" in scoring["warning"]
     assert json.loads(out)["counts"] == {"videos": 8, "captions": 8, "excluded": 2}
     assert "3 clips: 1 train, 2 test" in err and "1 ids are of no clip" in err and "nobody" in err
     status, _, err = run_cli(*command, f"--config.data.exclude={tmp_path / 'gone'}")
     assert status == 2 and "data.exclude" in err and "Traceback" not in err
-
-
-def test_paired_weights_say_that_the_figures_contain_the_answer(whole, run_cli):
-    status, out, err = run_cli(
-        *("eval", f"--workdir={whole[0]}", "--config.similarity.word_weights=paired", "--json")
-    )
-    assert status == 0, err
-    scoring = json.loads(out)["scoring"]
-    assert scoring["contains_the_answer"] is True and "contain the answer" in scoring["warning"]
 
 
 def broken_folder(tmp_path, clips, rows_of_csv, files=()):
