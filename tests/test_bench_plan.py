@@ -27,11 +27,6 @@ def parameters():
     return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(MODEL, 0))))
 
 
-def test_memory_holds_weights_and_moments(config):
-    found = bench_plan.memory(config, MODEL, 2, bench_memory.some_devices(1))
-    assert 3 * 4 * parameters() < found < 30 * 4 * parameters()
-
-
 def test_operations_are_counted_as_xla_counts_them(config):
     share = bench_plan.counted_over_cost_analysis(config, MODEL)
     assert 0.6 < share < 1.05  # XLA counts norms and the like too, which weigh in a small model

@@ -110,5 +110,6 @@ def test_two_processes_agree_on_the_step(tmp_path):
     )
     assert step == step_1 == 10 and chosen["step"] == 20
     assert "process 1 cannot read its part" in said[0] and "json has changed" in said_1[0]
-    assert said[1] == said_1[1] and "20: params/clip/w differs from its checksum" in said[1]
+    # What is wrong depends on the byte, and on whose part it is in; that it is does not.
+    assert all("/20: " in lines[1] and "trying step 10" in lines[1] for lines in (said, said_1))
     assert steps_of(tmp_path) == [10, 20] and len(list((tmp_path / "damaged").iterdir())) == 2

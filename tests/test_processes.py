@@ -1,7 +1,6 @@
 """Two real processes: the numbers of one device, and runs that are stopped and go on together."""
 
 import functools
-import json
 import os
 import socket
 import subprocess
@@ -14,9 +13,7 @@ from conftest import COMPILED, ROOT
 from one_of_two import LAYOUTS, STEPS, scores
 from small import quick_compile  # noqa: F401
 from test_step import MODEL, OPTIMIZER, batch_of, random_params
-from test_train import TINY, rows
 
-from data import shapes
 from hvp_jax import names, step
 from hvp_jax.parallel import Layout
 
@@ -87,22 +84,3 @@ def test_two_processes_score_as_one(together):
     assert ours.shape == (5, 5) and np.ptp(ours) > 1e-3
     np.testing.assert_allclose(together["scores"], ours, rtol=1e-6)
     assert (np.argsort(together["scores"]) == np.argsort(ours)).all()
-
-
-def test_the_command_in_two_processes(tmp_path, run_cli):
-    """Both give the answer, one writes it, and one process may not go on for two."""
-    root, workdir, address = tmp_path / "clips", tmp_path / "run", free_address()
-    shapes.make(str(root), seed=5, train=8, val=2, test=4)
-    given = ["train", *TINY, f"--config.data.root={root}", f"--workdir={workdir}", "--json"]
-    given += ["--config.train.steps=2"]
-    flags = [f"--coordinator={address}", "--processes=2"]
-    command = ["run.py", *given, *flags]
-    answers = [json.loads(out) for out in in_two(lambda i: [*command, f"--process={i}"], 1)]
-    assert answers[0] == answers[1] and answers[0]["step"] == 2
-    assert (
-        answers[0]["text_to_video"]
-        == json.loads((workdir / "eval.json").read_text())["text_to_video"]
-    )
-    assert [row["step"] for row in rows(workdir) if "loss" in row] == [1, 2]
-    status, _, err = run_cli(*given)
-    assert status == 2 and "holds a run of 2 processes, now 1" in err
