@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import optax
 from ml_collections import ConfigDict
 
 from data import annotations, pictures, pipeline
@@ -109,11 +110,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     watch = Watch(workdir / "alive", train.stall_seconds, *process())
     scorer = evaluate.Scorer(model, config, layout, watch.again)
     with contextlib.closing(batches), kept as checkpoints:
-        with pipeline.interrupts_held():
-            found = checkpoints.restore_latest(layout.to_store(state), batches, log.warning)
-        at = 0
-        if found:
-            state, at = layout.from_store(found[0]), found[1]
+        state, at = _restored(checkpoints, layout, state, batches)
         flops_a_step = flops.training_step(
             model, train.batch_size, config.data.frames, config.data.words
         )
@@ -135,17 +132,39 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         if stopped:
             return _stopped(stop.name, at, train.steps)
         chosen = checkpoints.chosen()
-        params, skipped = state.params, int(state.skipped)
+        about = {"step": at, "skipped": int(state.skipped)}
+        params = _chosen_params(chosen["step"], at, state, checkpoints, model, layout)
         del state
-        if chosen["step"] != at:
-            params = layout.place(checkpoints.params(chosen["step"], weights.shapes(model)))
         result = evaluate.conclude(
-            config, workdir, scorer, layout.whole(params), eval_clips, source, chosen, excluded
+            config, workdir, scorer, params, eval_clips, source, chosen, excluded
         )
     if is_first():
         report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
     wait("the run has ended")
-    return result | {"step": at, "skipped": skipped}
+    return result | about
+
+
+def _restored(
+    checkpoints: checkpoint.Checkpoints, layout: Layout, state: step.State, batches: Iterator
+) -> tuple[step.State, int]:
+    """The state to go on with and the step it is at; moves `batches` to their place then."""
+    with pipeline.interrupts_held():
+        found = checkpoints.restore_latest(layout.to_store(state), batches, log.warning)
+    return (layout.from_store(found[0]), found[1]) if found else (state, 0)
+
+
+def _chosen_params(
+    chosen: int,
+    at: int,
+    state: step.State,
+    checkpoints: checkpoint.Checkpoints,
+    model: HVPNet,
+    layout: Layout,
+) -> optax.Params:
+    """The parameters of the chosen step, for scoring; those of the last are there already."""
+    if chosen == at:
+        return layout.whole(state.params)
+    return layout.whole(layout.place(checkpoints.params(chosen, weights.shapes(model))))
 
 
 def _batches(config: ConfigDict, clips: Sequence[Clip], source: pictures.Source):
