@@ -160,15 +160,24 @@ def test_missing_places(tmp_path):
     for root, fault in ((tmp_path / "none", "does not exist"), (file, "is not a directory")):
         with pytest.raises(BadUse, match=f"{re.escape(str(root))}.*{fault}"):
             read(str(root))
+    with pytest.raises(BadData, match="captions.csv: no such file"):
+        read(str(tmp_path))
+    (tmp_path / "captions.csv").write_bytes(HEAD + b"a,x\n")
     with pytest.raises(BadData, match="videos: no such directory"):
         read(str(tmp_path))
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / ".DS_Store").touch()
     with pytest.raises(BadData, match="videos: holds no files"):
         read(str(tmp_path))
-    (tmp_path / "videos" / "a.mp4").touch()
-    with pytest.raises(BadData, match="captions.csv: no such file"):
-        read(str(tmp_path))
+
+
+def test_without_videos_there_are_clips_all_the_same(tmp_path):
+    (tmp_path / "captions.csv").write_bytes(HEAD + b"a,x\nb.mp4,y\na,z\n")
+    clips = annotations.read("folder", str(tmp_path), "", "", splits=())  # shards have pictures
+    assert [(c.clip_id, c.path, c.captions) for c in clips] == [
+        ("a", "", ("x", "z")),
+        ("b.mp4", "", ("y",)),
+    ]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path, caplog):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,8 +199,11 @@ def test_files_and_shards_train_alike(clips, whole, tmp_path, run_cli):
     status, _, err = run_cli("prepare", *TINY, f"--config.data.root={clips}", shards)
     assert status == 0, err
     by_test = "--config.train.choose_on=test"  # changes no update
+    captions = tmp_path / "without_videos"
+    captions.mkdir()
+    shutil.copy(Path(clips) / "captions.csv", captions)
     result = train(
-        run_cli, clips, tmp_path / "run", 6, shards, "--config.parallel=shard_map", by_test
+        run_cli, captions, tmp_path / "run", 6, shards, "--config.parallel=shard_map", by_test
     )
     chosen = result["checkpoint"]
     assert chosen["chosen_on"] == "test" and "optimistic" in chosen["warning"]

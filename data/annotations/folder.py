@@ -27,12 +27,17 @@ SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "te
 
 def require_files(root: str, clips: Iterable[Clip]) -> None:
     """Raises BadData if one of the clips of `root` has no file."""
+    clips, folder = list(clips), os.path.join(root, "videos")
+    if clips and not os.path.isdir(folder):
+        raise BadData(f"{folder}: no such directory; the video files belong there")
+    if clips and not any(files.walk(folder)):
+        raise BadData(f"{folder}: holds no files; put the videos there")
     ids = list(dict.fromkeys(files.video_id(clip) for clip in clips if not clip.path))
     if ids:
         first = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
         raise BadData(
             f"{os.path.join(root, 'captions.csv')}: {len(ids)} of its videos are not in"
-            f" {os.path.join(root, 'videos')}: {first}; add the files or remove the rows"
+            f" {folder}: {first}; add the files or remove the rows"
         )
 
 
@@ -79,8 +84,6 @@ def read_all(root: str) -> list[Clip]:
 
 def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Names inside `folder` -> the file; names without a video's extension -> all such files."""
-    if not os.path.isdir(folder):
-        raise BadData(f"{folder}: no such directory; the video files belong there")
     names: dict[str, str] = {}
     stems: dict[str, list[str]] = {}
     for path in files.walk(folder):
@@ -88,8 +91,6 @@ def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
         names[name] = path
         if files.is_video(path):
             stems.setdefault(os.path.splitext(name)[0], []).append(path)
-    if not names:
-        raise BadData(f"{folder}: holds no files; put the videos there")
     return names, stems
 
 
