@@ -81,7 +81,8 @@ def disturb(given: argparse.Namespace, workdir: Path) -> tuple[int, int]:
         processes = start(given, workdir)
         begin, how = time.monotonic(), [signal.SIGKILL, signal.SIGTERM][done % 2]
         # Every so often it hits what comes before the first step, or after the last.
-        wanted = at_start + dice.randint(-1, 2 * given.steps // given.kills)
+        share = (given.steps - at_start) / (given.kills - done + 1)  # so that all find their place
+        wanted = at_start + dice.randint(-1, round(2 * share))
         pause = dice.random() * (given.pause if wanted < at_start else 0.5)
         while all(p.poll() is None for p in processes) and time.monotonic() - begin < 600:
             now = max((row["step"] for row in rows(workdir)), default=0)
