@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from data.annotations import files
 from data.examine import Examined, Job, Stretch, examine
 from data.known import Count, expected
 from data.records import Annotations, Clip
@@ -82,7 +83,7 @@ def report(
         splits[split], odd = _split(split, by_split[split], uncaptioned, tokens, words, excluded)
         warnings += odd
     warnings += _compare_counts(dataset, splits)
-    sound = [p for p in patients if not p.found.fault and p.clip.clip_id not in excluded]
+    sound = [p for p in patients if not p.found.fault and not files.is_among(p.clip, excluded)]
     twice = _duplicates(sound)
     warnings += twice
     for split in splits:
@@ -96,7 +97,7 @@ def report(
             "path": clip.path,
             "split": clip.split,
             "reason": found.fault,
-            "excluded": clip.clip_id in excluded,
+            "excluded": files.is_among(clip, excluded),
         }
         for clip, found, _, _ in patients
         if found.fault
@@ -148,7 +149,7 @@ def _split(split, patients, uncaptioned, tokens, words, excluded) -> tuple[dict,
         "uncaptioned": len(uncaptioned),
         "missing": sum(p.missing for p in patients),
         "broken": sum(bool(p.found.fault) and not p.missing for p in patients),
-        "excluded": sum(p.clip.clip_id in excluded for p in patients),
+        "excluded": sum(files.is_among(p.clip, excluded) for p in patients),
         **{kind: len(some) for kind, some in odd.items()},
         "black_frames": sum(p.found.black for p in sound),
         **captions,

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 
+from data.annotations import files
 from data.records import Clip
 from hvp_jax.errors import BadData, BadUse
 
@@ -51,12 +52,13 @@ def left_out(clips: Sequence[Clip], ids: frozenset[str]) -> list[Clip]:
 
     Logs how many they are, and how many ids belong to no clip.
     """
-    out = [clip for clip in clips if clip.clip_id in ids]
+    out = [clip for clip in clips if files.is_among(clip, ids)]
     if out:
         sizes = collections.Counter(clip.split for clip in out)
         told = ", ".join(f"{size} {split}" for split in SPLITS if (size := sizes[split]))
         LOG.info("data.exclude leaves out %d clips: %s", len(out), told)
-    if unknown := sorted(ids - {clip.clip_id for clip in out}):
+    named = {name for clip in out for name in (clip.clip_id, files.video_id(clip))}
+    if unknown := sorted(ids - named):
         first = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
         LOG.warning("data.exclude: %d ids are of no clip of the data set: %s", len(unknown), first)
     return out

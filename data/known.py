@@ -50,15 +50,21 @@ def expected(dataset: str, found: dict[str, Count]) -> dict[str, tuple[Count, bo
     Empty where nothing is known of the data set.
     """
     ways = [_compare(way, found) for way in KNOWN.get(dataset, {}).values()]
-    return max(ways, key=lambda way: sum(fits for _, fits in way.values()), default={})
+    best = max(ways, key=_fit, default={})
+    return {split: (should, fits) for split, (should, fits, _) in best.items()}
 
 
-def _compare(way: dict[str, Count], found: dict[str, Count]) -> dict[str, tuple[Count, bool]]:
+def _fit(way: dict[str, tuple[Count, bool, int]]) -> tuple[int, int]:
+    """How many splits are as they should be, and of as many, how few are too many or missing."""
+    return sum(fits for _, fits, _ in way.values()), -sum(off for _, _, off in way.values())
+
+
+def _compare(way: dict[str, Count], found: dict[str, Count]) -> dict[str, tuple[Count, bool, int]]:
     compared = {}
     for split, should in way.items():
         parts = [split] if split != "train" or "val" in way else ["train", "val"]
         there = [found.get(part, Count(0, 0, 0)) for part in parts]
         sums = Count(*map(sum, zip(*there, strict=True)))
-        fits = all(a is None or a == b for a, b in zip(should, sums, strict=True))
-        compared[split] = should, fits
+        off = sum(abs(a - b) for a, b in zip(should, sums, strict=True) if a is not None)
+        compared[split] = should, off == 0, off
     return compared

@@ -83,6 +83,15 @@ class ReadPairs:
         return self.videos(self.clips[numbers], first) | {"text_ids": ids, "text_mask": mask}
 
 
+def require_batch(pairs: int, batch_size: int) -> None:
+    """Raises BadData if the pairs of the training split do not fill a batch."""
+    if pairs < batch_size:
+        raise BadData(
+            f"{pairs} pairs of clip and caption in the training split do not fill a "
+            f"batch of {batch_size}: add clips or lower train.batch_size"
+        )
+
+
 def numbered_batches(
     clips: Sequence[Clip],
     source: Source,
@@ -114,11 +123,7 @@ def numbered_batches(
     captions = [caption for clip in clips for caption in clip.captions]
     together = batch_size * host_count
     whole = len(captions) // together * together
-    if not whole:
-        raise BadData(
-            f"{len(captions)} pairs of clip and caption in the training split do not fill a "
-            f"batch of {together}: add clips or lower train.batch_size"
-        )
+    require_batch(len(captions), together)
     if not 0 <= seed < 2**32:
         raise BadUse(f"seed must be from 0 to {2**32 - 1}, not {seed}")
     dataset = grain.MapDataset.range(len(captions)).seed(seed).shuffle()

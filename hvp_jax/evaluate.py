@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data import annotations, exclude, pictures, pipeline
 from data.check import require_sound
 from data.records import Clip
-from hvp_jax import checkpoint, metrics, monitor, report, step, weights
+from hvp_jax import checkpoint, metrics, monitor, report, resume, step, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import HVPNet, from_config
@@ -84,11 +84,12 @@ class Scorer:
         model: HVPNet,
         config: ConfigDict,
         layout: Layout,
+        width: int,
         beat: Callable[[], None] = lambda: None,
     ):
-        """`beat` is called with every batch."""
+        """Clips are padded to `width` frames; `beat` is called with every batch."""
         noise = config.seed if config.distill.noise == "always" else None
-        self.config, self.model = config, model
+        self.config, self.model, self.width = config, model, width
         self._beat = beat
         self._rows = config.eval.batch_size * len(layout.local)
         self.paired = config.similarity.word_weights == "paired"
@@ -112,9 +113,7 @@ class Scorer:
     ) -> Video:
         """The clips of the given numbers, in order; `say` names the progress bar."""
         size = self._rows
-        batches = pipeline.eval_videos(
-            [clips[i] for i in numbers], source, self.config.data.frames, size
-        )
+        batches = pipeline.eval_videos([clips[i] for i in numbers], source, self.width, size)
         show = say and is_first()
         bar = tqdm(batches, say, total=-(-len(numbers) // size), disable=not show, unit="batch")
         return self._encode(self._video, params, bar, numbers)
@@ -208,7 +207,11 @@ def read_data(
     ids = exclude.read_ids(data.exclude)
     place = data.dataset, data.root, data.annotations, data.videos, data.protocol
     clips = annotations.read(*place, data.held_out, config.seed, ids, splits)
-    left_out = exclude.left_out(annotations.read_all(*place).clips, ids) if ids else []
+    left_out = []
+    if ids:
+        everything = annotations.read_all(*place).clips
+        everything = annotations.hold_out(everything, data.held_out, config.seed)
+        left_out = exclude.left_out(everything, ids)
     if is_first():
         wait("process 0 has read the data set")
     return clips, left_out
@@ -221,6 +224,15 @@ def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pic
     size = model.sizes.image_size
     data = config.data
     return pictures.open_source(clips, size, data.frames, data.shards, data.workers)
+
+
+def width(config: ConfigDict, source: pictures.Source, least: int = 0) -> int:
+    """How many frames the clips of a batch are padded to, `least` or more of them.
+
+    No more than the longest clip has, for padding is masked: it changes a score by rounding.
+    """
+    frames = config.data.frames
+    return min(frames, max(least, source.longest)) if config.similarity.mask_padding else frames
 
 
 def conclude(
@@ -256,7 +268,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     config = resolve(config, begin.told)
     model = from_config(config, begin.told.sizes)
     layout = Layout(config.parallel)
-    scorer = Scorer(model, config, layout)
     clips, excluded = read_data(config, () if config.data.shards else (config.eval.split,))
     clips = annotations.select(clips, config.eval.split)
     with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
@@ -274,4 +285,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         chosen["warning"] = UNTRAINED
     params = layout.whole(layout.place(weights.initial(begin, model, config.seed)))
     source = open_source(config, model, clips)
+    # As wide as in training, for figures equal to the last digit.
+    scorer = Scorer(model, config, layout, width(config, source, resume.width(workdir)))
     return conclude(config, workdir, scorer, params, clips, source, chosen, excluded)

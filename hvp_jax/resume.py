@@ -63,6 +63,14 @@ def require_same(config: ConfigDict, data: dict, workdir: Path) -> None:
         raise BadUse(f"{workdir} holds a run of another config: {told}; use another workdir")
 
 
+def width(workdir: Path) -> int:
+    """How many frames the clips of the run's batches had; 0 if there was none."""
+    try:
+        return json.loads((workdir / "data.json").read_text()).get("width", 0)
+    except (OSError, ValueError):
+        return 0
+
+
 def describe(config: ConfigDict, told: Told, data: dict, workdir: Path) -> None:
     """Writes model.json, config.json, data.json and environment.json."""
     monitor.make_workdir(workdir)

@@ -86,34 +86,30 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
     eval_clips = annotations.select(clips, config.eval.split)
     examples = sum(len(clip.captions) for clip in train_clips)
+    pipeline.require_batch(examples, config.train.batch_size)
     config = resolve_steps(config, examples, begin.told.pretrained)
 
     used = {clip.clip_id: clip for clip in [*train_clips, *val_clips, *eval_clips]}
     source = evaluate.open_source(config, model, list(used.values()))
-    if config.similarity.mask_padding:
-        # No wider than the longest clip, from here on and in config.json: padding is masked,
-        # so this changes no score but to rounding, and `eval` is to repeat it to the last digit.
-        config.data.frames = min(config.data.frames, source.longest)
+    width = evaluate.width(config, source)
     data = resume.fingerprint([*train_clips, *val_clips])
     resume.require_same(config, data, workdir)
     wait("every process has looked at the workdir")
-    batches = _batches(config, train_clips, source)
+    batches = _batches(config, train_clips, source, width)
     recipe = recipe_of(config, model, examples)
     state = layout.place(
         step.new_state(weights.initial(begin, model, config.seed), recipe.optimizer)
     )
     told = Told(model.sizes, model.taps, model.stages, begin.told.pretrained)
     if is_first():
-        resume.describe(config, told, data, workdir)
+        resume.describe(config, told, data | {"width": width}, workdir)
     train = config.train
     kept = checkpoint.Checkpoints(workdir, train.keep, train.keep_every, train.best_by)
     watch = Watch(workdir / "alive", train.stall_seconds, *process())
-    scorer = evaluate.Scorer(model, config, layout, watch.again)
+    scorer = evaluate.Scorer(model, config, layout, width, watch.again)
     with contextlib.closing(batches), kept as checkpoints:
         state, at = _restored(checkpoints, layout, state, batches)
-        flops_a_step = flops.training_step(
-            model, train.batch_size, config.data.frames, config.data.words
-        )
+        flops_a_step = flops.training_step(model, train.batch_size, width, config.data.words)
         meter = Meter(at, train.batch_size, flops_a_step, layout.devices, config.precision)
         steps = profiling.parse(config.profile) if is_first() else None
         with (
@@ -124,6 +120,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         ):
             if warning := warning_of_schedule(config, examples):
                 show.say(warning)
+            if not val_clips:
+                show.say(f"no clip is of the split {train.choose_on}: the last checkpoint is taken")
             validate = functools.partial(_validate, scorer, val_clips, source)
             state, at, stopped = loop.Loop(
                 config, layout, recipe, schedule_steps(config, examples), batches, checkpoints,
@@ -167,13 +165,14 @@ def _chosen_params(
     return layout.whole(layout.place(checkpoints.params(chosen, weights.shapes(model))))
 
 
-def _batches(config: ConfigDict, clips: Sequence[Clip], source: pictures.Source):
-    """The endless batches of training that a resolved config asks for, this process's part."""
+def _batches(config: ConfigDict, clips: Sequence[Clip], source: pictures.Source, width: int):
+    """The endless batches of training that a resolved config asks for, this process's part:
+    of clips of `width` frames."""
     index, count = process()
     numbered = pipeline.numbered_batches(
         clips,
         source,
-        config.data.frames,
+        width,
         config.data.words,
         config.train.batch_size // count,
         config.seed,

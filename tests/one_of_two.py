@@ -53,7 +53,9 @@ def scores(layout) -> np.ndarray:
     source = Pictures((clip.clip_id, noise[i]) for i, clip in enumerate(clips))
     source.size, source.longest = side, FRAMES
     params = layout.whole(layout.place(random_params(MODEL, *batch_of(0).values())))
-    return evaluate.figures(evaluate.Scorer(MODEL, config, layout), params, clips, source)[1]
+    return evaluate.figures(evaluate.Scorer(MODEL, config, layout, FRAMES), params, clips, source)[
+        1
+    ]
 
 
 def steps(layout, process: int) -> dict[str, np.ndarray]:

@@ -223,6 +223,13 @@ def test_counts_stand_beside_the_known_ones():
     assert not warned(result, "counts")
 
 
+def test_counts_are_those_of_the_nearest_way_to_split():
+    test = [clip(f"t{i}", [f"caption {i}"]) for i in range(1000)]
+    train = [clip(f"v{i}", [f"{j}" for j in range(20)], "train") for i in range(7009)]
+    known = findings([*train, *test], dataset="msrvtt")["splits"]["train"]["expected"]
+    assert known == {"videos": 7010, "captions": 140_200}
+
+
 def test_exclude_reads_what_was_written(tmp_path, caplog):
     names = ["plain", "new\nline", '"quoted', " space ", "日本", "tab\t", '"both"']
     exclude.write_ids(tmp_path / "ids.txt", names)
@@ -235,5 +242,11 @@ def test_exclude_reads_what_was_written(tmp_path, caplog):
     assert [c.clip_id for c in out] == ["x"]
     assert "leaves out 1 clips: 1 test" in caplog.text and "3 ids are of no clip" in caplog.text
     assert exclude.read_ids("") == frozenset()
+    stretch = Clip("v@0-2", "", ("1",), "train", 0.0, 2.0)
+    ids = frozenset({"v"})  # of the video: every stretch of it goes
+    assert exclude.left_out([stretch, clip("x", ["1"])], ids) == [stretch]
+    patients = doctor.look([stretch], 4, progress=False)
+    result = doctor.report("folder", Annotations([stretch], {}, []), patients, 24, ids, False)
+    assert result["ok"] and result["bad"][0]["excluded"]
     with pytest.raises(BadUse, match=r"data\.exclude .*gone\.txt"):
         exclude.read_ids(str(tmp_path / "gone.txt"))

@@ -172,12 +172,17 @@ def test_missing_places(tmp_path):
 
 
 def test_without_videos_there_are_clips_all_the_same(tmp_path):
-    (tmp_path / "captions.csv").write_bytes(HEAD + b"a,x\nb.mp4,y\na,z\n")
+    (tmp_path / "captions.csv").write_bytes(HEAD + b"a,x\nb.mp4,y\n  \na.mp4,z\n")
     clips = annotations.read("folder", str(tmp_path), "", "", splits=())  # shards have pictures
     assert [(c.clip_id, c.path, c.captions) for c in clips] == [
         ("a", "", ("x", "z")),
         ("b.mp4", "", ("y",)),
     ]
+
+
+def test_what_is_hidden_is_no_video(tmp_path):
+    root = lay(tmp_path, HEAD + b"a,x\n", "a.mp4", ".Trash-1000/files/a.mp4", "film/.cache/a.mp4")
+    assert brief(root) == [("a", "a.mp4", ("x",), "train")]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path, caplog):

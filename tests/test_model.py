@@ -165,13 +165,28 @@ def features():
     return text, video, video_of_text
 
 
+def test_batches_are_as_wide_as_the_longest_clip():
+    config = base.get_config()  # 12 frames at most
+
+    class Short:
+        longest = 3
+
+    assert evaluate.width(config, Short) == 3
+    assert evaluate.width(config, Short, least=5) == 5  # as in training
+    assert evaluate.width(config, Short, least=20) == 12
+    config.similarity.mask_padding = False  # then padding is part of a score
+    assert evaluate.width(config, Short) == 12
+
+
 @pytest.mark.parametrize("word_weights", ["query", "paired"])
 def test_shuffling_the_captions_of_the_gallery(features, word_weights):
     """By default who belongs to whom is no part of a score; with the reference's leak it is."""
     text, video, video_of_text = features
     config = base.get_config()
     config.similarity.word_weights = word_weights
-    scorer = evaluate.Scorer(from_config(resolve(config)), config, Layout("pmap"))
+    scorer = evaluate.Scorer(
+        from_config(resolve(config)), config, Layout("pmap"), config.data.frames
+    )
     order = np.random.default_rng(1).permutation(9)
     shuffled = jax.tree.map(lambda x: x[order], text)
     plain = scorer.matrix(text, video, video_of_text, np.arange(4))

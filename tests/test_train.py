@@ -89,6 +89,8 @@ def test_a_run_leaves_what_it_should(whole):
     assert result["text_to_video"]["R@10"] == 100  # of ten clips
     assert result["scoring"]["word_weights"] == "query"
     resolved = json.loads((workdir / "config.json").read_text())
+    assert resolved["data"]["frames"] == 2  # as was asked for, however long the clips are
+    assert json.loads((workdir / "data.json").read_text())["width"] == 2
     assert resolved["model"]["taps"] == [4] and resolved["optim"]["rate"] == 1e-3
 
 

@@ -74,7 +74,7 @@ def read(
     _check(dataset, root, annotations, videos, protocol)
     if dataset in OWN:
         clips = files.without(folder.read_all(root), exclude)
-        clips = _hold_out(clips, held_out, seed)
+        clips = hold_out(clips, held_out, seed)
         folder.require_files(root, _of(clips, splits))
         return clips
     if not videos and splits != ():
@@ -87,7 +87,7 @@ def read(
             logging.warning(
                 "%s: %d ids of %s have no captions and are left out", annotations, len(ids), split
             )
-    clips = _hold_out(files.without(found.clips, exclude), held_out, seed)
+    clips = hold_out(files.without(found.clips, exclude), held_out, seed)
     needed = _of(clips, splits)
     absent = [clip.clip_id for clip in needed if not clip.path]
     if absent:
@@ -130,7 +130,8 @@ def _check(dataset: str, root: str, annotations: str, videos: str, protocol: str
         shapes.make(root)
 
 
-def _hold_out(clips: list[Clip], share: float, seed: int) -> list[Clip]:
+def hold_out(clips: list[Clip], share: float, seed: int) -> list[Clip]:
+    """The clips with a share of the training videos as val, unless there is such a split."""
     if any(clip.split == "val" for clip in clips):
         return clips
 

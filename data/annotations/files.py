@@ -6,7 +6,7 @@ import fnmatch
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from data.records import Annotations, Clip
@@ -102,7 +102,7 @@ def read_table(path: str, *columns: str) -> list[list[str]]:
     # An open quote swallows all that follows, that last row too.
     reader = csv.reader(io.StringIO(f"{read_text(path).rstrip()}\n{end}", newline=""))
     try:
-        rows = [(reader.line_num, row) for row in reader if row]
+        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise BadData(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
     if rows.pop()[1] != [end]:
@@ -151,17 +151,24 @@ def video_id(clip: Clip) -> str:
     return clip.clip_id if whole else clip.clip_id.rpartition("@")[0] or clip.clip_id
 
 
+def is_among(clip: Clip, ids: Container[str]) -> bool:
+    """Whether a list of ids names a clip, or the video it is a stretch of."""
+    return clip.clip_id in ids or video_id(clip) in ids
+
+
 def without(clips: Iterable[Clip], exclude: frozenset[str]) -> list[Clip]:
     """The clips that neither their own id nor their video's excludes."""
-    return [clip for clip in clips if exclude.isdisjoint((clip.clip_id, video_id(clip)))]
+    return [clip for clip in clips if not is_among(clip, exclude)]
 
 
 def walk(folder: str) -> Iterator[str]:
-    """Paths of all files below `folder` that are not hidden, in order; links are followed."""
+    """Paths of all files below `folder` but what is hidden, in order; links are followed."""
     seen = {os.path.realpath(folder)}
     for here, folders, names in os.walk(folder, followlinks=True):
         # A link to a folder above would be followed in circles.
-        folders[:] = sorted(name for name in folders if _is_new(os.path.join(here, name), seen))
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and _is_new(os.path.join(here, name), seen)
+        )
         yield from (os.path.join(here, name) for name in sorted(names) if name[0] != ".")
 
 

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from data.annotations import files
 from data.records import Clip
@@ -54,13 +54,15 @@ def read_all(root: str) -> list[Clip]:
     clips: dict[tuple, dict] = {}
     ids: dict[tuple, str] = {}  # video -> the id it was first named by
     splits: dict[tuple, str] = {}  # video -> its split
-    for number, row in _read_rows(table):
+    table_rows = _read_rows(table)
+    named = {row["video_id"] for _, row in table_rows}
+    for number, row in table_rows:
         where = f"{table}: row {number}"
         for column in ("video_id", "caption"):
             if not row[column]:
                 raise BadData(f"{where}: {column} is empty; fill it in or remove the row")
         path = _match(names, stems, row["video_id"], where)
-        video = (path, "" if path else row["video_id"])  # one video may go by two ids
+        video = (path, "" if path else _absent(row["video_id"], named))  # it may go by two ids
         video_id = ids.setdefault(video, row["video_id"])
         split = _split(row, video_id, where)
         if splits.setdefault(video, split) != split:
@@ -112,13 +114,20 @@ def _match(names: dict, stems: dict, video_id: str, where: str) -> str:
     return found[0]
 
 
+def _absent(video_id: str, named: Container[str]) -> str:
+    """One name for a video without a file that goes by two ids, with its extension and without."""
+    stem = os.path.splitext(video_id)[0]
+    return stem if stem in named and files.is_video(video_id) else video_id
+
+
 def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
     """Rows with their numbers; the header is row 1, as spreadsheets count."""
     if not os.path.isfile(table):
         raise BadData(f"{table}: no such file; it holds the captions (video_id,caption)")
     reader = csv.reader(io.StringIO(files.read_text(table), newline=""), strict=True)
     try:
-        lines = [(n, [cell.strip() for cell in line]) for n, line in enumerate(reader, 1) if line]
+        lines = [(n, [cell.strip() for cell in line]) for n, line in enumerate(reader, 1)]
+        lines = [(n, line) for n, line in lines if any(line) or len(line) > 1]
     except csv.Error as error:
         raise BadData(f"{table}: line {reader.line_num}: {error}; check the quotes") from None
     if not lines:
