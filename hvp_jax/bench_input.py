@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from data import annotations, pictures, pipeline
 from data.augment import open_augment
 from hvp_jax import flops
-from hvp_jax.evaluate import read_clips
+from hvp_jax.inputs import read_clips
 from hvp_jax.model import HVPNet
 
 REPEATS = 5

@@ -15,14 +15,13 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data import annotations, exclude, pictures, pipeline
-from data.check import require_sound
+from data import annotations, pictures, pipeline
 from data.records import Clip
-from hvp_jax import checkpoint, metrics, monitor, report, resume, step, weights
+from hvp_jax import checkpoint, inputs, metrics, monitor, report, resume, step, weights
 from hvp_jax.config import resolve
 from hvp_jax.errors import BadUse
 from hvp_jax.model import HVPNet, from_config
-from hvp_jax.parallel import Layout, gather, is_first, process, wait
+from hvp_jax.parallel import Layout, gather, is_first, process
 from hvp_jax.similarity import Text, Video, scores
 
 BLOCK = 512  # texts, and clips, on the device at a time while scoring
@@ -189,52 +188,6 @@ def scoring(config: ConfigDict) -> dict:
     return about | ({"contains_the_answer": True, "warning": LEAK} if paired else {})
 
 
-def read_clips(config: ConfigDict) -> list[Clip]:
-    """The clips of the data set a config names, but for those that `data.exclude` leaves out."""
-    return read_data(config)[0]
-
-
-def read_data(
-    config: ConfigDict, splits: Sequence[str] | None = None
-) -> tuple[list[Clip], list[Clip]]:
-    """The clips of the data set a config names, and those that `data.exclude` leaves out.
-
-    The videos of `splits` must be there, of all splits if it is None.
-    """
-    if not is_first():
-        wait("process 0 has read the data set")  # it may have to make it
-    data = config.data
-    ids = exclude.read_ids(data.exclude)
-    place = data.dataset, data.root, data.annotations, data.videos, data.protocol
-    clips = annotations.read(*place, data.held_out, config.seed, ids, splits)
-    left_out = []
-    if ids:
-        everything = annotations.read_all(*place).clips
-        everything = annotations.hold_out(everything, data.held_out, config.seed)
-        left_out = exclude.left_out(everything, ids)
-    if is_first():
-        wait("process 0 has read the data set")
-    return clips, left_out
-
-
-def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pictures.Source:
-    """Pictures of `clips`, which are known to be readable from here on."""
-    if not config.data.shards:
-        require_sound(clips)
-    size = model.sizes.image_size
-    data = config.data
-    return pictures.open_source(clips, size, data.frames, data.shards, data.workers)
-
-
-def width(config: ConfigDict, source: pictures.Source, least: int = 0) -> int:
-    """How many frames the clips of a batch are padded to, `least` or more of them.
-
-    No more than the longest clip has, for padding is masked: it changes a score by rounding.
-    """
-    frames = config.data.frames
-    return min(frames, max(least, source.longest)) if config.similarity.mask_padding else frames
-
-
 def conclude(
     config: ConfigDict,
     workdir: Path,
@@ -268,7 +221,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     config = resolve(config, begin.told)
     model = from_config(config, begin.told.sizes)
     layout = Layout(config.parallel)
-    clips, excluded = read_data(config, () if config.data.shards else (config.eval.split,))
+    clips, excluded = inputs.read_data(config, () if config.data.shards else (config.eval.split,))
     clips = annotations.select(clips, config.eval.split)
     with checkpoint.Checkpoints(workdir, config.train.keep) as checkpoints:
         chosen = checkpoints.chosen()
@@ -284,7 +237,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     if not begin.told.stages:
         chosen["warning"] = UNTRAINED
     params = layout.whole(layout.place(weights.initial(begin, model, config.seed)))
-    source = open_source(config, model, clips)
+    source = inputs.open_source(config, model, clips)
     # As wide as in training, for figures equal to the last digit.
-    scorer = Scorer(model, config, layout, width(config, source, resume.width(workdir)))
+    scorer = Scorer(model, config, layout, inputs.width(config, source, resume.width(workdir)))
     return conclude(config, workdir, scorer, params, clips, source, chosen, excluded)

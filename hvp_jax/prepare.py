@@ -6,7 +6,7 @@ from tqdm import tqdm
 from data import shards
 from hvp_jax import weights
 from hvp_jax.errors import BadUse
-from hvp_jax.evaluate import read_clips
+from hvp_jax.inputs import read_clips
 
 
 def run(config: ConfigDict) -> dict:

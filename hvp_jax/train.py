@@ -16,6 +16,7 @@ from hvp_jax import (
     checkpoint,
     evaluate,
     flops,
+    inputs,
     loop,
     monitor,
     optim,
@@ -81,7 +82,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout.check_batch(config.train.batch_size, "train.batch_size")
     model = from_config(config, begin.told.sizes)
     splits = ("train", config.train.choose_on, config.eval.split)
-    clips, excluded = evaluate.read_data(config, () if config.data.shards else splits)
+    clips, excluded = inputs.read_data(config, () if config.data.shards else splits)
     train_clips = annotations.select(clips, "train")
     val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
     eval_clips = annotations.select(clips, config.eval.split)
@@ -90,8 +91,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     config = resolve_steps(config, examples, begin.told.pretrained)
 
     used = {clip.clip_id: clip for clip in [*train_clips, *val_clips, *eval_clips]}
-    source = evaluate.open_source(config, model, list(used.values()))
-    width = evaluate.width(config, source)
+    source = inputs.open_source(config, model, list(used.values()))
+    width = inputs.width(config, source)
     data = resume.fingerprint([*train_clips, *val_clips])
     resume.require_same(config, data, workdir)
     wait("every process has looked at the workdir")

@@ -9,7 +9,7 @@ import pytest
 from configs.msrvtt import get_config
 from data import annotations
 from hvp_jax.errors import BadData, BadUse
-from hvp_jax.evaluate import read_clips
+from hvp_jax.inputs import read_clips
 
 
 def touch(folder, *names):

@@ -10,7 +10,7 @@ import pytest
 from small import SIZES, captions, clips, normal, quick_compile, random_params  # noqa: F401
 
 from configs import base
-from hvp_jax import evaluate, similarity
+from hvp_jax import evaluate, inputs, similarity
 from hvp_jax.config import resolve
 from hvp_jax.model import HVPNet, from_config, init_params, normalize_pixels
 from hvp_jax.parallel import Layout
@@ -171,11 +171,11 @@ def test_batches_are_as_wide_as_the_longest_clip():
     class Short:
         longest = 3
 
-    assert evaluate.width(config, Short) == 3
-    assert evaluate.width(config, Short, least=5) == 5  # as in training
-    assert evaluate.width(config, Short, least=20) == 12
+    assert inputs.width(config, Short) == 3
+    assert inputs.width(config, Short, least=5) == 5  # as in training
+    assert inputs.width(config, Short, least=20) == 12
     config.similarity.mask_padding = False  # then padding is part of a score
-    assert evaluate.width(config, Short) == 12
+    assert inputs.width(config, Short) == 12
 
 
 @pytest.mark.parametrize("word_weights", ["query", "paired"])
