@@ -252,6 +252,7 @@ def broken_folder(tmp_path, clips, rows_of_csv, files=()):
 
 HEADER = ["video_id", "caption", "split"]
 GOOD = [[f"clip{i:04d}", f"number {i}", "train" if i < 2 else "test"] for i in range(4)]
+TEXT = [["text", f"no video {i}", "train"] for i in range(8)]  # they fill a batch
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ GOOD = [[f"clip{i:04d}", f"number {i}", "train" if i < 2 else "test"] for i in r
     [
         ([["video_id", "text"], ["clip0000", "x"]], (), 1, "caption"),
         ([HEADER, *GOOD, ["nobody", "a clip that is not there", "train"]], (), 1, "nobody"),
-        ([HEADER, *GOOD, ["text", "no video", "train"]], [("text.mp4", b"hello")], 1, "text.mp4"),
+        ([HEADER, *GOOD, *TEXT], [("text.mp4", b"hello")], 1, "text.mp4"),
         ([HEADER, *GOOD], (), 1, "batch"),
     ],
     ids=["column", "caption", "text", "few"],
