@@ -41,6 +41,7 @@ def read_data(
 
 def open_source(config: ConfigDict, model: HVPNet, clips: Sequence[Clip]) -> pictures.Source:
     """Pictures of `clips`, which are known to be readable from here on."""
+    clips = list({clip.clip_id: clip for clip in clips}.values())  # a split may play two parts
     if not config.data.shards:
         require_sound(clips)
     size = model.sizes.image_size

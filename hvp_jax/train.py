@@ -81,17 +81,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout = Layout(config.parallel, config.fsdp)
     layout.check_batch(config.train.batch_size, "train.batch_size")
     model = from_config(config, begin.told.sizes)
-    splits = ("train", config.train.choose_on, config.eval.split)
-    clips, excluded = inputs.read_data(config, () if config.data.shards else splits)
-    train_clips = annotations.select(clips, "train")
-    val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
-    eval_clips = annotations.select(clips, config.eval.split)
+    train_clips, val_clips, eval_clips, excluded = _read_splits(config)
     examples = sum(len(clip.captions) for clip in train_clips)
     pipeline.require_batch(examples, config.train.batch_size)
     config = resolve_steps(config, examples, begin.told.pretrained)
 
-    used = {clip.clip_id: clip for clip in [*train_clips, *val_clips, *eval_clips]}
-    source = inputs.open_source(config, model, list(used.values()))
+    source = inputs.open_source(config, model, [*train_clips, *val_clips, *eval_clips])
     width = inputs.width(config, source)
     data = resume.fingerprint([*train_clips, *val_clips])
     resume.require_same(config, data, workdir)
@@ -119,10 +114,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             watch,
             loop.Stop() as stop,
         ):
-            if warning := warning_of_schedule(config, examples):
+            for warning in _warnings(config, examples, val_clips):
                 show.say(warning)
-            if not val_clips:
-                show.say(f"no clip is of the split {train.choose_on}: the last checkpoint is taken")
             validate = functools.partial(_validate, scorer, val_clips, source)
             state, at, stopped = loop.Loop(
                 config, layout, recipe, schedule_steps(config, examples), batches, checkpoints,
@@ -141,6 +134,23 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
     wait("the run has ended")
     return result | about
+
+
+def _read_splits(config: ConfigDict) -> tuple[list[Clip], list[Clip], list[Clip], list[Clip]]:
+    """The clips to train on, to choose by and to score, and those that are left out."""
+    splits = ("train", config.train.choose_on, config.eval.split)
+    clips, excluded = inputs.read_data(config, () if config.data.shards else splits)
+    val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
+    eval_clips = annotations.select(clips, config.eval.split)
+    return annotations.select(clips, "train"), val_clips, eval_clips, excluded
+
+
+def _warnings(config: ConfigDict, examples: int, val_clips: Sequence[Clip]) -> list[str]:
+    """What to know of a run before it begins."""
+    found = [warning_of_schedule(config, examples)]
+    if not val_clips:
+        found.append(f"no clip is of split {config.train.choose_on}: the last checkpoint is taken")
+    return [warning for warning in found if warning]
 
 
 def _restored(

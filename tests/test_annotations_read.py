@@ -7,9 +7,9 @@ import published
 import pytest
 
 from configs.msrvtt import get_config
-from data import annotations
+from data import annotations, exclude
 from hvp_jax.errors import BadData, BadUse
-from hvp_jax.inputs import read_clips
+from hvp_jax.inputs import read_clips, read_data
 
 
 def touch(folder, *names):
@@ -161,6 +161,17 @@ def test_a_config_reaches_the_reader(msrvtt):
     config.data.held_out, config.data.protocol, config.seed = 0.5, "7k", 3
     assert read_clips(config) == annotations.read("msrvtt", "", *msrvtt, "7k", 0.5, 3)
     assert read_clips(config) != annotations.read("msrvtt", "", *msrvtt, "", 0.0, 3)
+
+
+def test_what_is_left_out_is_of_the_split_it_would_be_in(msrvtt, tmp_path):
+    config = get_config()
+    config.data.annotations, config.data.videos = msrvtt
+    config.data.held_out = 0.5
+    held = next(clip for clip in read_clips(config) if clip.split == "val")
+    config.data.exclude = str(tmp_path / "ids.txt")
+    exclude.write_ids(config.data.exclude, [held.clip_id])
+    clips, left_out = read_data(config)
+    assert held not in clips and left_out == [held]
 
 
 def test_places_that_are_lacking_or_too_many(tmp_path, msrvtt):

@@ -121,6 +121,8 @@ def test_clips_that_changed_since_are_refused(clips, tmp_path):
     assert len(shards.open_shards(directory, "train", train[1:])) == 5
 
     shutil.rmtree(folder)
+    gone = other(clips[5], path="", end=2.0)  # a reader may not know the end without the file
+    assert pictures.open_source([gone], SIZE, FRAMES, directory)["clip5"].shape[1] == SIZE
     assert len(shards.open_shards(directory, "train", clips)) == 5
     assert not shards.prepare(clips, directory, SIZE, FRAMES)["written"]
 
