@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import annotations
-from data.annotations import folder
+from data.annotations import files, folder
 from data.records import Clip
 from hvp_jax.errors import BadData, BadUse
 
@@ -182,7 +182,12 @@ def test_without_videos_there_are_clips_all_the_same(tmp_path):
 
 def test_what_is_hidden_is_no_video(tmp_path):
     root = lay(tmp_path, HEAD + b"a,x\n", "a.mp4", ".Trash-1000/files/a.mp4", "film/.cache/a.mp4")
-    assert brief(root) == [("a", "a.mp4", ("x",), "train")]
+    assert [Path(path).name for path in files.walk(root)] == ["captions.csv", "a.mp4"]
+
+
+def test_blank_rows_of_a_table_are_none(tmp_path):
+    (tmp_path / "t.csv").write_text("id,text\na,x\n   \n,\nb,y\n\n")
+    assert files.read_table(str(tmp_path / "t.csv"), "id") == [["a"], ["b"]]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path, caplog):
