@@ -1,4 +1,4 @@
-from hvp_jax.cli import main
+from hvp_jax.cli.main import main
 
 if __name__ == "__main__":  # decoding processes import this file too
     raise SystemExit(main())

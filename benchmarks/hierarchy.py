@@ -18,14 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data import inputs, splits, tokenizer
+from data.batches import frame_sources
+from hvp_jax.checkpoints import model_card, save_weights
+from hvp_jax.models import hvpnet, losses
+from hvp_jax.models.clip_config import VARIANTS, Told
+from hvp_jax.models.similarity import unit
+from hvp_jax.monitoring import json_files
+from hvp_jax.training.optimizer import apply, make_optimizer
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from data import annotations, pictures, tokenizer  # noqa: E402
-from hvp_jax import losses, model, monitor, optim, ported, sources, weights  # noqa: E402
-from hvp_jax.config import Told  # noqa: E402
-from hvp_jax.similarity import unit  # noqa: E402
-from hvp_jax.sizes import VARIANTS  # noqa: E402
 
 SIZES = VARIANTS["tiny"]
 LAST = (SIZES.vision_layers,)
@@ -36,9 +39,9 @@ RATE, BATCH, WORDS, FRAMES = 1.5e-3, 64, 24, 4
 def stills(clips: Path, steps: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one frame each of as many clips, with one of their captions."""
     dice = np.random.default_rng(0)
-    found = annotations.read("shapes", str(clips), "", "", splits=("train",))
-    found = annotations.select(found, "train")
-    source = pictures.MemorySource(found, SIZES.image_size, FRAMES)
+    found = inputs.read("shapes", str(clips), "", "", splits=("train",))
+    found = splits.select(found, "train")
+    source = frame_sources.MemorySource(found, SIZES.image_size, FRAMES)
     pairs = [(clip.clip_id, caption) for clip in found for caption in clip.captions]
     ids, mask = tokenizer.tokenize([caption for _, caption in pairs], WORDS)
     epochs = -(-steps * BATCH // len(pairs))
@@ -50,12 +53,12 @@ def stills(clips: Path, steps: int) -> Iterator[dict[str, np.ndarray]]:
 
 def pretrain(clips: Path, workdir: Path, steps: int) -> None:
     """Writes a CLIP, and nothing of HVP-Net, as a checkpoint to begin from."""
-    net = model.HVPNet(SIZES, LAST, stages=1, freeze_patches=False)
-    params = {"clip": jax.jit(model.init_params, static_argnums=(0, 1))(net, 0)["clip"]}
-    optimizer = optim.optimizer(RATE, RATE, steps, 0.1, 0.2, 1.0, freeze_patches=False)
+    net = hvpnet.HVPNet(SIZES, LAST, stages=1, freeze_patches=False)
+    params = {"clip": jax.jit(hvpnet.init_params, static_argnums=(0, 1))(net, 0)["clip"]}
+    optimizer = make_optimizer(RATE, RATE, steps, 0.1, 0.2, 1.0, freeze_patches=False)
 
     def logits(net, batch):
-        pixels = model.normalize_pixels(batch["video"], jnp.ones((BATCH, 1), bool))[:, 0]
+        pixels = hvpnet.normalize_pixels(batch["video"], jnp.ones((BATCH, 1), bool))[:, 0]
         clip = unit(net.clip.visual(pixels)[-1, :, 0])
         text = unit(net.clip.text(batch["ids"], batch["mask"])[1])
         return jnp.exp(net.clip.logit_scale) * text @ clip.T
@@ -67,7 +70,7 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
 
         loss, grads = jax.value_and_grad(loss_of)(params)
         updates, moments = optimizer.update(grads, moments, params)
-        return optim.apply(params, updates), moments, loss
+        return apply(params, updates), moments, loss
 
     moments = optimizer.init(params)
     for i, batch in enumerate(stills(clips, steps), 1):
@@ -75,8 +78,8 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
         if i % 100 == 0:
             print(f"stills: step {i}, loss {float(loss):.2f}", flush=True)
     workdir.mkdir(parents=True)
-    ported.save(workdir, 0, params)
-    monitor.write_json(workdir / sources.CARD, weights.card(Told(SIZES, pretrained=True)))
+    save_weights.save(workdir, 0, params)
+    json_files.write_json(workdir / model_card.CARD, model_card.card(Told(SIZES, pretrained=True)))
 
 
 def figures(given: argparse.Namespace, taps: tuple[int, ...], seed: int) -> list[float]:

@@ -20,10 +20,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from data import inputs, splits
+from data.batches import frame_sources, pipeline
+from data.shards import prepare
+from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
 
-from data import annotations, pictures, pipeline, shards  # noqa: E402
-from hvp_jax.model import PIXEL_MEAN, PIXEL_STD  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 SIZE, FRAMES, WORDS, BATCH, REPEATS = 224, 12, 24, 32, 5
 
@@ -70,13 +72,13 @@ class Peer(Dataset):
 def main(folder: str, shard_folder: str) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    clips = annotations.read("folder", folder, "", "")
-    if not shards.finished(shard_folder):
-        shards.prepare(clips, shard_folder, SIZE, FRAMES)
-    clips = annotations.select(clips, "train")
+    clips = inputs.read("folder", folder, "", "")
+    if not prepare.finished(shard_folder):
+        prepare.prepare(clips, shard_folder, SIZE, FRAMES)
+    clips = splits.select(clips, "train")
     ours = {
-        "ours, files": pictures.FileSource(clips, SIZE, FRAMES),
-        "ours, shards": pictures.ShardSource(shard_folder, clips, SIZE, FRAMES),
+        "ours, files": frame_sources.FileSource(clips, SIZE, FRAMES),
+        "ours, shards": frame_sources.ShardSource(shard_folder, clips, SIZE, FRAMES),
     }
     batches = {
         name: pipeline.numbered_batches(clips, source, FRAMES, WORDS, BATCH, seed=0)

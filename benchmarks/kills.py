@@ -109,11 +109,12 @@ def disturb(given: argparse.Namespace, workdir: Path) -> tuple[int, int]:
 
 def weights_of(workdir: Path) -> dict[str, np.ndarray]:
     """All parameters of the last step."""
-    from hvp_jax import checkpoint, names, weights
+    from hvp_jax.checkpoints import checkpointer, model_card
+    from hvp_jax.weights import torch_params
 
-    with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
-        shapes = weights.card_shapes(weights.read_card(workdir))
-        return names.flatten(checkpoints.params(checkpoints.latest(), shapes))
+    with checkpointer.Checkpoints(workdir, keep=1) as checkpoints:
+        shapes = model_card.card_shapes(model_card.read_card(workdir))
+        return torch_params.flatten(checkpoints.params(checkpoints.latest(), shapes))
 
 
 def main() -> int:

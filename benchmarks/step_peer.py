@@ -24,23 +24,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-HALF = "0.45"  # of the device's memory for each side, so that both can be there at once
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", HALF)
-
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import torch_hvpnet  # noqa: E402
-from configs.base import get_config  # noqa: E402
-from hvp_jax import flops, names, optim, step  # noqa: E402
-from hvp_jax.bench import random_batch  # noqa: E402
-from hvp_jax.config import resolve  # noqa: E402
-from hvp_jax.model import HVPNet, from_config, init_params  # noqa: E402
-from hvp_jax.parallel import Layout  # noqa: E402
-from hvp_jax.peaks import PEAKS  # noqa: E402
+from configs.base import get_config
+from hvp_jax.bench.step import random_batch
+from hvp_jax.config.resolve import resolve
+from hvp_jax.models import flops
+from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
+from hvp_jax.monitoring.accelerators import PEAKS
+from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.optimizer import make_optimizer
+from hvp_jax.training.train_step import train_step
+from hvp_jax.weights import torch_params
+
+HALF = "0.45"  # of the device's memory for each side, so that both can be there at once
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", HALF)
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 REPEATS, STEPS = 5, 4  # steps in a repeat
 FIRST, MOST = 16, 4096  # batch sizes of the search
@@ -65,16 +69,18 @@ def batch_of(config, model: HVPNet) -> dict:
 
 def ours(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[], dict]:
     """A function that runs one step of ours; its result is the metrics on the device."""
-    optimizer = optim.optimizer(RATE, CLIP_RATE, SCHEDULE)
-    recipe = step.Recipe(model, optimizer, config.seed, noise=noise, chunk=config.similarity.chunk)
+    optimizer = make_optimizer(RATE, CLIP_RATE, SCHEDULE)
+    recipe = step_spec.Recipe(
+        model, optimizer, config.seed, noise=noise, chunk=config.similarity.chunk
+    )
     layout = Layout("shard_map", devices=jax.devices()[:1])
-    state = layout.place(step.new_state(params, optimizer))
-    train_step = layout.train(functools.partial(step.train_step, recipe=recipe), state)
+    state = layout.place(train_state.new_state(params, optimizer))
+    laid = layout.train(functools.partial(train_step, recipe=recipe), state)
     batch = layout.put(batch_of(config, model))
 
     def run():
         nonlocal state
-        state, metrics = train_step(state, batch)
+        state, metrics = laid(state, batch)
         return metrics
 
     return run
@@ -84,7 +90,7 @@ def theirs(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[
     """The same of PyTorch's."""
     p = {
         name: torch.tensor(x, device=DEVICE, requires_grad=name != FROZEN)
-        for name, x in names.to_torch(params).items()
+        for name, x in torch_params.to_torch(params).items()
     }
     inside = [x for name, x in p.items() if name.startswith("clip.") and name != FROZEN]
     new = [x for name, x in p.items() if not name.startswith("clip.")]

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from hvp_jax.distill import EPSILON, HEADS, NEIGHBOURS
-from hvp_jax.model import PIXEL_MEAN, PIXEL_STD
-from hvp_jax.sizes import Sizes
-from hvp_jax.torch_clip import ACTIVATIONS
+from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.distillation import EPSILON, HEADS, NEIGHBOURS
+from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
+from hvp_jax.parity.torch_clip import ACTIVATIONS
 
 Params = Mapping[str, torch.Tensor]
 

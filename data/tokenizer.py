@@ -8,7 +8,7 @@ import ftfy
 import numpy as np
 from instant_clip_tokenizer import Tokenizer
 
-from hvp_jax.errors import BadData, BadUse
+from data.errors import BadData, BadUse
 
 VOCABULARY = 49408
 START = 49406

@@ -3,7 +3,7 @@
 As in the field, `val_1.json` is the test split. Some listed ids have no captions.
 """
 
-from data.annotations import files
+from data.annotations import common
 from data.records import Annotations
 
 
@@ -15,22 +15,22 @@ def read(annotations: str, videos: str, protocol: str) -> Annotations:
         ("train", "train.json", "train_ids.json"),
         ("test", "val_1.json", "val_ids.json"),
     ):
-        paragraphs = _read_paragraphs(files.find(annotations, captions))
-        ids = files.find(annotations, listed, optional=True)
-        splits[split] = (files.read_ids(ids) if ids else paragraphs, paragraphs)
-    paths = files.index(videos)
+        paragraphs = _read_paragraphs(common.find(annotations, captions))
+        ids = common.find(annotations, listed, optional=True)
+        splits[split] = (common.read_ids(ids) if ids else paragraphs, paragraphs)
+    paths = common.index(videos)
 
     def path_of(video_id: str) -> str:
         # Downloads are named by YouTube's id, which has no `v_`.
-        return files.match(paths, video_id, video_id.removeprefix("v_"))
+        return common.match(paths, video_id, video_id.removeprefix("v_"))
 
-    return files.gather(annotations, splits, path_of)
+    return common.gather(annotations, splits, path_of)
 
 
 def _read_paragraphs(path: str) -> dict[str, list[str]]:
     """Id -> its paragraph, alone in a list."""
-    with files.expecting(path, '{id: {"sentences": [text]}}'):
+    with common.expecting(path, '{id: {"sentences": [text]}}'):
         return {
-            video_id.strip(): [files.clean(" ".join(row["sentences"]))]
-            for video_id, row in files.read_json(path).items()
+            video_id.strip(): [common.clean(" ".join(row["sentences"]))]
+            for video_id, row in common.read_json(path).items()
         }

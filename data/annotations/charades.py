@@ -3,7 +3,7 @@
 A row has a clip's descriptions in one field, separated by `;`: each is a caption.
 """
 
-from data.annotations import files
+from data.annotations import common
 from data.records import Annotations
 
 
@@ -13,10 +13,10 @@ def read(annotations: str, videos: str, protocol: str) -> Annotations:
     splits = {}
     for split in ("train", "test"):
         captions: dict[str, list[str]] = {}
-        table = files.find(annotations, f"Charades_v1_{split}.csv")
-        for video_id, descriptions in files.read_table(table, "id", "descriptions"):
+        table = common.find(annotations, f"Charades_v1_{split}.csv")
+        for video_id, descriptions in common.read_table(table, "id", "descriptions"):
             texts = captions.setdefault(video_id, [])
-            texts += [files.clean(text) for text in descriptions.split(";")]
+            texts += [common.clean(text) for text in descriptions.split(";")]
         splits[split] = (captions, captions)
-    paths = files.index(videos)
-    return files.gather(annotations, splits, lambda video_id: files.match(paths, video_id))
+    paths = common.index(videos)
+    return common.gather(annotations, splits, lambda video_id: common.match(paths, video_id))

@@ -7,7 +7,7 @@ name without extension.
 
 import os
 
-from data.annotations import files
+from data.annotations import common
 from data.records import Annotations
 
 
@@ -16,33 +16,33 @@ def read(annotations: str, videos: str, protocol: str) -> Annotations:
     del protocol  # there is but one
     splits, names = {}, {}  # names: id -> all spellings of its file name
     for split in ("train", "val", "test"):
-        paragraphs = _read_paragraphs(files.find(annotations, f"{split}_data.json"), names)
-        listed = files.find(annotations, f"{split}_list.txt", optional=True)
+        paragraphs = _read_paragraphs(common.find(annotations, f"{split}_data.json"), names)
+        listed = common.find(annotations, f"{split}_list.txt", optional=True)
         ids = list(paragraphs)
         if listed:
-            ids = [_note(name, names) for name in files.read_ids(listed)]
+            ids = [_note(name, names) for name in common.read_ids(listed)]
         splits[split] = (ids, paragraphs)
-    paths = files.index(videos)
+    paths = common.index(videos)
 
     def path_of(video_id: str) -> str:
-        return files.match(paths, *names[video_id]) or files.match(paths, video_id)
+        return common.match(paths, *names[video_id]) or common.match(paths, video_id)
 
-    return files.gather(annotations, splits, path_of)
+    return common.gather(annotations, splits, path_of)
 
 
 def _read_paragraphs(path: str, names: dict[str, set[str]]) -> dict[str, list[str]]:
     """Id -> its paragraph, alone in a list; adds the file names to `names`."""
     texts: dict[str, list[str]] = {}
-    with files.expecting(path, '[{"video": file name, "description": text}]'):
-        for row in files.read_json(path):
+    with common.expecting(path, '[{"video": file name, "description": text}]'):
+        for row in common.read_json(path):
             video_id = _note(row["video"].strip(), names)
             texts.setdefault(video_id, []).append(row["description"])
-        return {video_id: [files.clean(" ".join(parts))] for video_id, parts in texts.items()}
+        return {video_id: [common.clean(" ".join(parts))] for video_id, parts in texts.items()}
 
 
 def _note(name: str, names: dict[str, set[str]]) -> str:
     """The id of a file name, which is added to `names`."""
     stem, extension = os.path.splitext(name)
-    video_id = stem if extension == "." or files.is_video(name) else name
+    video_id = stem if extension == "." or common.is_video(name) else name
     names.setdefault(video_id, set()).add(name)
     return video_id

@@ -18,9 +18,9 @@ import os
 import unicodedata
 from collections.abc import Container, Iterable
 
-from data.annotations import files
+from data.annotations import common
+from data.errors import BadData, BadUse
 from data.records import Clip
-from hvp_jax.errors import BadData, BadUse
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 
@@ -30,9 +30,9 @@ def require_files(root: str, clips: Iterable[Clip]) -> None:
     clips, folder = list(clips), os.path.join(root, "videos")
     if clips and not os.path.isdir(folder):
         raise BadData(f"{folder}: no such directory; the video files belong there")
-    if clips and not any(files.walk(folder)):
+    if clips and not any(common.walk(folder)):
         raise BadData(f"{folder}: holds no files; put the videos there")
-    ids = list(dict.fromkeys(files.video_id(clip) for clip in clips if not clip.path))
+    ids = list(dict.fromkeys(common.video_id(clip) for clip in clips if not clip.path))
     if ids:
         first = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
         raise BadData(
@@ -73,7 +73,7 @@ def read_all(root: str) -> list[Clip]:
         start, end = _stretch(row, where)
         clip = clips.setdefault((video, start, end), {"captions": [], "split": split})
         clip["captions"].append(row["caption"])
-    unused = sum(files.is_video(path) and (path, "") not in ids for path in names.values())
+    unused = sum(common.is_video(path) and (path, "") not in ids for path in names.values())
     if unused:
         logging.warning("%s: %d videos have no captions and are left out", table, unused)
     return [
@@ -88,10 +88,10 @@ def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Names inside `folder` -> the file; names without a video's extension -> all such files."""
     names: dict[str, str] = {}
     stems: dict[str, list[str]] = {}
-    for path in files.walk(folder):
+    for path in common.walk(folder):
         name = _plain(os.path.relpath(path, folder))
         names[name] = path
-        if files.is_video(path):
+        if common.is_video(path):
             stems.setdefault(os.path.splitext(name)[0], []).append(path)
     return names, stems
 
@@ -117,14 +117,14 @@ def _match(names: dict, stems: dict, video_id: str, where: str) -> str:
 def _absent(video_id: str, named: Container[str]) -> str:
     """One name for a video without a file that goes by two ids, with its extension and without."""
     stem = os.path.splitext(video_id)[0]
-    return stem if stem in named and files.is_video(video_id) else video_id
+    return stem if stem in named and common.is_video(video_id) else video_id
 
 
 def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
     """Rows with their numbers; the header is row 1, as spreadsheets count."""
     if not os.path.isfile(table):
         raise BadData(f"{table}: no such file; it holds the captions (video_id,caption)")
-    reader = csv.reader(io.StringIO(files.read_text(table), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(common.read_text(table), newline=""), strict=True)
     try:
         lines = [(n, [cell.strip() for cell in line]) for n, line in enumerate(reader, 1)]
         lines = [(n, line) for n, line in lines if any(line) or len(line) > 1]

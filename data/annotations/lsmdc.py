@@ -4,9 +4,9 @@ Its tables are tab separated without header: the clip's name, four moments in th
 the sentence. The files are cut already, so the moments play no part.
 """
 
-from data.annotations import files
+from data.annotations import common
+from data.errors import BadData
 from data.records import Annotations
-from hvp_jax.errors import BadData
 
 FIELDS = 6
 TABLES = {
@@ -21,15 +21,15 @@ def read(annotations: str, videos: str, protocol: str) -> Annotations:
     del protocol  # there is but one
     splits = {}
     for split, names in TABLES.items():
-        captions = _read_table(files.find(annotations, *names))
+        captions = _read_table(common.find(annotations, *names))
         splits[split] = (captions, captions)
-    paths = files.index(videos)
-    return files.gather(annotations, splits, lambda clip_id: files.match(paths, clip_id))
+    paths = common.index(videos)
+    return common.gather(annotations, splits, lambda clip_id: common.match(paths, clip_id))
 
 
 def _read_table(path: str) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
-    for number, line in files.read_lines(path):
+    for number, line in common.read_lines(path):
         fields = line.split("\t", FIELDS - 1)
         if len(fields) == FIELDS - 1:
             raise BadData(
@@ -40,5 +40,5 @@ def _read_table(path: str) -> dict[str, list[str]]:
             raise BadData(
                 f"{path}: line {number} has {len(fields)} fields; it needs 6, separated by tabs"
             )
-        captions.setdefault(fields[0].strip(), []).append(files.clean(fields[-1]))
+        captions.setdefault(fields[0].strip(), []).append(common.clean(fields[-1]))
     return captions

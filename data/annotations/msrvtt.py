@@ -5,9 +5,9 @@ with the one sentence of its table, and 9,000 or 7,010 clips to train on; or "fu
 splits as published, all captions.
 """
 
-from data.annotations import files
+from data.annotations import common
+from data.errors import BadData, BadUse
 from data.records import Annotations
-from hvp_jax.errors import BadData, BadUse
 
 CAPTIONS = ("MSRVTT_data.json", "MSR_VTT.json", "MSR-VTT.json")
 HALVES = ("train_val_videodatainfo.json", "test_videodatainfo.json")  # as first published
@@ -27,48 +27,48 @@ def read(annotations: str, videos: str, protocol: str) -> Annotations:
     captions: dict[str, list[str]] = {}
     split_of: dict[str, str] = {}
     for path in _caption_files(annotations):
-        content = files.read_json(path)
+        content = common.read_json(path)
         _add_captions(path, content, captions)
         if protocol == "full":
             split_of |= _read_splits(path, content)
-    paths = files.index(videos)
+    paths = common.index(videos)
     if protocol == "full":
         splits = {
             split: ([video_id for video_id, of in split_of.items() if of == split], captions)
             for split in ("train", "val", "test")
         }
     else:
-        train = files.read_table(files.find(annotations, *TRAIN[protocol]), "video_id")
-        test = files.read_table(files.find(annotations, *TEST), "video_id", "sentence")
+        train = common.read_table(common.find(annotations, *TRAIN[protocol]), "video_id")
+        test = common.read_table(common.find(annotations, *TEST), "video_id", "sentence")
         queries: dict[str, list[str]] = {}
         for video_id, sentence in test:
-            queries.setdefault(video_id, []).append(files.clean(sentence))
+            queries.setdefault(video_id, []).append(common.clean(sentence))
         splits = {"train": (dict.fromkeys(v for (v,) in train), captions)}
         splits["test"] = (queries, queries)
-    return files.gather(annotations, splits, lambda video_id: files.match(paths, video_id))
+    return common.gather(annotations, splits, lambda video_id: common.match(paths, video_id))
 
 
 def _caption_files(folder: str) -> list[str]:
-    whole = files.find(folder, *CAPTIONS, optional=True)
+    whole = common.find(folder, *CAPTIONS, optional=True)
     if whole:
         return [whole]
-    first = files.find(folder, *CAPTIONS, HALVES[0])
-    second = files.find(folder, HALVES[1], optional=True)
+    first = common.find(folder, *CAPTIONS, HALVES[0])
+    second = common.find(folder, HALVES[1], optional=True)
     return [first, second] if second else [first]
 
 
 def _add_captions(path: str, content: dict, captions: dict[str, list[str]]) -> None:
     """Two schemas of the same file go about."""
-    with files.expecting(path, '{"sentences": [{"video_id": id, "caption": text}]}'):
+    with common.expecting(path, '{"sentences": [{"video_id": id, "caption": text}]}'):
         key, name = "sentences", "video_id"
         if key not in content and "annotations" in content:
             key, name = "annotations", "image_id"
         for row in content[key]:
-            captions.setdefault(row[name].strip(), []).append(files.clean(row["caption"]))
+            captions.setdefault(row[name].strip(), []).append(common.clean(row["caption"]))
 
 
 def _read_splits(path: str, content: dict) -> dict[str, str]:
-    with files.expecting(path, '{"videos": [{"video_id": id, "split": name}]}'):
+    with common.expecting(path, '{"videos": [{"video_id": id, "split": name}]}'):
         videos = content.get("videos", [])
         told = {row["video_id"]: row["split"] for row in videos if "split" in row}
         if not told or len(told) < len(videos) or not set(told.values()) <= SPLITS.keys():

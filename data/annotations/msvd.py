@@ -7,9 +7,9 @@ import io
 import pickle
 from typing import Any
 
-from data.annotations import files
+from data.annotations import common
+from data.errors import BadData
 from data.records import Annotations
-from hvp_jax.errors import BadData
 
 CAPTIONS = ("raw-captions.pkl", "*caption*.pkl", "*caption*.json")
 
@@ -17,22 +17,22 @@ CAPTIONS = ("raw-captions.pkl", "*caption*.pkl", "*caption*.json")
 def read(annotations: str, videos: str, protocol: str) -> Annotations:
     """The clips of the three lists. Raises BadData for bad files."""
     del protocol  # there is but one
-    path = files.find(annotations, *CAPTIONS)
-    content = files.read_json(path) if path.lower().endswith(".json") else read_pickle(path)
-    with files.expecting(path, "{id: [caption]}"):
+    path = common.find(annotations, *CAPTIONS)
+    content = common.read_json(path) if path.lower().endswith(".json") else read_pickle(path)
+    with common.expecting(path, "{id: [caption]}"):
         captions = {video_id.strip(): _captions(texts) for video_id, texts in content.items()}
     splits = {
-        split: (files.read_ids(files.find(annotations, f"{split}_list.txt")), captions)
+        split: (common.read_ids(common.find(annotations, f"{split}_list.txt")), captions)
         for split in ("train", "val", "test")
     }
-    paths = files.index(videos)
-    return files.gather(annotations, splits, lambda video_id: files.match(paths, video_id))
+    paths = common.index(videos)
+    return common.gather(annotations, splits, lambda video_id: common.match(paths, video_id))
 
 
 def _captions(texts: Any) -> list[str]:
     if isinstance(texts, list):
         texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
-    return files.strings(texts)
+    return common.strings(texts)
 
 
 class _Plain(pickle.Unpickler):

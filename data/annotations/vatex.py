@@ -9,27 +9,27 @@ import dataclasses
 import os
 import re
 
-from data.annotations import files
+from data.annotations import common
+from data.errors import BadData, BadUse
 from data.records import Annotations, Clip
-from hvp_jax.errors import BadData, BadUse
 
 STRETCH = re.compile(r"(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})")
 
 
 def read(annotations: str, videos: str, protocol: str) -> Annotations:
     """The clips of the three lists. Raises BadUse if the test list is in doubt."""
-    lists = {split: files.find(annotations, f"{split}_list.txt") for split in ("train", "val")}
+    lists = {split: common.find(annotations, f"{split}_list.txt") for split in ("train", "val")}
     lists["test"] = _test_list(annotations, protocol)
     captions = _read_captions(annotations)
-    splits = {split: (files.read_ids(path), captions) for split, path in lists.items()}
-    paths = files.index(videos)
+    splits = {split: (common.read_ids(path), captions) for split, path in lists.items()}
+    paths = common.index(videos)
 
     def path_of(clip_id: str) -> str:
         stretch = STRETCH.fullmatch(clip_id)
         whole = stretch["video"] if stretch else clip_id
-        return files.match(paths, clip_id) or files.match(paths, whole)
+        return common.match(paths, clip_id) or common.match(paths, whole)
 
-    found = files.gather(annotations, splits, path_of)
+    found = common.gather(annotations, splits, path_of)
     return found._replace(clips=[_placed(clip) for clip in found.clips])
 
 
@@ -63,7 +63,7 @@ def _test_list(folder: str, protocol: str) -> str:
             f" --config.data.protocol={stems[0]}"
         )
     if not there:
-        return files.find(folder, "test_list.txt")
+        return common.find(folder, "test_list.txt")
     return os.path.join(folder, there[stems.index(protocol) if protocol else 0])
 
 
@@ -71,16 +71,16 @@ def _read_captions(folder: str) -> dict[str, list[str]]:
     """Of all `vatex_*.json` together, which have a file a split; else of `ref_captions.json`."""
     names = [n for n in sorted(os.listdir(folder)) if re.fullmatch(r"vatex_.*\.json", n, re.I)]
     if not names:
-        path = files.find(folder, "vatex_training_v1.0.json", "*caption*.json")
-        with files.expecting(path, "{id: [caption]}"):
-            content = files.read_json(path)
-            return {clip_id: files.strings(texts) for clip_id, texts in content.items()}
+        path = common.find(folder, "vatex_training_v1.0.json", "*caption*.json")
+        with common.expecting(path, "{id: [caption]}"):
+            content = common.read_json(path)
+            return {clip_id: common.strings(texts) for clip_id, texts in content.items()}
     captions: dict[str, list[str]] = {}
     for path in (os.path.join(folder, name) for name in names):
-        with files.expecting(path, '[{"videoID": id, "enCap": [caption]}]'):
-            for row in files.read_json(path):
+        with common.expecting(path, '[{"videoID": id, "enCap": [caption]}]'):
+            for row in common.read_json(path):
                 # One of the files is without captions, one is in Chinese alone.
-                texts = files.strings(row.get("enCap", []))
+                texts = common.strings(row.get("enCap", []))
                 if texts and captions.setdefault(row["videoID"].strip(), texts) != texts:
                     raise BadData(
                         f"{path}: {row['videoID']!r} has other captions than in another file"

@@ -1,0 +1,1 @@
+"""What is missing, broken or odd in a data set."""

@@ -1,0 +1,60 @@
+"""Finds clips that cannot be read before training does."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from data.errors import BadData
+from data.records import Broken, Clip
+from data.video.decode import probe
+
+
+def check_clips(clips: list[Clip], progress: bool = True) -> list[tuple[Clip, str]]:
+    """The clips that are bad, in their order, each with the reason.
+
+    Opens every file once (and once for each start of a stretch) and decodes its first
+    frame. `progress` shows a bar on stderr.
+    """
+    places = list(dict.fromkeys((clip.path, clip.start) for clip in clips))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        faults = tqdm(
+            pool.map(_find_fault, places),
+            total=len(places),
+            desc="checking videos",
+            leave=False,
+            disable=not progress,
+        )
+        fault_at = dict(zip(places, faults, strict=True))
+    return [
+        (clip, fault) for clip in clips if (fault := fault_at[clip.path, clip.start]) is not None
+    ]
+
+
+def require_sound(clips: list[Clip]) -> None:
+    """Raises BadData in one line if a clip is missing or cannot be read."""
+    bad = check_clips(clips)
+    if bad:
+        raise refusal([Broken(clip.clip_id, clip.path, why) for clip, why in bad], len(clips))
+
+
+def refusal(broken: Sequence[Broken], clips: int) -> BadData:
+    """One line about the broken ones of so many clips."""
+    first = ", ".join(f"{clip_id} ({path}: {why})" for clip_id, path, why in broken[:3])
+    return BadData(
+        f"{len(broken)} of {clips} clips are missing or broken: {first}"
+        f"{', ...' if len(broken) > 3 else ''}; replace these files, or leave them out with"
+        " data.exclude (`doctor` writes a list of them)"
+    )
+
+
+def _find_fault(place: tuple[str, float | None]) -> str | None:
+    path, start = place
+    if not os.path.isfile(path):
+        return "no such file"
+    try:
+        probe(path, start)
+    except BadData as error:
+        return str(error).removeprefix(f"{path}: ").split("; ")[0]
+    return None

@@ -1,0 +1,1 @@
+"""Clips decoded once into ArrayRecord files."""

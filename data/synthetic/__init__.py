@@ -1,0 +1,1 @@
+"""Built-in clips of moving shapes with captions."""

@@ -1,0 +1,219 @@
+"""`bench --config.bench=plan`: what a training step needs on machines that are not here.
+
+Nothing is run. Memory: the compiler's analysis of the whole step on one simulated device, at
+two batch sizes, is a line in the examples a device holds; to it comes the analysis of the loss
+over as many devices as the machine has, which grows with the global batch. Both are XLA's for
+the CPU: another device's compiler lays out and fuses in its own way. Time: the step's
+operations by `hvp_jax/models/flops.py` at a share of the published peak, and the bytes that
+devices exchange at the published rate of their links, nothing overlapped.
+"""
+
+import dataclasses
+import functools
+import logging
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from hvp_jax.bench.memory import features, gradient, place, some_devices, temporary
+from hvp_jax.config.resolve import resolve
+from hvp_jax.models import flops
+from hvp_jax.models.clip import REMAT
+from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
+from hvp_jax.monitoring.accelerators import PEAKS
+from hvp_jax.parallel.partitioner import Layout, make_mesh
+from hvp_jax.training import train_state
+from hvp_jax.training.step_spec import recipe_of
+from hvp_jax.training.train_step import train_step
+
+SHARE = 0.4  # of the peak, assumed
+BATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+FITTED = (16, 32)  # examples on one device, of the two compiled steps
+CHECKED = 1024  # global batch of the step that is compiled whole, to tell how good the sum is
+
+log = logging.getLogger(__name__)
+
+
+class Machine(NamedTuple):
+    kind: str  # of `PEAKS`
+    devices: int
+    link: float  # bytes a second that a device sends, published
+
+
+# Links: Google, cloud.google.com/tpu/docs/v5e and /v4, "Interchip Interconnect BW" a chip, 1,600
+# and 2,400 Gbit/s; NVIDIA H100 data sheet, NVLink 900 GB/s, which counts both directions.
+MACHINES = {
+    "v5e-16": Machine("TPU v5 lite", 16, 200e9),
+    "v4-32": Machine("TPU v4", 16, 300e9),  # named by its 32 cores: 16 chips
+    "8 x H100": Machine("NVIDIA H100 80GB HBM3", 8, 450e9),
+}
+
+
+def compiled_step(config: ConfigDict, model: HVPNet, batch: int, devices: list):
+    """The whole training step of a global batch over `devices`, lowered from shapes alone."""
+    layout = Layout("shard_map", config.fsdp, devices)
+    recipe = recipe_of(config, model, batch)
+    state = jax.eval_shape(
+        lambda: train_state.new_state(init_params(model, config.seed), recipe.optimizer)
+    )
+    side, frames, words = model.sizes.image_size, config.data.frames, config.data.words
+    batch_shapes = {
+        "video": jax.ShapeDtypeStruct((batch, frames, side, side, 3), jnp.uint8),
+        "video_mask": jax.ShapeDtypeStruct((batch, frames), bool),
+        "text_ids": jax.ShapeDtypeStruct((batch, words), jnp.int32),
+        "text_mask": jax.ShapeDtypeStruct((batch, words), bool),
+    }
+    laid = layout.train(functools.partial(train_step, recipe=recipe), state)
+    return laid.lower(layout.state_like(state), layout.batch_like(batch_shapes))
+
+
+def memory(config: ConfigDict, model: HVPNet, batch: int, devices: list) -> float:
+    """Bytes on one device: the state, this device's part of the batch, and what is temporary."""
+    analysis = compiled_step(config, model, batch, devices).compile().memory_analysis()
+    # The new state takes the place of the old.
+    return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+
+
+def loss_memory(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> float:
+    """Temporary bytes of the loss on one of `devices`, by the compiler's analysis."""
+    mesh = make_mesh(some_devices(devices))
+    paired = config.similarity.word_weights == "paired"
+    compute = gradient(config.similarity.chunk, paired, model.dtype, mesh)
+    shapes = features(model, batch, config.data.frames, config.data.words)
+    return temporary(compute, place(shapes, mesh))
+
+
+def line(config: ConfigDict, model: HVPNet) -> tuple[float, float]:
+    """Bytes on a device: what is there with no example, and what each example adds."""
+    device = some_devices(1)
+    low, high = (
+        memory(config, model, size, device) - loss_memory(config, model, size, 1) for size in FITTED
+    )
+    slope = (high - low) / (FITTED[1] - FITTED[0])
+    return low - slope * FITTED[0], slope
+
+
+def counted_over_cost_analysis(config: ConfigDict, model: HVPNet) -> float:
+    """Our count of operations over XLA's, of a step where each scan has one turn.
+
+    XLA counts the body of a loop once: here the towers have one layer and the scoring one tile.
+    """
+    batch, config = 8, config.copy_and_resolve_references()
+    config.similarity.chunk = batch
+    small = dataclasses.replace(model.sizes, vision_layers=1, text_layers=1)
+    single = model.clone(sizes=small, taps=(1,), remat="none")
+    lowered = compiled_step(config, single, batch, some_devices(1))
+    ours = flops.training_step(single, batch, config.data.frames, config.data.words)
+    return ours / lowered.cost_analysis()["flops"]
+
+
+@functools.lru_cache
+def to_exchange(model: HVPNet, words: int) -> tuple[int, int]:
+    """Bytes of all weights, and of the text features of one example."""
+    weights = jax.eval_shape(lambda: init_params(model, 0))
+    text, _, _ = features(model, 1, 1, words)
+    return tuple(
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (weights, text)
+    )
+
+
+def exchanged(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> float:
+    """Bytes that a device sends in a step: text gathered, its gradient and the weights' summed."""
+    weights, text = to_exchange(model, config.data.words)
+    # Around a ring a gather or a scatter passes on all parts but its own; a sum does both.
+    return (devices - 1) / devices * (2 * batch * text + 2 * weights)
+
+
+def step_seconds(config: ConfigDict, model: HVPNet, machine: Machine, batch: int) -> dict:
+    """Lower bounds of a step's time: its arithmetic at SHARE of the peak, and the links."""
+    peak = PEAKS[machine.kind]
+    rate = peak.flops if model.dtype == jnp.bfloat16 else peak.flops_float32
+    operations = flops.training_step(model, batch, config.data.frames, config.data.words)
+    return {
+        "compute_ms": 1000 * operations / machine.devices / (SHARE * rate),
+        "links_ms": 1000 * exchanged(config, model, batch, machine.devices) / machine.link,
+    }
+
+
+def bench_plan(config: ConfigDict, model: HVPNet) -> dict:
+    """Memory and time a device of every machine and global batch. All computed, none measured."""
+    config.train.steps = config.train.steps or 1000
+    lines, models = {}, {}
+    for remat in REMAT:
+        log.info("compiling the step, remat %s, at %d and %d examples a device", remat, *FITTED)
+        config.model.remat = remat
+        models[remat] = from_config(resolve(config), model.sizes)
+        lines[remat] = line(config, models[remat])
+    counts = sorted({machine.devices for machine in MACHINES.values()})
+    losses = {}
+    for devices in counts:
+        for batch in BATCHES:
+            log.info("compiling the loss of %d examples over %d devices", batch, devices)
+            losses[batch, devices] = loss_memory(config, model, batch, devices)
+
+    def total(remat, batch, devices):
+        base, slope = lines[remat]
+        return base + slope * batch / devices + losses[batch, devices]
+
+    log.info("compiling the whole step of %d examples over %d devices", CHECKED, counts[0])
+    config.model.remat = "dots"
+    whole = memory(config, models["dots"], CHECKED, some_devices(counts[0]))
+    machines = {
+        name: {
+            batch: step_seconds(config, model, machine, batch)
+            | {"GiB": {remat: total(remat, batch, machine.devices) / 2**30 for remat in REMAT}}
+            for batch in BATCHES
+        }
+        for name, machine in MACHINES.items()
+    }
+    result = {
+        "machines": machines,
+        "GiB_without_examples": {remat: base / 2**30 for remat, (base, _) in lines.items()},
+        "MiB_each_example": {remat: slope / 2**20 for remat, (_, slope) in lines.items()},
+        "sum_over_whole_step": total("dots", CHECKED, counts[0]) / whole,
+        "count_over_cost_analysis": counted_over_cost_analysis(config, model),
+        "share_of_peak_assumed": SHARE,
+    }
+    return result | {"text": text_of(result, config, model)}
+
+
+def text_of(result: dict, config: ConfigDict, model: HVPNet) -> str:
+    """The tables for a person, in Markdown. What does not fit into the device is struck out."""
+    lines = [
+        f"{config.model.variant}, {model.dtype}, {config.data.frames} frames, "
+        f"{config.data.words} words, chunk {config.similarity.chunk}. Computed, not measured.",
+    ]
+    for name, machine in MACHINES.items():
+        peak = PEAKS[machine.kind]
+        lines += [
+            "",
+            f"{name}: {machine.devices} devices of {peak.memory / 2**30:.1f} GiB",
+            "",
+            "| global batch | a device | step, at least, ms | of it links | examples/s, at most | "
+            + " | ".join(f"GiB, remat {remat}" for remat in REMAT)
+            + " |",
+            "| ---: |" + " ---: |" * (4 + len(REMAT)),
+        ]
+        for batch, row in result["machines"][name].items():
+            ms = row["compute_ms"] + row["links_ms"]
+            sizes = [
+                f"{gib:.1f}" if gib * 2**30 <= peak.memory else f"~~{gib:.1f}~~"
+                for gib in row["GiB"].values()
+            ]
+            lines.append(
+                f"| {batch:,} | {batch // machine.devices} | {ms:,.1f} | {row['links_ms']:.1f} | "
+                f"{1000 * batch / ms:,.0f} | " + " | ".join(sizes) + " |"
+            )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Assumed: {SHARE:.0%} of the published peak. The line and the loss summed, over the "
+            f"analysis of the whole step of {CHECKED:,} examples on "
+            f"{min(m.devices for m in MACHINES.values())} devices: "
+            f"{result['sum_over_whole_step']:.2f}. Operations counted, over XLA's count where it "
+            f"can be asked: {result['count_over_cost_analysis']:.2f}.",
+        ]
+    )

@@ -1,0 +1,41 @@
+"""The verb `bench`: how fast a step or the scoring is."""
+
+import jax
+from ml_collections import ConfigDict
+
+from hvp_jax.bench.input import bench_input
+from hvp_jax.bench.memory import bench_memory, simulate_devices
+from hvp_jax.bench.plan import bench_plan
+from hvp_jax.bench.similarity import bench_similarity
+from hvp_jax.bench.step import bench_step
+from hvp_jax.config.resolve import resolve
+from hvp_jax.models.hvpnet import from_config
+from hvp_jax.monitoring import json_files
+from hvp_jax.weights import initial
+
+PARTS = {
+    "step": bench_step,
+    "similarity": bench_similarity,
+    "input": bench_input,
+    "memory": bench_memory,
+    "plan": bench_plan,
+}
+# Of compiled programs, for devices that need not be there: how many to simulate.
+SIMULATED = {"memory": 8, "plan": 16}
+
+
+def run(config: ConfigDict, workdir=None) -> dict:
+    """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
+    if config.bench in SIMULATED:
+        simulate_devices(SIMULATED[config.bench])
+    begin = initial.origin(config)  # for the sizes: the arithmetic is the same for any weights
+    config = resolve(config, begin.told)
+    model = from_config(config, begin.told.sizes)
+    if workdir is not None:
+        json_files.make_workdir(workdir)
+    part = PARTS[config.bench]
+    result = {"bench": config.bench, "variant": config.model.variant, "precision": config.precision}
+    result |= {"devices": [str(device) for device in jax.devices()]} | part(config, model)
+    if workdir is not None:
+        json_files.write_json(workdir / f"bench_{config.bench}.json", result)
+    return result

@@ -1,0 +1,161 @@
+"""The command line: `python run.py VERB --config=FILE --workdir=DIR [--config.KEY=VALUE] [--json]`.
+
+Everything is checked before a verb's module is imported, so that a mistake is
+answered at once. Exit status: 0 done, 1 the answer is no or the data is bad, 2 used wrongly.
+"""
+
+import argparse
+import difflib
+import importlib
+import itertools
+import re
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from data.errors import BadUse, UserError
+from hvp_jax.cli import console
+from hvp_jax.cli.flags import VERBS
+from hvp_jax.config import overrides
+from hvp_jax.config.schema import validate
+from hvp_jax.parallel import distributed
+
+ACROSS = ("coordinator", "processes", "process")  # the parameters of `distributed.check`
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadUse(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status; `arguments` as in sys.argv[1:]."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    status = 1
+    try:
+        if {"--help", "-h"} & set(arguments):
+            status = 0
+            verb = next((word for word in arguments if word in VERBS), "")
+            print(_parsers()[verb].format_help(), end="", flush=True)
+            return status
+        answer = console.claim_stdout() if "--json" in arguments else None
+        status, result = _attempt(arguments)
+        if answer or distributed.is_first():
+            console.give(result, answer)
+    except BrokenPipeError:
+        pass  # whoever read us wants no more; the status still tells how it went
+    if status:
+        distributed.leave(status)
+    return status
+
+
+def _attempt(arguments: list[str]) -> tuple[int, dict[str, Any] | str]:
+    """The exit status and the verb's result, or the error's message, already on stderr."""
+    try:
+        run, values = check(arguments)
+        result = run(**values)
+        return (0 if result.get("ok", True) else 1), result
+    except UserError as error:
+        status, message = error.status, re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+    except Exception as error:
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status, message
+
+
+def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The verb's function and its arguments. Raises BadUse before anything heavy is imported."""
+    changes, rest = _split_changes(arguments)
+    verb, values = _parse(rest)
+    if changes and "config" not in values:
+        raise BadUse(f"{verb} takes no --config.{changes[0][0]}")
+    if values.get("workdir") and values["workdir"].is_file():
+        raise BadUse(f"--workdir={values['workdir']} is a file; it must be a folder")
+    across = [values.pop(name) for name in ACROSS if name in values]
+    together = distributed.check(*across) if across else None
+    if "config" in values:
+        if values["config"] is None:
+            config = overrides.load_json(values["workdir"] / "config.json")
+        else:
+            config = overrides.load(values["config"])
+        for key, text in changes:
+            overrides.override(config, key, text)
+        validate(config)
+        values["config"] = config
+    console.quiet_libraries()
+    if across:
+        distributed.start(together)
+    module, _, function = VERBS[verb].target.partition(":")
+    return getattr(importlib.import_module(module), function), values
+
+
+def _split_changes(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(key, value) of every `--config.KEY=VALUE` or `--config.KEY VALUE`, and what is left."""
+    changes, rest, waiting = [], [], iter(arguments)
+    for argument in waiting:
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(waiting, None)
+            if value is None or value.startswith("--"):
+                raise BadUse(f"--config.{key} has no value; say --config.{key}=VALUE")
+        changes.append((key, value))
+    return changes, rest
+
+
+def _parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The verb and the value of each of its flags but `--json`."""
+    # The verb is the first word that is no flag and no flag's value; argparse wants it in front.
+    valued = {flag for verb in VERBS.values() for flag in verb.names()}
+    pairs = enumerate(itertools.pairwise(["", *arguments]))
+    places = [at for at, (before, word) in pairs if word[:1] != "-" and before not in valued]
+    if not places:
+        if "--json" not in arguments:
+            print(_parsers()[""].format_help(), end="", file=sys.stderr)
+        raise BadUse(f"no verb given; it is one of {', '.join(VERBS)}")
+    verb, *more = [arguments[place] for place in places]
+    if verb not in VERBS:
+        raise BadUse(f"unknown verb {verb!r}{_nearest(verb, list(VERBS))}")
+    known = [*VERBS[verb].names(), "--json"]
+    for word in arguments:  # argparse would name the required flag that is missing, not the typo
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            raise BadUse(f"{verb} takes no {word}{_nearest(name, known)}")
+    if more:
+        raise BadUse(f"unexpected argument {more[0]!r}; every argument but the verb begins with --")
+    arguments = [verb, *arguments[: places[0]], *arguments[places[0] + 1 :]]
+    values = vars(_parsers()[""].parse_args(arguments))
+    del values["json"]  # `main` looks for it by itself
+    return verb, values
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    """The subparser of each verb, and at "" the parser that they belong to."""
+    whole = _Parser(
+        prog="python run.py",
+        usage="%(prog)s VERB --config=FILE.py --workdir=DIR [--config.KEY=VALUE ...] [--json]",
+        epilog="%(prog)s VERB --help tells the flags of a verb.",
+        allow_abbrev=False,
+    )
+    verbs = whole.add_subparsers(title="verbs", metavar="VERB", prog=whole.prog)
+    for name, verb in VERBS.items():
+        parser = verbs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
+        if verb.one_of:
+            group = parser.add_mutually_exclusive_group(required=True)
+            for flag, options in verb.one_of:
+                group.add_argument(flag, **options)
+        for flag, options in verb.flags:
+            parser.add_argument(flag, **options)
+        says = "one JSON object on stdout, all else on stderr"
+        parser.add_argument("--json", action="store_true", help=says)
+    return {"": whole, **verbs.choices}
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"

@@ -1,0 +1,30 @@
+"""The verb `prepare`: the video files of a data set -> shards for this model's pictures."""
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data.errors import BadUse
+from data.inputs import read_clips
+from data.shards import prepare
+from hvp_jax.weights import initial
+
+
+def run(config: ConfigDict) -> dict:
+    """Writes shards to `data.shards`, or finds them there whole already."""
+    if not config.data.shards:
+        raise BadUse("data.shards is empty; say where to write with --config.data.shards=DIR")
+    clips = read_clips(config)
+    size = initial.origin(config).told.sizes.image_size
+    with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
+
+        def progress(done: int, total: int) -> None:
+            del total
+            bar.update(done - bar.n)
+
+        data = config.data
+        how = (progress, data.workers, data.beam_options)
+        result = prepare.prepare(clips, data.shards, size, data.frames, *how)
+    counts = ", ".join(f"{count} {split}" for split, count in result["splits"].items())
+    verb = "wrote" if result["written"] else "found"
+    text = f"{verb} {counts} clips in {result['directory']}, {result['bytes'] / 2**20:.0f} MiB"
+    return result | {"text": text}

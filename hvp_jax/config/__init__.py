@@ -1,0 +1,1 @@
+"""The config: its keys, their checks, overrides, and what None becomes."""

@@ -1,0 +1,135 @@
+"""From `--config=FILE.py[:ARG]` and `--config.KEY=VALUE` to a locked config.
+
+Not `ml_collections.config_flags`: its messages span several lines, it reads
+`sys.argv` behind the caller's back, and it cannot start from a config.json.
+"""
+
+import difflib
+import importlib.machinery
+import importlib.util
+import inspect
+import math
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data.errors import BadData, BadUse
+from hvp_jax.config.saved import from_json
+from hvp_jax.config.schema import OPTIONAL, flatten
+
+EXPECTED = {
+    bool: "true or false",
+    int: "a whole number (int)",
+    float: "a finite number (float)",
+    str: "text (str)",
+    tuple: "whole numbers separated by commas (tuple), as in 1,6,12",
+}
+
+
+def load(spec: str) -> ConfigDict:
+    """The locked config of `FILE.py` or `FILE.py:ARG`, which goes to its `get_config`.
+
+    Raises BadUse if the file is not there, fails, or gives no config.
+    """
+    path, arg = Path(spec), None
+    if not path.is_file() and ":" in spec:
+        name, _, arg = spec.rpartition(":")
+        path = Path(name)
+    if not path.is_file():
+        name = path.stem.removesuffix("_reference")
+        how = "NAME.py" if name == path.stem else f"{name}.py:reference"
+        raise BadUse(f"config file {path} does not exist; say --config=configs/{how}")
+    try:
+        config = _get_config(path, arg)
+    except BadUse:
+        raise
+    except SyntaxError as error:
+        place = f"{error.filename or path}, line {error.lineno or 1}"
+        raise BadUse(f"config file {place}: {error.msg}") from None
+    except Exception as error:
+        if arg is not None and isinstance(error, ValueError):  # what the argument cannot be
+            raise BadUse(f"config file {path}: {error}") from None
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = f", line {lines[-1]}" if lines else ""
+        raise BadUse(f"config file {path}{place}: {type(error).__name__}: {error}") from None
+    return config.lock()
+
+
+def _get_config(path: Path, arg: str | None) -> ConfigDict:
+    loader = importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise BadUse(f"config file {path} has no function get_config")
+    arguments = () if arg is None else (arg,)
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        how = "needs an argument: FILE.py:ARG" if arg is None else f"takes no argument ({arg!r})"
+        raise BadUse(f"config file {path}: its get_config {how}") from None
+    config = get_config(*arguments)
+    if not isinstance(config, ConfigDict):
+        raise BadUse(f"config file {path}: get_config gives {type(config).__name__}, no ConfigDict")
+    return config
+
+
+def load_json(path: Path) -> ConfigDict:
+    """The locked config of a run, from its config.json. Raises BadUse if it is not there."""
+    if not path.is_file():
+        raise BadUse(f"{path} does not exist; give --config, or the workdir of a training run")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (BadData, ValueError) as error:
+        raise BadData(f"{path}: {error}") from None
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets `key` ("train.steps") to what `text` says, in place. Raises BadUse, naming the key."""
+    flat = flatten(config)
+    if key not in flat:
+        raise BadUse(f"--config.{key}: there is no such key; {_hint(key, list(flat))}")
+    *groups, name = key.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    if key in OPTIONAL and text.lower() == "none":
+        node[name] = None
+        return
+    kind = node.get_type(name)
+    if kind not in EXPECTED:
+        raise BadUse(f"--config.{key}: a {kind.__name__} cannot be given here, only in the file")
+    try:
+        node[name] = _parse(text, kind)
+    except ValueError:
+        raise BadUse(f"--config.{key}={text}: expected {EXPECTED[kind]}, not {text!r}") from None
+
+
+def _hint(key: str, known: list[str]) -> str:
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f"it is a group: {', '.join(f'config.{name}' for name in inside)}"
+    same_name = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    nearest = difflib.get_close_matches(key, same_name or known, n=1, cutoff=0.0)
+    return f"the nearest is config.{nearest[0]}" if nearest else "this config has none"
+
+
+def _parse(text: str, kind: type) -> Any:
+    """Raises ValueError if `text` is no `kind`."""
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "1", "false", "0"):
+            raise ValueError(text)
+        return text.lower() in ("true", "1")
+    if kind is int:
+        return int(text)
+    if kind is float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(text)
+        return number
+    return tuple(int(part) for part in text.strip("()[] ").rstrip(",").split(","))

@@ -1,0 +1,84 @@
+"""Keys left at None are filled in, from other keys, the weights and the data."""
+
+import copy
+
+from ml_collections import ConfigDict
+
+from data.errors import BadUse
+from hvp_jax.models.clip_config import VARIANTS, Told
+
+STAGES = 3  # paper section 3.2
+DEFAULT_VARIANT = "ViT-B/32"
+EPOCHS = 5  # on a pretrained CLIP
+SCRATCH_STEPS = 300
+SCRATCH_EVALUATIONS = 5
+
+
+def told_by_variant(config: ConfigDict) -> Told:
+    """What a model from scratch is."""
+    return Told(VARIANTS[config.model.variant or DEFAULT_VARIANT])
+
+
+def resolve(config: ConfigDict, told: Told | None = None) -> ConfigDict:
+    """A copy with the keys filled in that depend on other keys and on the weights only.
+
+    `told`: by the weights; None: there are none. Raises BadUse if a key does not fit.
+    `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
+    """
+    config = copy.deepcopy(config)
+    sizes, taps, stages, pretrained = told or told_by_variant(config)
+    if config.model.variant is None and not pretrained:
+        config.model.variant = DEFAULT_VARIANT
+    if config.model.image_size is None:
+        config.model.image_size = sizes.image_size
+    if config.model.taps is None:
+        layers = sizes.vision_layers
+        # A tower of one or two layers has no three.
+        config.model.taps = taps or tuple(sorted({1, max(1, layers // 2), layers}))
+    if config.distill.stages is None:
+        config.distill.stages = stages or STAGES
+    if stages and config.distill.stages != stages:
+        raise BadUse(f"config.distill.stages is {config.distill.stages}; the weights have {stages}")
+    _validate_taps(config.model.taps, sizes.vision_layers)
+    if config.data.words > sizes.context_length:
+        raise BadUse(
+            f"config.data.words is {config.data.words}; the text tower takes at most "
+            f"{sizes.context_length}"
+        )
+    if config.model.freeze_patches is None:
+        config.model.freeze_patches = pretrained
+    if config.optim.rate is None:
+        config.optim.rate = 1e-4 if pretrained else 1e-3
+    if config.optim.clip_rate is None:
+        config.optim.clip_rate = 1e-7 if pretrained else config.optim.rate
+    return config
+
+
+def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -> ConfigDict:
+    """A copy with `train.steps` and `train.eval_every` filled in.
+
+    `examples` is the number of training examples of one epoch; what is left over
+    after the last whole batch of an epoch is dropped.
+    """
+    config = copy.deepcopy(config)
+    epoch = max(1, examples // config.train.batch_size)
+    if config.train.epochs is None and pretrained:
+        config.train.epochs = EPOCHS
+    if config.train.steps is None:
+        by_epochs = config.train.epochs is not None
+        config.train.steps = config.train.epochs * epoch if by_epochs else SCRATCH_STEPS
+    if config.train.epochs is None:
+        config.train.epochs = -(-config.train.steps // epoch)
+    if config.train.eval_every is None:
+        fifth = max(1, config.train.steps // SCRATCH_EVALUATIONS)
+        config.train.eval_every = epoch if pretrained else fifth
+    return config
+
+
+def _validate_taps(taps: tuple[int, ...], layers: int) -> None:
+    in_order = all(a < b for a, b in zip(taps, taps[1:], strict=False))
+    if not taps or not in_order or taps[0] < 1 or taps[-1] > layers:
+        raise BadUse(
+            f"config.model.taps is {taps}; taps are layers of the vision tower, "
+            f"rising, counted from 1 to {layers}"
+        )

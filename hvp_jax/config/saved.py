@@ -1,0 +1,48 @@
+"""A config as JSON: config.json of a run."""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from data.errors import BadData
+from hvp_jax.config.schema import OPTIONAL, flatten
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON; `from_json` gives back an equal one."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The locked config that `to_json` wrote. Raises BadData if it is not one."""
+    try:
+        config = _typed(json.loads(text))
+    except ValueError as error:
+        raise BadData(f"not the JSON of a config: {error}") from None
+    return config.lock()
+
+
+def _typed(values: Any, prefix: str = "") -> ConfigDict:
+    """JSON knows no tuple, and a null there does not tell its type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix or 'it'} is no object")
+    config = ConfigDict()
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict):
+            config[name] = _typed(value, f"{key}.")
+            continue
+        if key in OPTIONAL:
+            config[name] = placeholder(OPTIONAL[key])
+        config[name] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def difference(a: ConfigDict, b: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """(key, its value in `a`, its value in `b`) where they differ; None where there is none."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    keys = sorted(flat_a.keys() | flat_b.keys())
+    pairs = [(key, flat_a.get(key), flat_b.get(key)) for key in keys]
+    return [(key, of_a, of_b) for key, of_a, of_b in pairs if of_a != of_b]

@@ -1,0 +1,145 @@
+"""What the keys of `configs/base.py` may be, and what a key left at None becomes."""
+
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data.errors import BadUse
+from hvp_jax.config.resolve import resolve
+from hvp_jax.models.clip_config import VARIANTS
+
+# rsum: R@1 + R@5 + R@10 of both directions; of MdR and MnR, less is better
+_FIGURES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+BEST_BY = ("rsum", *(f"text_to_video/{x}" for x in _FIGURES))
+BEST_BY += tuple(f"video_to_text/{x}" for x in _FIGURES)
+
+CHOICES = {
+    "parallel": ("pmap", "shard_map"),
+    "precision": ("float32", "bfloat16"),
+    "model.variant": tuple(VARIANTS),
+    "model.remat": ("none", "dots", "full"),
+    "distill.noise": ("train", "always", "never"),
+    "similarity.word_weights": ("query", "paired"),
+    "similarity.normalize": ("softmax", "none"),
+    "data.dataset": (
+        *("folder", "shapes"),
+        *("msrvtt", "didemo", "activitynet", "lsmdc", "msvd", "vatex", "charades"),
+    ),
+    "train.choose_on": ("val", "test"),
+    "train.best_by": BEST_BY,
+    "eval.split": ("train", "val", "test"),
+    "bench": ("step", "similarity", "input", "memory", "plan"),
+}
+
+LEAST = {
+    "seed": 0,
+    "model.image_size": 1,
+    "distill.stages": 1,
+    "similarity.chunk": 1,
+    "data.frames": 1,
+    "data.words": 3,  # start and end of text and one token between
+    "data.held_out": 0,
+    "data.workers": 0,
+    "optim.rate": 0,
+    "optim.clip_rate": 0,
+    "optim.weight_decay": 0,
+    "optim.warmup": 0,
+    "optim.schedule_epochs": 0,
+    "train.batch_size": 1,
+    "train.epochs": 1,
+    "train.steps": 1,
+    "train.checkpoint_every": 1,
+    "train.eval_every": 1,
+    "train.log_every": 1,
+    "train.most_skipped": 1,
+    "train.stall_seconds": 0,
+    "train.keep": 1,
+    "train.keep_every": 0,
+    "eval.batch_size": 1,
+}
+
+OPTIONAL = {  # the keys that may be None, and their type when they are not
+    "model.variant": str,
+    "model.image_size": int,
+    "model.taps": tuple,
+    "model.freeze_patches": bool,
+    "distill.stages": int,
+    "optim.rate": float,
+    "optim.clip_rate": float,
+    "train.epochs": int,
+    "train.steps": int,
+    "train.eval_every": int,
+}
+
+AUGMENT = ("augment.rand_augment", "augment.crop", "augment.flip")
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"model.taps": (1, 6, 12), ...}: every key that holds a value, with its group's name."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises BadUse, naming the key, if a value is outside what the key allows."""
+    flat = flatten(config)
+    for key in (*CHOICES, *LEAST, *OPTIONAL, *AUGMENT, "profile"):
+        if key not in flat:
+            raise BadUse(f"the config has no key config.{key}; start it from configs/base.py")
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices and not (key in OPTIONAL and flat[key] is None):
+            raise BadUse(f"config.{key} is {flat[key]!r}; it must be one of {', '.join(choices)}")
+    for key, least in LEAST.items():
+        if flat[key] is not None and flat[key] < least:
+            raise BadUse(f"config.{key} is {flat[key]}; it must be at least {least}")
+    for key, whole in (("optim.warmup", "schedule"), ("data.held_out", "training videos")):
+        if flat[key] >= 1:
+            raise BadUse(f"config.{key} is {flat[key]}; it is a share of the {whole}, below 1")
+    if flat["optim.max_grad_norm"] <= 0:
+        raise BadUse(
+            f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
+        )
+    if flat["fsdp"] and flat["parallel"] != "shard_map":
+        raise BadUse("config.fsdp needs config.parallel=shard_map; under pmap weights are whole")
+    _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
+    if flat["profile"]:
+        parse_profile(flat["profile"])
+    if not flat["model.weights"]:  # else they tell the sizes, once they are opened
+        resolve(config)
+
+
+def _validate_augment(rand_augment: str, crop: float) -> None:
+    if not 0 < crop <= 1:
+        raise BadUse(
+            f"config.augment.crop is {crop}; it is a share of the area, above 0 and at most 1"
+        )
+    if rand_augment:
+        from data.batches.augment import parse  # NumPy and Pillow: few commands need them early
+
+        try:
+            parse(rand_augment)
+        except BadUse as error:
+            raise BadUse(f"config.augment.rand_augment {error}") from None
+
+
+def parse_profile(text: str) -> tuple[int, int] | None:
+    """The first and the last step that `config.profile` names, "from:to"; None if it is empty.
+
+    Raises BadUse, naming the key, if it is neither.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    steps = tuple(int(number) for number in match.groups()) if match else (0, 0)
+    if not 1 <= steps[0] <= steps[1]:
+        raise BadUse(
+            f"config.profile is {text!r}; it must be from:to, the first and the last step to "
+            "trace, counted from 1, such as 11:13"
+        )
+    return steps

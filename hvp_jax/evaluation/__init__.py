@@ -1,0 +1,1 @@
+"""Scores, retrieval metrics and what is reported of them."""

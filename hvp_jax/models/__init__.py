@@ -1,0 +1,1 @@
+"""The model as functions of arrays: imports JAX and Flax alone."""

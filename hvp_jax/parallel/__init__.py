@@ -1,0 +1,1 @@
+"""Devices and processes: how steps are laid over them."""

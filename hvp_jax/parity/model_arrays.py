@@ -1,0 +1,160 @@
+"""Ours under the names of a golden file, through the code that training and eval run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.errors import BadData
+from hvp_jax.evaluation import metrics, scorer
+from hvp_jax.evaluation.scorer import score_matrix
+from hvp_jax.models import similarity
+from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.models.losses import contrastive
+from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.training import optimizer, step_spec, train_state
+from hvp_jax.training.train_step import batch_loss, train_step
+from hvp_jax.weights import torch_params
+
+
+def compute(
+    params: dict,
+    sizes: Sizes,
+    stages: int,
+    taps: tuple[int, ...],
+    batches: dict[str, dict],
+    about: dict,
+    wanted: set[str],
+    dtype: jnp.dtype,
+) -> dict[str, np.ndarray]:
+    """Everything among `wanted` that a golden file can hold; the model is the reference's."""
+    model = HVPNet(sizes, taps, stages, "none", False, "none", dtype)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    batch = {group: _batch(arrays, dtype) for group, arrays in batches.items()}
+    ours = _forward(model, params, batch["input"])
+    recipe = step_spec.Recipe(model, _optimizer(about), noise=False, paired=True)
+    if any(name.startswith("grad/") for name in wanted):
+        loss = functools.partial(batch_loss, recipe=recipe, axis=None)
+        grads = jax.jit(jax.grad(loss, has_aux=True))(params, 0, batch["input"])[0]
+        ours |= {f"grad/{name}": x for name, x in torch_params.to_torch(grads).items()}
+    if wanted & {"loss/curve", "grad_norm"} or any(n.startswith("after/") for n in wanted):
+        ours |= _train(params, batch["input"], recipe, about)
+    if "eval" in batch:
+        ours |= _evaluate(model, params, batch["eval"])
+    return ours
+
+
+def _batch(arrays: dict, dtype: jnp.dtype) -> dict[str, jax.Array]:
+    video = np.moveaxis(arrays["video"], 2, -1)  # [B, T, 3, H, W] -> [B, T, H, W, 3]
+    return {
+        "text_ids": jnp.asarray(arrays["text_ids"]),
+        "text_mask": jnp.asarray(arrays["text_mask"], bool),
+        "video": jnp.asarray(video, dtype),
+        "video_mask": jnp.asarray(arrays["video_mask"], bool),
+    }
+
+
+def _optimizer(about: dict):
+    if "optimizer" not in about:
+        return None
+    o = about["optimizer"]
+    if "steps" not in o:
+        raise BadData("the golden file's JSON: `optimizer` has no 'steps'")
+    try:
+        return optimizer.make_optimizer(
+            o["lr"],
+            o["lr"] * o["coef_lr"],
+            o["t_total"],
+            o["warmup"],
+            o["weight_decay"],
+            b1=o["b1"],
+            b2=o["b2"],
+            epsilon=o["eps"],
+        )
+    except KeyError as error:
+        raise BadData(f"the golden file's JSON: `optimizer` has no {error}") from None
+
+
+def _forward(model: HVPNet, params: dict, batch: dict) -> dict[str, np.ndarray]:
+    @jax.jit
+    def forward(params, batch):
+        (text, video, log_scale), kept = model.apply(
+            {"params": params}, **batch, mutable=["intermediates"]
+        )
+        scores = similarity.scores(text, video, text.word_weights)
+        return scores, contrastive(scores, log_scale), kept["intermediates"]
+
+    scores, (loss, parts), kept = forward(params, batch)
+    ours = {
+        "features/sentence": kept["sentence"][0],
+        "features/word": kept["words"][0],
+        "weights/word": kept["word_weights"][0],
+        "sim": scores.sum((0, 1)),
+        "loss": loss,
+        "loss/total": loss,
+    }
+    for t, term in enumerate(similarity.TERMS):
+        ours[f"loss/{term}"] = sum(x for name, x in parts.items() if name.startswith(term))
+        ours |= {f"sim/{term}/layer{i}": x for i, x in enumerate(scores[t])}
+    taps = len(model.taps)
+    for i in range(taps):
+        ours[f"features/frame/layer{i}"] = kept["frames"][0][i]
+        ours[f"features/patch/layer{i}"] = kept["patches"][0][i]
+        ours[f"features/patch/layer{i}/every5th"] = kept["patches"][0][i]
+        ours[f"mpp/layer{i}/out"] = kept["distilled"][0][i]
+        ours[f"mpp/layer{i}/out_norm"] = jnp.linalg.norm(kept["distilled"][0][i], axis=-1)
+        ours[f"weights/patch/layer{i}"] = kept["patch_weights"][0][i]
+        ours[f"weights/frame/layer{i}"] = kept["frame_weights"][0][i]
+        for j in range(model.stages):
+            stage = {name: x[0] for name, x in kept["distill"][f"stage_{j}"].items()}
+            for name, x in (
+                ("tokens", stage["tokens"]),
+                ("score", stage["scores"][..., None]),
+                ("cluster", stage["clusters"]),
+                ("merged", stage["merged"]),
+            ):
+                # The taps came stacked on the batch axis.
+                ours[f"mpp/layer{i}/stage{j}/{name}"] = x.reshape(taps, -1, *x.shape[1:])[i]
+    return ours
+
+
+def _train(
+    params: dict, batch: dict, recipe: step_spec.Recipe, about: dict
+) -> dict[str, np.ndarray]:
+    """The optimiser's steps on the one batch, through the compiled step of training."""
+    if recipe.optimizer is None:
+        raise BadData("the golden file holds arrays of training, but its JSON no `optimizer`")
+    layout = Layout("pmap", devices=jax.devices()[:1])
+    state = layout.place(train_state.new_state(params, recipe.optimizer))
+    laid = layout.train(functools.partial(train_step, recipe=recipe), state)
+    curve, norms = [], []
+    for _ in range(about["optimizer"]["steps"]):
+        state, figures = laid(state, layout.put(batch))
+        curve.append(float(figures["loss"]))
+        norms.append(float(figures["grad_norm"]))
+    after = {f"after/{name}": x for name, x in torch_params.to_torch(state.params).items()}
+    return {"loss/curve": np.array(curve), "grad_norm": norms[0], **after}
+
+
+def _evaluate(model: HVPNet, params: dict, batch: dict) -> dict[str, np.ndarray]:
+    text = jax.jit(functools.partial(scorer.encode_text, model=model))(params, batch)
+    video = jax.jit(functools.partial(scorer.encode_video, model=model))(params, batch)
+    matrix = score_matrix(text, video, text.word_weights, text_block=4, clip_block=3)
+    target = np.arange(len(matrix))
+    ours = {"eval/similarity": matrix}
+    names = {
+        "R@1": "R1",
+        "R@5": "R5",
+        "R@10": "R10",
+        "R@50": "R50",
+        "MdR": "MedianR",
+        "MnR": "MeanR",
+    }
+    for direction, figures in (
+        ("metrics_t2v", metrics.text_to_video(matrix, target)),
+        ("metrics_v2t", metrics.video_to_text(matrix, target)),
+    ):
+        ours |= {f"{direction}/{names[k]}": np.asarray(v) for k, v in figures.items()}
+    return ours

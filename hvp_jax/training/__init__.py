@@ -1,0 +1,1 @@
+"""The training step, the optimizer and the loop."""

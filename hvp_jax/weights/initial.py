@@ -1,0 +1,158 @@
+"""Where the weights of a model come from, and so its sizes: `model.weights`, a run, or chance.
+
+A workdir tells the sizes of its checkpoints in model.json. Any other checkpoint tells them
+by its tensors; `hvp_jax/weights/formats.py` reads those.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from data.errors import BadUse
+from hvp_jax.checkpoints import checkpointer
+from hvp_jax.checkpoints.model_card import card_shapes, read_card
+from hvp_jax.config.resolve import told_by_variant
+from hvp_jax.models.clip_config import VARIANTS, Sizes, Told
+from hvp_jax.models.hvpnet import HVPNet, init_params, shapes_of
+from hvp_jax.weights import formats, torch_params
+
+VOCABULARY = 49408  # of CLIP's tokenizer
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    told: Told  # with the sizes of the model to be made
+    load: Callable[[], dict] | None = None  # the parameters; None: random ones
+
+
+def origin(config: ConfigDict, workdir: Path | None = None) -> Origin:
+    """Where the weights come from that a config and a workdir ask for.
+
+    A workdir with checkpoints goes before `model.weights`, which began it. Raises BadUse
+    or BadData if what is asked for is not there, or not what `model.variant` says.
+    """
+    model = config.model
+    if workdir and has_checkpoints(workdir):
+        found = of_workdir(workdir)
+    elif model.weights:
+        found = _of_weights(Path(model.weights))
+    else:
+        told = told_by_variant(config)
+        return Origin(told._replace(sizes=_at_image_size(told.sizes, model.image_size)))
+    theirs = found.told.sizes
+    if theirs.vocabulary < VOCABULARY:
+        raise BadUse(
+            f"{model.weights or workdir}: its vocabulary is of {theirs.vocabulary}; captions "
+            f"are written in CLIP's, of {VOCABULARY}"
+        )
+    size = model.image_size
+    if model.variant:
+        wanted = VARIANTS[model.variant]
+        size = size or wanted.image_size
+        _require_alike(theirs, wanted, model)
+    sizes = _at_image_size(theirs, size)
+    return Origin(found.told._replace(sizes=sizes), lambda: _fit(found.load(), theirs, sizes))
+
+
+def _of_weights(path: Path) -> Origin:
+    if has_checkpoints(path):
+        found = of_workdir(path)
+        return found._replace(told=found.told._replace(pretrained=True))
+    if not formats.is_source(path):
+        raise BadUse(f"model.weights={path}: there is no checkpoint, and no workdir of a run")
+    source = formats.open_source(path)
+    for note in source.notes:
+        log.info("%s: %s", path, note)
+    return Origin(
+        Told(source.sizes, source.taps, source.stages, pretrained=True),
+        lambda: torch_params.from_torch(source.tensors, source.scheme),
+    )
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    with checkpointer.Checkpoints(workdir, keep=1) as checkpoints:
+        return checkpoints.latest() is not None
+
+
+def of_workdir(workdir: Path) -> Origin:
+    """The checkpoint that the run in a workdir has chosen, or that `port` wrote there."""
+    card = read_card(workdir)
+
+    def load() -> dict:
+        with checkpointer.Checkpoints(workdir, keep=1) as checkpoints:
+            return checkpoints.params(checkpoints.chosen()["step"], card_shapes(card))
+
+    sizes, pretrained = Sizes(**card["sizes"]), card["pretrained"]
+    return Origin(Told(sizes, card["taps"], card["stages"], pretrained), load)
+
+
+def shapes(model: HVPNet) -> dict:
+    """The tree of shapes of a model's parameters."""
+    return shapes_of(model.sizes, model.stages)
+
+
+def _require_alike(found: Sizes, wanted: Sizes, model: ConfigDict) -> None:
+    for field in dataclasses.fields(Sizes):
+        name = field.name
+        if name in ("image_size", "activation"):  # the one is fitted, the other the weights' own
+            continue
+        a, b = getattr(found, name), getattr(wanted, name)
+        if a != b:
+            raise BadUse(
+                f"model.variant={model.variant} has {name} {b}, the weights have {a}; "
+                "leave model.variant out to take the sizes of the weights"
+            )
+
+
+def _at_image_size(sizes: Sizes, image_size: int | None) -> Sizes:
+    image_size = image_size or sizes.image_size
+    if image_size % sizes.patch_size:
+        raise BadUse(
+            f"model.image_size={image_size} is no multiple of the patch size, {sizes.patch_size}"
+        )
+    return dataclasses.replace(sizes, image_size=image_size)
+
+
+def _fit(params: dict, found: Sizes, wanted: Sizes) -> dict:
+    if found.image_size == wanted.image_size:
+        return params
+    log.info(
+        "position embeddings of %d x %d patches are resized to %d x %d",
+        *(s.image_size // s.patch_size for s in (found, found, wanted, wanted)),
+    )
+    visual = params["clip"]["visual"]
+    position = resize_positions(
+        np.asarray(visual["position_embedding"]), wanted.image_size // wanted.patch_size
+    )
+    return {
+        **params,
+        "clip": {**params["clip"], "visual": {**visual, "position_embedding": position}},
+    }
+
+
+def resize_positions(position: np.ndarray, side: int) -> np.ndarray:
+    """[1 + n n, width] -> [1 + side side, width], bicubic; the class token stays."""
+    first, grid = position[:1], position[1:]
+    n = round(len(grid) ** 0.5)
+    grid = jax.image.resize(
+        jnp.asarray(grid.reshape(n, n, -1)), (side, side, grid.shape[-1]), "cubic"
+    )
+    return np.concatenate([first, np.asarray(grid).reshape(side * side, -1)])
+
+
+def initial(found: Origin, model: HVPNet, seed: int) -> dict:
+    """The parameters to begin with: those loaded, and random ones for what they lack."""
+    loaded = found.load() if found.load else {}
+    if found.told.stages:
+        return loaded
+    if found.load:
+        log.info("the weights are CLIP's alone: distillation and token weights start at random")
+    random = jax.jit(init_params, static_argnums=(0, 1))(model, seed)
+    return {**random, **loaded}

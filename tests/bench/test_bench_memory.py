@@ -1,0 +1,95 @@
+"""The table of the loss's memory: its ways compute the same loss, and need what they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from configs.base import get_config
+from hvp_jax.bench import memory
+from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.models.similarity import Text, Video, unit
+from hvp_jax.parallel.partitioner import AXIS
+from hvp_jax.training import train_step
+from tests.helpers.command import run_command
+from tests.helpers.small import SIZES, normal
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+MODEL = HVPNet(SIZES, (1, 3))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return Mesh(np.array(memory.some_devices()), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def random_features(batch):
+    """Features of the shapes that the encoders give, all different."""
+    text, video, log_scale = memory.features(MODEL, batch, 2, 4)
+    leaves, tree = jax.tree.flatten((text, video))
+    drawn = [np.asarray(unit(normal(i, *x.shape)), np.float32) for i, x in enumerate(leaves)]
+    return *jax.tree.unflatten(tree, drawn), np.full(log_scale.shape, 2.0, np.float32)
+
+
+def test_features_are_those_of_the_encoders():
+    text, video, log_scale = memory.features(MODEL, 16, 2, 4)
+    assert isinstance(text, Text) and isinstance(video, Video) and log_scale.shape == ()
+    assert text.words.shape == (16, 4, 32)
+    assert video.patches.shape == (16, 2, 2, 32)  # 2 frames of 5 tokens, halved three times
+
+
+@pytest.mark.parametrize("way", [2, "naive", "original"])
+def test_every_way_is_the_loss_of_the_whole_batch(way, mesh):
+    inputs = random_features(16)
+
+    def whole(text, video, log_scale):
+        return train_step.loss_of_features(text, video, log_scale, False, 16, jnp.float32)[0]
+
+    loss, gradients = jax.jit(jax.value_and_grad(whole, argnums=(0, 1, 2)))(*inputs)
+    found, theirs = memory.gradient(way, False, jnp.float32, mesh)(*inputs)
+    np.testing.assert_allclose(found, loss, rtol=1e-5)
+    # A gather's gradient sums what the eight devices, each with the same loss, pass back.
+    for (_, x), y in zip(
+        jax.tree.leaves_with_path(theirs[:2]), jax.tree.leaves(gradients[:2]), strict=True
+    ):
+        np.testing.assert_allclose(x / 8, y, atol=1e-6)
+
+
+def test_the_whole_table_needs_more_than_chunks_and_eight_devices_of_it_more_still(mesh):
+    shapes = memory.place(memory.features(MODEL, 256, 8, 24), mesh)
+    chunked, naive, original = (
+        memory.temporary(memory.gradient(way, False, jnp.float32, mesh), shapes)
+        for way in (2, "naive", "original")
+    )
+    # 2 taps, 256 texts of 24 words, this device's 32 clips of 5 tokens, in float32
+    assert naive > 2 * 256 * 24 * 32 * 5 * 4
+    assert chunked < naive / 2
+    assert original > 4 * naive
+
+
+def test_the_tables_tell_every_batch_and_way(monkeypatch):
+    monkeypatch.setattr(memory, "BATCHES", (16, 24))
+    monkeypatch.setattr(memory, "TIMED", 16)
+    monkeypatch.setattr(memory, "CHUNKS", (2,))
+    config = get_config()
+    config.similarity.chunk = 3
+    config.data.frames, config.data.words = 1, 4
+    result = memory.bench_memory(config, MODEL)
+    ways = ["chunk 2", "chunk 3", "naive", "original"]
+    assert {batch: list(row) for batch, row in result["temporary_MiB"].items()} == {
+        16: ways,
+        24: ways,
+    }
+    assert result["time_over_naive"].keys() == {"chunk 2", "chunk 3", "naive"}
+    assert all(value > 0 for value in result["ms"].values())
+    assert "| 24 | " in result["text"] and "MiB" in result["text"]
+
+
+def test_a_plain_machine_gets_eight_simulated_devices():
+    code = (
+        "from hvp_jax.bench import memory as m; m.simulate_devices(); print(len(m.some_devices()))"
+    )
+    done = run_command("-c", code)
+    assert done.stdout.strip() == "8", done.stderr

@@ -1,0 +1,76 @@
+"""The plan of a run: what is compiled, how the numbers are put together, what the tables say."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs.base import get_config
+from hvp_jax.bench import plan
+from hvp_jax.config.resolve import resolve
+from hvp_jax.models import flops
+from hvp_jax.models.hvpnet import HVPNet, init_params
+from hvp_jax.monitoring.accelerators import PEAKS
+from tests.helpers.small import SIZES
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+MODEL = HVPNet(SIZES, (3,), stages=1)
+GIB = 2**30
+
+
+@pytest.fixture
+def config():
+    config = get_config()
+    config.data.frames, config.data.words, config.train.steps = 2, 4, 10
+    config.model.variant, config.model.taps = "tiny", (3,)
+    return resolve(config)
+
+
+def parameters():
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(MODEL, 0))))
+
+
+def test_operations_are_counted_as_xla_counts_them(config):
+    share = plan.counted_over_cost_analysis(config, MODEL)
+    assert 0.6 < share < 1.05  # XLA counts norms and the like too, which weigh in a small model
+
+
+def test_what_is_exchanged_is_the_text_and_the_weights(config):
+    words = 16 * (4 * 32 + 4 + 32) * 4  # words, their weights, the sentence: float32
+    expected = 7 / 8 * 2 * (words + 4 * parameters())
+    np.testing.assert_allclose(plan.exchanged(config, MODEL, 16, 8), expected)
+
+
+def test_a_step_takes_its_operations_at_a_share_of_the_peak(config):
+    machine = plan.MACHINES["v4-32"]
+    operations = flops.training_step(MODEL, 64, 2, 4)
+    found = plan.step_seconds(config, MODEL, machine, 64)
+    expected = 1000 * operations / 16 / (0.4 * PEAKS["TPU v4"].flops_float32)
+    np.testing.assert_allclose(found["compute_ms"], expected)
+    assert found["links_ms"] == 1000 * plan.exchanged(config, MODEL, 64, 16) / 300e9
+
+
+def test_the_plan_adds_the_loss_to_the_line_and_strikes_out_what_does_not_fit(config, monkeypatch):
+    each = {"none": 0.25, "dots": 0.125, "full": 0.0625}  # GiB an example
+
+    def loss(config, model, batch, devices):
+        return batch / 1024 / devices * GIB
+
+    def memory(config, model, batch, devices):
+        count = len(devices)
+        return (2 + each[model.remat] * batch / count) * GIB + loss(config, model, batch, count)
+
+    monkeypatch.setattr(plan, "memory", memory)
+    monkeypatch.setattr(plan, "loss_memory", loss)
+    monkeypatch.setattr(plan, "counted_over_cost_analysis", lambda *_: 0.9)
+    monkeypatch.setattr(plan, "some_devices", lambda count: [None] * count)
+    result = plan.bench_plan(config, MODEL)
+    np.testing.assert_allclose(result["GiB_without_examples"]["none"], 2)
+    np.testing.assert_allclose(result["MiB_each_example"]["dots"], 128)
+    np.testing.assert_allclose(result["sum_over_whole_step"], 1)
+    row = result["machines"]["v5e-16"][1024]["GiB"]
+    np.testing.assert_allclose([row[r] for r in each], [18.0625, 10.0625, 6.0625])
+    table = result["text"].split("v4-32")[0]
+    (line,) = [line for line in table.splitlines() if line.startswith("| 1,024 | 64 |")]
+    assert line.endswith("| ~~18.1~~ | 10.1 | 6.1 |")
+    assert "Computed, not measured" in result["text"]

@@ -1,0 +1,243 @@
+"""The keys, what None becomes, what is refused, and the way to JSON and back."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from configs.base import get_config, with_form
+from data import annotations
+from data.errors import BadData, BadUse
+from hvp_jax.config import resolve, saved, schema
+from hvp_jax.config.overrides import load, override
+from hvp_jax.models import clip_config
+from hvp_jax.models.clip_config import VARIANTS
+from tests.helpers.command import ROOT
+
+
+def changed(**changes):
+    """The base config, with `model__variant="tiny"` for model.variant."""
+    config = get_config().lock()
+    for key, text in changes.items():
+        override(config, key.replace("__", "."), str(text))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("variant", "taps"),
+    [
+        ("ViT-B/32", (1, 6, 12)),
+        ("ViT-B/16", (1, 6, 12)),
+        ("ViT-L/14", (1, 12, 24)),
+        ("tiny", (1, 2, 4)),
+    ],
+)
+def test_taps_are_first_middle_last(variant, taps):
+    assert resolve.resolve(changed(model__variant=variant)).model.taps == taps
+
+
+def test_rates_from_scratch_and_on_a_pretrained_clip():
+    scratch = resolve.resolve(changed()).optim
+    assert (scratch.rate, scratch.clip_rate) == (1e-3, 1e-3)
+    assert resolve.resolve(changed(optim__rate=0.5)).optim.clip_rate == 0.5
+    told = clip_config.Told(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
+    resolved = resolve.resolve(changed(model__weights="clip.npz"), told)
+    assert (resolved.model.taps, resolved.distill.stages) == ((2, 24), 2)
+    assert resolved.model.freeze_patches and resolved.model.variant is None
+    pretrained = resolved.optim
+    assert (pretrained.rate, pretrained.clip_rate) == (1e-4, 1e-7)
+
+
+def test_resolving_keeps_what_was_given_and_its_argument():
+    config = changed(model__taps="3", optim__rate="0.25", optim__clip_rate="0")
+    resolved = resolve.resolve(config)
+    assert resolved.model.taps == (3,)
+    assert (resolved.optim.rate, resolved.optim.clip_rate) == (0.25, 0)
+    untouched = changed()
+    resolve.resolve_steps(resolve.resolve(untouched), 100)
+    assert untouched.model.taps is None and untouched.train.steps is None
+    assert resolved.is_locked
+
+
+def steps(examples, **changes):
+    train = resolve.resolve_steps(changed(**changes), examples, "model__weights" in changes).train
+    return train.steps, train.eval_every
+
+
+def test_steps_follow_from_the_data():
+    pretrained = {"model__weights": "clip.npz", "train__batch_size": 10, "train__epochs": 3}
+    assert steps(99, **pretrained) == (27, 9)  # what is left over after 9 batches is dropped
+    assert steps(4, **pretrained) == (3, 1)
+    assert steps(99, train__steps=50, **pretrained) == (50, 9)
+    assert steps(99) == (300, 60)
+    assert steps(99, train__steps=3) == (3, 1)
+    assert steps(99, train__steps=100, train__eval_every=7) == (100, 7)
+
+
+def test_nothing_is_left_at_none():
+    config = resolve.resolve_steps(resolve.resolve(changed()), 1000)
+    assert [key for key, value in schema.flatten(config).items() if value is None] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        *((key, "nonsense", choices[0]) for key, choices in schema.CHOICES.items()),
+        *((key, least - 1, f"at least {least}") for key, least in schema.LEAST.items()),
+        ("data.words", 78, "at most 77"),
+        ("optim.warmup", 1, "below 1"),
+        ("data.held_out", 1, "share of the training videos, below 1"),
+        ("optim.max_grad_norm", 0, "above 0"),
+        ("augment.crop", 0, "above 0"),
+        ("augment.crop", 1.1, "at most 1"),
+        ("augment.rand_augment", "rand-m7-n4", "form rand-m7-n4-mstd0.5-inc1"),
+        ("model.taps", "0,6", "counted from 1 to 12"),
+        ("model.taps", "1,13", "counted from 1 to 12"),
+        ("model.taps", "6,1", "rising"),
+        ("model.taps", "6,6", "rising"),
+    ],
+)
+def test_a_value_that_is_not_allowed_names_its_key(key, value, says):
+    config = get_config()
+    override(config, key, str(value))
+    with pytest.raises(BadUse) as refused:
+        schema.validate(config)
+    assert f"config.{key} " in str(refused.value) and says in str(refused.value)
+
+
+def test_the_ends_of_what_is_allowed():
+    for key, least in schema.LEAST.items():
+        config = get_config()
+        override(config, key, str(least))
+        schema.validate(config)
+    schema.validate(changed(data__words=77))
+    schema.validate(changed(model__taps="1,2,3,4", model__variant="tiny"))
+    schema.validate(resolve.resolve_steps(resolve.resolve(changed()), 100))
+
+
+def test_every_key_that_has_a_rule_is_needed():
+    config = get_config()
+    del config.distill.stages
+    with pytest.raises(BadUse, match="no key config.distill.stages"):
+        schema.validate(config)
+    known = schema.flatten(get_config())
+    assert {*schema.CHOICES, *schema.LEAST, *schema.OPTIONAL, *schema.AUGMENT} <= known.keys()
+
+
+def test_keys_that_are_none_are_the_optional_ones():
+    none = {key for key, value in schema.flatten(get_config()).items() if value is None}
+    assert none == schema.OPTIONAL.keys()
+
+
+@pytest.mark.parametrize("resolved", [False, True])
+def test_json_and_back(resolved):
+    config = get_config()
+    config.optim.weight_decay = 1
+    config.data.sizes = (64, 32)
+    config.lock()
+    if resolved:
+        config = resolve.resolve_steps(resolve.resolve(config), 1000)
+    again = saved.from_json(saved.to_json(config))
+    assert again == config and saved.difference(again, config) == []
+    assert again.is_locked and again.model.taps == config.model.taps
+    for text in ("1,4", "none"):
+        override(again, "model.taps", text)
+    override(again, "optim.rate", "1")
+    override(again, "optim.weight_decay", "0.5")
+    override(again, "train.steps", "9")
+    assert (again.optim.rate, again.train.steps, again.model.taps) == (1.0, 9, None)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"seed": 1'])
+def test_text_that_is_no_config(text):
+    with pytest.raises(BadData, match="not the JSON of a config"):
+        saved.from_json(text)
+
+
+def test_difference_names_keys_and_both_values():
+    a, b = changed(), changed(model__taps="1,12", train__batch_size=8)
+    assert saved.difference(a, b) == [
+        ("model.taps", None, (1, 12)),
+        ("train.batch_size", 32, 8),
+    ]
+    assert saved.difference(a, changed()) == []
+
+
+FORMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+REFERENCES = [f"{name}:reference" for name in (*annotations.PUBLISHED, "folder")]
+FORMS += REFERENCES
+
+
+def form(name):
+    """The config of `NAME` or of `NAME:reference`."""
+    name, _, argument = name.partition(":")
+    return load(f"{ROOT / 'configs' / name}.py" + (f":{argument}" if argument else ""))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_config_has_the_keys_of_base(name):
+    config = form(name)
+    assert schema.flatten(config).keys() == schema.flatten(get_config()).keys()
+    assert config.is_locked
+    schema.validate(config)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_config_is_the_original(name):
+    config = form(name)
+    assert config.similarity.to_dict() | config.distill.to_dict() == {
+        "word_weights": "paired",
+        "normalize": "none",
+        "mask_padding": False,
+        "chunk": 16,
+        "stages": None,  # 3 where no weights tell another
+        "noise": "always",
+    }
+    assert (config.optim.schedule_epochs, config.data.frames, config.data.words) == (5, 12, 24)
+    assert (config.train.choose_on, config.data.held_out) == ("test", 0)
+    assert config.data.dataset == name.partition(":")[0]
+    says = importlib.import_module(f"configs.{config.data.dataset}").__doc__
+    assert ":reference" in says and "configs/base.py" in says
+    says = " ".join(with_form.__doc__.split())
+    assert "contain the answer" in says and "chosen on the test split" in says
+
+
+@pytest.mark.parametrize("argument", ["refrence", "", "sound", "reference:reference"])
+def test_another_form_is_refused(argument):
+    with pytest.raises(BadUse, match="configs/msrvtt.py") as error:
+        load(f"{ROOT / 'configs/msrvtt.py'}:{argument}")
+    assert "'reference'" in str(error.value) or "does not exist" in str(error.value)
+    with pytest.raises(BadUse, match="configs/msrvtt.py:reference"):
+        load("configs/msrvtt_reference.py")
+
+
+def test_every_data_set_has_a_config_and_its_twin():
+    assert schema.CHOICES["data.dataset"] == annotations.DATASETS
+    for dataset in annotations.PUBLISHED:
+        config = form(dataset)
+        assert config.data.dataset == dataset
+        paragraphs = dataset in ("didemo", "activitynet")
+        size = (64, 64) if paragraphs else (12, 24)
+        assert (config.data.frames, config.data.words) == size
+        held_out = 0.05 if dataset in ("msrvtt", "activitynet", "charades") else 0
+        assert (config.data.held_out, config.train.choose_on) == (held_out, "val")
+
+
+def test_only_reference_configs_leave_what_is_sound():
+    for name in FORMS:
+        config = form(name)
+        is_sound = (
+            config.similarity.word_weights == "query"
+            and config.similarity.normalize == "softmax"
+            and config.similarity.mask_padding
+            and config.distill.noise != "always"
+            and config.train.choose_on == "val"
+        )
+        assert is_sound != (name in REFERENCES)
+
+
+def test_rules_need_no_jax():
+    code = "import sys, hvp_jax.config.schema, hvp_jax.config.overrides; "
+    code += "sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,179 @@
+"""From --config and --config.KEY=VALUE to a config, and what is refused on the way."""
+
+import pytest
+
+from data.errors import BadUse
+from hvp_jax.cli import main as cli
+from hvp_jax.cli.flags import CONFIG, WORKDIR, Verb
+from hvp_jax.config.overrides import load
+from tests.helpers.command import ROOT
+
+FOLDER = f"--config={ROOT / 'configs' / 'folder.py'}"
+TRAIN = ("train", FOLDER, "--workdir=never-made")
+
+
+def config_of(*arguments):
+    """The config that `train` gets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cli.VERBS, "train", Verb("builtins:dict", "", (CONFIG, WORKDIR)))
+        _, values = cli.check([*TRAIN, *arguments])
+    return values["config"]
+
+
+def refusal(*arguments):
+    with pytest.raises(BadUse) as refused:
+        config_of(*arguments)
+    assert refused.value.status == 2
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "group", "key", "value"),
+    [
+        (("--config.train.steps=100",), "train", "steps", 100),
+        (("--config.train.steps", "100"), "train", "steps", 100),
+        (("--config.train.steps=5", "--config.train.steps=none"), "train", "steps", None),
+        (("--config.optim.rate=1e-3",), "optim", "rate", 1e-3),
+        (("--config.optim.rate=1",), "optim", "rate", 1.0),
+        (("--config.optim.weight_decay=0",), "optim", "weight_decay", 0.0),
+        (("--config.model.taps=6",), "model", "taps", (6,)),
+        (("--config.model.taps=1,6,12",), "model", "taps", (1, 6, 12)),
+        (("--config.model.taps=(1, 6, 12)",), "model", "taps", (1, 6, 12)),
+        (("--config.model.taps=(6,)",), "model", "taps", (6,)),
+        (("--config.similarity.mask_padding=false",), "similarity", "mask_padding", False),
+        (("--config.similarity.mask_padding", "True"), "similarity", "mask_padding", True),
+        (("--config.data.root=a=b,c d",), "data", "root", "a=b,c d"),
+        (("--config.data.root=",), "data", "root", ""),
+        (("--config.model.variant=tiny",), "model", "variant", "tiny"),
+    ],
+)
+def test_overrides(arguments, group, key, value):
+    got = config_of(*arguments)[group][key]
+    assert got == value and type(got) is type(value)
+
+
+def test_an_override_at_the_top_and_the_last_of_two_wins():
+    assert config_of("--config.seed", "3").seed == 3
+    assert config_of("--config.seed=3", "--config.seed=4").seed == 4
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("--config.train.stepz=3", "config.train.steps"),
+        ("--config.variant=tiny", "config.model.variant"),
+        ("--config.tran.batch_size=3", "config.train.batch_size"),
+        ("--config.sead=3", "config.seed"),
+        ("--config.model.steps=3", "config.train.steps"),
+        ("--config.seed.more=3", "config.seed"),
+        ("--config.=3", "config."),
+        ("--config.model=3", "it is a group: config.model.freeze_patches, config.model.image_size"),
+    ],
+)
+def test_an_unknown_key_is_told_the_nearest(argument, nearest):
+    message = refusal(argument)
+    assert message.startswith(argument.partition("=")[0] + ":") and nearest in message
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--config.seed=1.5", "int"),
+        ("--config.seed=1e3", "int"),
+        ("--config.seed=true", "int"),
+        ("--config.seed=", "int"),
+        ("--config.seed=none", "int"),
+        ("--config.train.steps=ten", "int"),
+        ("--config.optim.rate=fast", "float"),
+        ("--config.optim.rate=nan", "float"),
+        ("--config.optim.weight_decay=inf", "float"),
+        ("--config.similarity.mask_padding=2", "true or false"),
+        ("--config.similarity.mask_padding=", "true or false"),
+        ("--config.model.taps=1,1.5", "tuple"),
+        ("--config.model.taps=", "tuple"),
+        ("--config.model.taps=1,,2", "tuple"),
+        ("--config.model.taps=first", "tuple"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_key_value_and_type(argument, expected):
+    message = refusal(argument)
+    assert message.startswith(f"{argument}: expected") and expected in message
+
+
+@pytest.mark.parametrize("then", [(), ("--json",), ("--config.seed=1",)])
+def test_a_key_without_a_value(then):
+    assert "--config.seed has no value" in refusal("--config.seed", *then)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--config.parallel=jit",
+        "--config.precision=float16",
+        "--config.model.variant=ViT-H",
+        "--config.model.remat=all",
+        "--config.similarity.word_weights=gallery",
+        "--config.similarity.normalize=None",
+        "--config.distill.noise=eval",
+        "--config.data.dataset=imagenet",
+        "--config.bench=all",
+        "--config.data.words=78",
+        "--config.train.batch_size=0",
+        "--config.model.taps=12,6",
+    ],
+)
+def test_validation_is_part_of_the_command(argument):
+    key, _, _ = argument.removeprefix("--").partition("=")
+    assert refusal(argument).startswith(f"{key} is ")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", "has no function get_config"),
+        ("get_config = 3", "has no function get_config"),
+        ("def get_config(:\n  pass", "line 1: "),
+        ("a = 1\nb = c", "line 2: NameError: name 'c'"),
+        ("import nothing_like_it", "line 1: ModuleNotFoundError"),
+        ("def get_config():\n  return {}", "gives dict, no ConfigDict"),
+        ("def get_config(arg):\n  return {}", "needs an argument: FILE.py:ARG"),
+        ("def get_config():\n  raise ValueError('two\\nlines')", "line 2: ValueError: two lines"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()",
+            "no key config.parallel; start it from configs/base.py",
+        ),
+    ],
+)
+def test_a_config_file_that_gives_no_config(text, says, tmp_path, capfd):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    assert cli.main(["train", f"--config={path}", f"--workdir={tmp_path / 'w'}"]) == 2
+    captured = capfd.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert says in captured.err and (str(path) in captured.err or "start it" in says)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere.py", "nowhere.py:arg", "", "."])
+def test_a_config_file_that_is_not_there(name, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", f"--config={name}", "--workdir=w"]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and (
+        "does not exist" in error or "--config: expected a value" in error
+    )
+
+
+def test_the_argument_of_a_config(tmp_path):
+    path = tmp_path / "with:colon.py"
+    path.write_text(
+        "from configs.base import get_config as base\n"
+        "def get_config(arg='none'):\n"
+        "  config = base()\n"
+        "  config.data.root = arg\n"
+        "  return config\n"
+    )
+    assert load(str(path)).data.root == "none"
+    assert load(f"{path}:a/b").data.root == "a/b"
+    with pytest.raises(BadUse, match="takes no argument"):
+        load(f"{ROOT / 'configs' / 'demo.py'}:more")

@@ -1,0 +1,301 @@
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data.batches import frame_sources, pipeline
+from data.errors import BadData, BadUse
+from data.records import Clip
+from data.shards import prepare
+from data.tokenizer import tokenize
+
+SIZE, FRAMES, WORDS = 8, 3, 7
+
+
+def make_clips(counts: list[int]) -> list[Clip]:
+    """A clip for each count, with so many captions."""
+    return [
+        Clip(f"id{i}", f"{i}.mp4", tuple(f"clip {i} text {j}" for j in range(n)), "train")
+        for i, n in enumerate(counts)
+    ]
+
+
+class Painted:
+    """A source without files: clip i shows 1 + i % FRAMES pictures of the colour i + 1."""
+
+    size, frames = SIZE, FRAMES
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        i = int(clip_id[2:])
+        return np.full((1 + i % FRAMES, SIZE, SIZE, 3), i + 1, np.uint8)
+
+
+CLIPS = make_clips([3, 1, 2, 0, 4, 2])  # 12 pairs
+
+
+def start(seed=42, batch_size=4, workers=0, host=(0, 1), clips=CLIPS, source=None):
+    source = source or Painted()
+    numbered = pipeline.numbered_batches(clips, source, FRAMES, WORDS, batch_size, seed, *host)
+    return pipeline.train_batches(numbered, workers)
+
+
+def take(iterator, n: int) -> list[dict]:
+    return list(itertools.islice(iterator, n))
+
+
+def pairs(batches: list[dict], clips=CLIPS) -> list[tuple[int, str]]:
+    """The (clip, caption) of every row, the clip by what it shows, the caption by its tokens."""
+    captions = [caption for clip in clips for caption in clip.captions]
+    known = {tokenize([caption], WORDS)[0].tobytes(): caption for caption in captions}
+    return [
+        (int(video[0, 0, 0, 0]) - 1, known[ids.tobytes()])
+        for batch in batches
+        for video, ids in zip(batch["video"], batch["text_ids"], strict=True)
+    ]
+
+
+def assert_same(one: list[dict], other: list[dict]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert set(a) == set(b)
+        for key in a:
+            assert a[key].dtype == b[key].dtype
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_batch_holds_pairs_in_the_agreed_format():
+    batches = take(start(), 3)
+    for batch in batches:
+        assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
+            "video": ("uint8", (4, FRAMES, SIZE, SIZE, 3)),
+            "video_mask": ("bool", (4, FRAMES)),
+            "text_ids": ("int32", (4, WORDS)),
+            "text_mask": ("bool", (4, WORDS)),
+        }
+        for row, (clip, caption) in enumerate(pairs([batch])):
+            assert caption in CLIPS[clip].captions
+            shown = np.arange(FRAMES) < 1 + clip % FRAMES
+            np.testing.assert_array_equal(batch["video_mask"][row], shown)
+            assert (batch["video"][row][shown] == clip + 1).all()
+            assert not batch["video"][row][~shown].any()
+            ids, mask = tokenize([caption], WORDS)
+            np.testing.assert_array_equal(batch["text_mask"][row], mask[0])
+
+
+def test_an_epoch_is_every_pair_once_in_an_order_of_its_own():
+    epochs = [pairs(take(run, 3)) for run in [start()] for _ in range(3)]
+    every = sorted((i, caption) for i, clip in enumerate(CLIPS) for caption in clip.captions)
+    assert [sorted(epoch) for epoch in epochs] == [every] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert pairs(take(start(), 9)) == sum(epochs, [])
+    others = [pairs(take(start(seed), 9)) for seed in (41, 43)]
+    assert len({str(order[i : i + 12]) for order in others for i in (0, 12, 24)}) == 6
+    assert not {str(order[i : i + 12]) for order in others for i in (0, 12, 24)} & {
+        str(epoch) for epoch in epochs
+    }
+
+
+def test_the_remainder_differs_from_epoch_to_epoch():
+    run = start(batch_size=5)
+    epochs = [pairs(take(run, 2)) for _ in range(6)]
+    assert all(len(set(epoch)) == 10 for epoch in epochs)
+    assert len({frozenset(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])  # of 4, an odd number fits: 3
+def test_hosts_share_the_batches_of_a_single_host(batch_size):
+    whole = take(start(batch_size=2 * batch_size), 8)
+    parts = [take(start(batch_size=batch_size, host=(i, 2)), 8) for i in range(2)]
+    joined = [
+        {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+    epoch = 12 // (2 * batch_size)
+    assert not set(pairs(parts[0][:epoch])) & set(pairs(parts[1][:epoch]))
+
+
+@pytest.mark.parametrize("stop", [0, 2, 3, 7])
+def test_resumes_at_the_very_next_batch(stop):
+    run = start()
+    take(run, stop)
+    state = json.loads(json.dumps(run.get_state()))  # as checkpoints keep it
+    after = take(run, 5)
+    fresh = start()
+    take(fresh, 1)
+    fresh.set_state(state)
+    assert_same(take(fresh, 5), after)
+    run.set_state(state)
+    assert_same(take(run, 5), after)
+
+
+def write_video(path: Path, colour: int, frames: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height = 48, 32
+        for i in range(frames):
+            picture = np.full((32, 48, 3), colour + 9 * i, np.uint8)
+            picture[:, 20:30] = 255 - colour
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory) -> list[Clip]:
+    """Five clips of real files with two captions each, two of them in the split test."""
+    folder = tmp_path_factory.mktemp("videos")
+    made = []
+    for i in range(5):
+        write_video(folder / f"{i}.mp4", 20 * i + 10, 1 + i)
+        captions = (f"clip {i} text 0", f"clip {i} text 1")
+        split = "test" if i in (1, 4) else "train"
+        made.append(Clip(f"id{i}", str(folder / f"{i}.mp4"), captions, split))
+    return made
+
+
+def test_workers_change_no_batch_and_resume_exactly(filmed):
+    source = frame_sources.open_source(filmed, SIZE, FRAMES)
+    expected = take(start(clips=filmed, source=source), 9)
+    run = start(clips=filmed, source=source, workers=2)
+    assert_same(take(run, 3), expected[:3])
+    state = json.loads(json.dumps(run.get_state()))  # as checkpoints keep it
+    assert_same(take(run, 2), expected[3:5])
+    run.set_state(state)
+    assert_same(take(run, 4), expected[3:7])
+    run.close()
+    fresh = start(clips=filmed, source=source, workers=2)
+    fresh.set_state(state)
+    assert_same(take(fresh, 6), expected[3:])
+    fresh.close()
+
+
+def test_workers_work_on_after_a_ctrl_c_and_end_with_their_iterator(filmed):
+    source = frame_sources.open_source(filmed, SIZE, FRAMES)
+    expected = take(start(clips=filmed, source=source), 16)
+    run = start(clips=filmed, source=source, workers=2)
+    begun = take(run, 2)  # one of each worker
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert_same(begun + take(run, 14), expected)  # far more than was read ahead
+    run.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_dies_is_named(end):
+    run = start(workers=2)
+    take(run, 2)
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, end)
+    with pytest.raises(BadData, match=rf"a worker process .* \({end.name}\).*: the same command"):
+        take(run, 16)  # far more than was read ahead
+    run.close()
+    assert not multiprocessing.active_children()
+
+
+class Failing(Painted):
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        raise RuntimeError("ours")
+
+
+def test_a_bug_in_a_worker_is_not_taken_for_its_death():
+    run = start(workers=1, source=Failing())
+    with pytest.raises(RuntimeError, match="ours"):
+        next(run)
+    run.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
+    path = tmp_path / "text.mp4"
+    path.write_text("not a video")
+    clips = [*filmed, Clip("broken", str(path), ("text",), "train")]
+    source = frame_sources.FileSource(clips, SIZE, FRAMES)
+    run = start(clips=clips, source=source, batch_size=11, workers=workers)
+    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
+        next(run)
+    run.close()
+    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
+        list(pipeline.eval_videos(clips, source, FRAMES, 4))
+
+
+def test_a_small_set_is_decoded_once_and_a_broken_clip_found_then(filmed, tmp_path):
+    kept, files = (
+        frame_sources.open_source(filmed, SIZE, FRAMES),
+        frame_sources.FileSource(filmed, SIZE, FRAMES),
+    )
+    assert isinstance(kept, frame_sources.MemorySource)
+    assert kept.longest == max(len(files[clip.clip_id]) for clip in filmed)
+    for clip in filmed:
+        assert kept[clip.clip_id] is kept[clip.clip_id]
+        np.testing.assert_array_equal(kept[clip.clip_id], files[clip.clip_id])
+    (tmp_path / "text.mp4").write_text("not a video")
+    broken = Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")
+    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
+        frame_sources.open_source([*filmed, broken], SIZE, FRAMES)
+
+
+def test_shards_give_the_batches_of_the_files(filmed, tmp_path):
+    prepare.prepare(filmed, str(tmp_path), SIZE, FRAMES)
+    files = frame_sources.FileSource(filmed, SIZE, FRAMES)
+    stored = frame_sources.open_source(filmed, SIZE, FRAMES, str(tmp_path))
+    assert isinstance(stored, frame_sources.ShardSource)
+    runs = [take(start(clips=filmed, source=source), 6) for source in (files, stored)]
+    assert runs[0][0]["video"].any()
+    assert_same(*runs)
+    whole = [list(pipeline.eval_videos(filmed, source, FRAMES, 2)) for source in (files, stored)]
+    assert_same(*[[batch for batch, _ in run] for run in whole])
+
+
+def test_shards_of_something_else_are_refused(filmed, tmp_path):
+    prepare.prepare(filmed[:4], str(tmp_path), SIZE, FRAMES)
+    for size, frames in ((SIZE + 1, FRAMES), (SIZE, FRAMES + 1)):
+        with pytest.raises(BadUse, match=f"3 frames of 8 px.* {frames} of {size} px"):
+            frame_sources.open_source(filmed[:4], size, frames, str(tmp_path))
+    with pytest.raises(BadData, match="lacks 1 of 5 clips, such as id4"):
+        frame_sources.open_source(filmed, SIZE, FRAMES, str(tmp_path))
+
+
+def test_too_few_pairs_and_a_wrong_seed_are_refused():
+    with pytest.raises(BadData, match="12 pairs .* batch of 13"):
+        start(batch_size=13)
+    with pytest.raises(BadData, match="12 pairs .* batch of 14"):
+        start(batch_size=7, host=(1, 2))
+    with pytest.raises(BadUse, match="seed"):
+        start(seed=-1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 50])
+def test_evaluation_sees_everything_once_in_order(batch_size):
+    seen = []
+    for batch, valid in pipeline.eval_texts(CLIPS, WORDS, batch_size):
+        assert batch["text_ids"].shape == batch["text_mask"].shape == (batch_size, WORDS)
+        assert batch["text_ids"].dtype == np.int32 and batch["text_mask"].dtype == bool
+        assert batch["text_mask"][:valid].any(1).all() and not batch["text_mask"][valid:].any()
+        assert not batch["text_ids"][valid:].any()
+        seen += batch["text_ids"][:valid].tolist()
+    captions = [caption for clip in CLIPS for caption in clip.captions]
+    assert seen == tokenize(captions, WORDS)[0].tolist()
+
+    colours = []
+    for batch, valid in pipeline.eval_videos(CLIPS, Painted(), FRAMES, batch_size):
+        assert batch["video"].shape == (batch_size, FRAMES, SIZE, SIZE, 3)
+        assert batch["video_mask"].sum(1)[:valid].tolist() == [
+            1 + i % FRAMES for i in range(len(colours), len(colours) + valid)
+        ]
+        assert not batch["video"][valid:].any() and not batch["video_mask"][valid:].any()
+        colours += batch["video"][:valid, 0, 0, 0, 0].tolist()
+    assert colours == [i + 1 for i in range(len(CLIPS))]
+
+
+def test_evaluation_of_nothing_is_nothing():
+    assert list(pipeline.eval_texts([], WORDS, 4)) == []
+    assert list(pipeline.eval_videos([], Painted(), FRAMES, 4)) == []

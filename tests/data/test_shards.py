@@ -1,0 +1,195 @@
+import dataclasses
+import pickle
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from configs.folder import get_config as folder_config
+from data.batches import frame_sources
+from data.errors import BadData, BadUse
+from data.records import Clip
+from data.shards import builder, prepare
+from data.video.decode import read_frames
+from hvp_jax.cli import prepare as verb
+
+SIZE, FRAMES = 16, 4
+
+
+def write_video(path: Path, seed: int, frames: int) -> None:
+    """A picture a second of coarse noise, which no other seed gives."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height = 48, 32
+        for _ in range(frames):
+            picture = np.kron(rng.integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1)))
+            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Clip]:
+    """Seven clips of 1 to 6 pictures, their splits mixed, one without a caption."""
+    folder = tmp_path_factory.mktemp("videos")
+    made = []
+    for i in range(7):
+        path = folder / f"{i}.mp4"
+        write_video(path, i, frames=1 + i % 6)
+        captions = ("ein Bär", f"caption {i}")[: i % 3]
+        made.append(Clip(f"clip{i}", str(path), captions, "test" if i % 3 == 1 else "train"))
+    made[4] = dataclasses.replace(made[4], start=1.0, end=3.0)
+    return made
+
+
+def files(directory: Path) -> list[str]:
+    return [path.name for path in directory.rglob("*") if path.is_file()]
+
+
+def test_holds_what_the_files_hold(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(builder, "SHARD_BYTES", 2 * FRAMES * SIZE * SIZE * 3)
+    seen = []
+    report = prepare.prepare(
+        clips, str(tmp_path), SIZE, FRAMES, lambda done, of: seen.append((done, of)), workers=1
+    )
+    assert report["splits"] == {"train": 5, "test": 2} and report["written"]
+    assert report["bytes"] == sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    assert seen == [(i + 1, 7) for i in range(7)]
+    assert capsys.readouterr().out == ""
+    assert sum("-train." in name for name in files(tmp_path)) == 3  # two clips a file
+
+    for split in ("train", "test"):
+        expected = [clip for clip in clips if clip.split == split]
+        opened = pickle.loads(pickle.dumps(prepare.open_shards(str(tmp_path), split)))
+        assert opened.clip_ids == [clip.clip_id for clip in expected]
+        assert (len(opened), opened.size, opened.frames) == (len(expected), SIZE, FRAMES)
+        for i in reversed(range(len(expected))):
+            clip, item = expected[i], opened[i]
+            pictures = read_frames(clip.path, SIZE, FRAMES, clip.start, clip.end)
+            assert item["clip_id"] == clip.clip_id and item["captions"] == clip.captions
+            assert item["frames"].dtype == np.uint8
+            np.testing.assert_array_equal(item["frames"], pictures)
+
+
+def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypatch):
+    prepare.prepare(clips, str(tmp_path), SIZE, FRAMES)
+
+    def refuse(*args):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(builder, "examples", refuse)
+    assert not prepare.prepare(clips, str(tmp_path), SIZE, FRAMES)["written"]
+    other_caption = [dataclasses.replace(clips[0], captions=("new",)), *clips[1:]]
+    other_file = [dataclasses.replace(clips[0], path=clips[1].path), *clips[1:]]
+    for other, size, frames, word in (
+        (clips, 24, FRAMES, "other size "),
+        (clips, SIZE, 3, "other frames "),
+        (clips[1:], SIZE, FRAMES, "other clips "),
+        (other_caption, SIZE, FRAMES, "other clips "),
+        (other_file, SIZE, FRAMES, "other clips "),
+    ):
+        with pytest.raises(BadUse, match=word) as raised:
+            prepare.prepare(other, str(tmp_path), size, frames)
+        assert str(tmp_path) in str(raised.value)
+
+
+def test_clips_that_changed_since_are_refused(clips, tmp_path):
+    """Shards stay good without the video files, but not with other ones."""
+    folder, directory = tmp_path / "videos", str(tmp_path / "shards")
+    shutil.copytree(Path(clips[0].path).parent, folder)
+    clips = [dataclasses.replace(c, path=str(folder / Path(c.path).name)) for c in clips]
+    prepare.prepare(clips, directory, SIZE, FRAMES)
+    train = [clip for clip in clips if clip.split == "train"]
+
+    def refused(changed: list[Clip], *words: str) -> None:
+        with pytest.raises(BadData) as raised:
+            frame_sources.open_source(changed, SIZE, FRAMES, directory)
+        for word in (directory, "run `prepare` into another directory", *words):
+            assert word in str(raised.value)
+
+    other = dataclasses.replace
+    refused([other(train[0], captions=("new",)), *train[1:]], "1 clips", "clip0 (other captions")
+    refused([*train, other(clips[1], split="train")], "clip1 (was of the split test, is of train)")
+    with open(clips[0].path, "ab") as file:
+        file.write(b"more")
+    size = Path(clips[0].path).stat().st_size
+    refused(clips, f"clip0 ({clips[0].path} had {size - 4} bytes, has {size})")
+    with pytest.raises(BadUse, match="other clips "):
+        prepare.prepare(clips, directory, SIZE, FRAMES)
+    assert len(prepare.open_shards(directory, "train", train[1:])) == 5
+
+    shutil.rmtree(folder)
+    gone = other(clips[5], path="", end=2.0)  # a reader may not know the end without the file
+    assert frame_sources.open_source([gone], SIZE, FRAMES, directory)["clip5"].shape[1] == SIZE
+    assert len(prepare.open_shards(directory, "train", clips)) == 5
+    assert not prepare.prepare(clips, directory, SIZE, FRAMES)["written"]
+
+
+def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    broken = [*clips[:5], dataclasses.replace(clips[5], path=str(text)), clips[6]]
+    directory = tmp_path / "shards"
+    with pytest.raises(BadData, match=r"^1 of 7 clips .*: clip5 \(.*text\.mp4: a text"):
+        prepare.prepare(broken, str(directory), SIZE, FRAMES)
+    assert files(directory) == []
+    with pytest.raises(BadUse, match="no finished shards"):
+        prepare.open_shards(str(directory), "train")
+
+    absent = dataclasses.replace(clips[0], path=str(tmp_path / "absent.mp4"))
+    with pytest.raises(BadData, match=r"^1 of 1 .*: clip0 \(.*absent\.mp4: no such file"):
+        prepare.prepare([absent], str(tmp_path / "none"), SIZE, FRAMES)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(BadData, match="no clips"):
+        prepare.prepare([], str(tmp_path / "none"), SIZE, FRAMES)
+    with pytest.raises(BadUse, match=r"text\.mp4"):
+        prepare.prepare(clips, str(text), SIZE, FRAMES)
+
+
+def test_the_verb_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
+    root, config = tmp_path / "set", folder_config()
+    shutil.copytree(Path(clips[0].path).parent, root / "videos")
+    table = "".join(f"{i},text {i},train\n" for i in range(7))
+    (root / "captions.csv").write_text("video_id,caption,split\n" + table)
+    for i in (1, 3, 4, 5):
+        (root / f"videos/{i}.mp4").write_text("not a video")
+    config.model.variant = "tiny"
+    config.data.root, config.data.shards = str(root), str(tmp_path / "shards")
+    with pytest.raises(BadData, match=r"^4 of 7 clips .*: 1 \(.*, 3 \(.*, 4 \(.*, \.\.\.;"):
+        verb.run(config)
+    assert not (tmp_path / "shards").exists()
+
+    shutil.rmtree(root / "videos")
+    shutil.copytree(Path(clips[0].path).parent, root / "videos")
+    assert verb.run(config)["text"].startswith("wrote 7 train clips in ")
+    assert verb.run(config)["text"].startswith("found 7 train clips in ")
+
+
+def test_damaged_or_absent_shards_are_named(clips, tmp_path):
+    directory = str(tmp_path)
+    prepare.prepare(clips, directory, SIZE, FRAMES)
+    with pytest.raises(BadUse, match="no split val, only train, test"):
+        prepare.open_shards(directory, "val")
+    with pytest.raises(BadUse, match="nowhere"):
+        prepare.open_shards(str(tmp_path / "nowhere"), "train")
+
+    (path,) = tmp_path.rglob("*-train.*")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes(50) + whole[250:])
+    with pytest.raises(BadData, match="clip0"):
+        prepare.open_shards(directory, "train")[0]
+    path.write_bytes(whole)
+    (facts,) = tmp_path.rglob("metadata.json")
+    facts.write_text(facts.read_text().replace('"clip0"', '"moved"'))
+    with pytest.raises(BadData, match="clip0 in the place of moved"):
+        prepare.open_shards(directory, "train")[0]
+    path.write_bytes(whole[:-1])
+    with pytest.raises(BadData, match="train are missing or cut short"):
+        prepare.open_shards(directory, "train")
+    path.unlink()
+    with pytest.raises(BadData, match="train are missing or cut short"):
+        prepare.open_shards(directory, "train")
+    assert len(prepare.open_shards(directory, "test")) == 2

@@ -1,0 +1,110 @@
+"""Frame choice and pictures against the recorded numbers; which frames a file gives."""
+
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from data.video import decode
+from data.video.decode import frame_positions, read_frames, resize_and_crop
+from tests.helpers.clips import numbered, numbers, overstate_frames, write_video
+from tests.helpers.command import GOLDEN
+
+
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "frame_positions.json").read_text()))
+def test_positions_are_the_recorded_ones(case):
+    found = frame_positions(
+        case["frames"], case["fps"], case["max_frames"], case["start"], case["end"]
+    )
+    assert found == case["positions"]
+
+
+def test_positions_exist_and_are_never_none():
+    for frames in (1, 2, 7, 100):
+        for rate in (0.2, 1, 12.5, 240):
+            for start, end in ((None, None), (0, 0.01), (3, 4), (99, 120), (None, 0), (3, 1)):
+                found = frame_positions(frames, rate, 5, start, end)
+                assert 1 <= len(found) <= 5
+                assert 0 <= min(found) and max(found) < frames
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_pictures_are_the_recorded_ones(case):
+    with np.load(GOLDEN / "preprocess.npz") as golden:
+        frame, crop = golden[f"{case}/frame"], golden[f"{case}/crop_uint8"]
+    found = resize_and_crop(frame, crop.shape[0])
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, crop)
+
+
+PLAIN = {
+    "mp4": {},  # pictures are stored in another order than shown
+    "mkv": {},
+    "webm": {"codec": "libvpx"},
+    "ts": {},
+    "h264": {"format": "h264"},  # neither count nor times
+    "mov": {"codec": "mpeg4", "options": {"bf": "2", "qmin": "1", "qmax": "2"}},
+    "gif": {"codec": "gif", "pix_fmt": "rgb8"},
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_frames_of_a_steady_video_are_at_the_positions(tmp_path, name):
+    path = write_video(tmp_path / f"a.{name}", numbered(52), rate=25, **PLAIN[name])
+    frames = read_frames(str(path), 32, 12)
+    assert frames.shape == (3, 32, 32, 3) and frames.dtype == np.uint8
+    tolerance = 1 if name == "gif" else 0  # its palette is coarse
+    assert np.abs(np.array(numbers(frames)) - (0, 25, 50)).max() <= tolerance
+
+
+def test_frames_are_in_order_where_stamps_are_those_of_packets(tmp_path):
+    path = write_video(tmp_path / "a.avi", numbered(52), rate=10)
+    assert numbers(read_frames(str(path), 32, 12)) == [0, 10, 20, 30, 40, 50]
+    assert numbers(read_frames(str(path), 32, 2, 0.3, 1.3)) == [3, 13]
+    assert numbers(read_frames(str(path), 32, 1, 0.1, 0.2)) == [1]
+
+
+def test_at_most_so_many_frames_within_the_stretch(tmp_path):
+    path = str(write_video(tmp_path / "a.mkv", numbered(60), rate=Fraction(30000, 1001)))
+    assert numbers(read_frames(path, 32, 1)) == [0]
+    path = str(write_video(tmp_path / "b.mkv", numbered(60), rate=5))
+    assert numbers(read_frames(path, 32, 4)) == [0, 15, 35, 55]
+    assert numbers(read_frames(path, 32, 12, 2, 5)) == [10, 15, 20, 25]
+    assert numbers(read_frames(path, 32, 12, 10, 90)) == [50, 55]
+
+
+def test_only_chosen_frames_are_resized(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", numbered(50))
+    calls = []
+    monkeypatch.setattr(
+        decode, "resize_and_crop", lambda *args: calls.append(0) or resize_and_crop(*args)
+    )
+    assert len(read_frames(str(path), 32, 3)) == 3
+    assert len(calls) == 3
+
+
+def test_the_header_may_lie_about_the_number_of_frames(tmp_path):
+    path = write_video(tmp_path / "a.avi", numbered(20), "mjpeg", "yuvj420p", rate=5)
+    overstate_frames(path, 444)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 444
+    assert numbers(read_frames(str(path), 32, 12)) == [0, 5, 10, 15]
+
+
+@pytest.mark.parametrize("offset", [0, 7000])
+def test_frames_of_a_varying_rate_are_chosen_by_time(tmp_path, offset):
+    # Ten pictures in the first second, then one every two seconds: the rate is 19 / 20.9.
+    moments = [100 * i for i in range(10)] + [2900 + 2000 * i for i in range(10)]
+    path = write_video(tmp_path / "a.mkv", numbered(20), milliseconds=[offset + m for m in moments])
+    seconds = np.arange(20) * 20.9 / 19
+    shown = [max(i for i in range(20) if moments[i] <= 1000 * s + 1e-6) for s in seconds]
+    assert len(set(shown)) < 20
+    assert numbers(read_frames(str(path), 32, 20)) == shown
+
+
+def test_a_jitter_of_the_times_is_no_varying_rate(tmp_path):
+    moments = [40 * i + (12 if i in (25, 50) else 0) for i in range(52)]
+    path = write_video(tmp_path / "a.mkv", numbered(52), milliseconds=moments)
+    assert numbers(read_frames(str(path), 32, 12)) == [0, 25, 50]

@@ -1,0 +1,165 @@
+"""Random checkpoints as PyTorch's world writes them, small ones unless told otherwise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.hvpnet import shapes_of
+from hvp_jax.weights import param_mapping, torch_params
+
+SMALL = Sizes(32, 16, 64, 3, 64, 2, 32, context_length=16, vocabulary=100)
+
+
+def random_state(sizes: Sizes = SMALL, seed: int = 0, head: bool = False) -> dict:
+    """Tensors with the original's names, their sizes such that no layer dies or explodes."""
+    rng = np.random.default_rng(seed)
+    shapes = torch_params.flatten(shapes_of(sizes, 3))
+    tree = {}
+    for path, x in shapes.items():
+        if not head and not path.startswith("clip/"):
+            continue
+        w = rng.standard_normal(x.shape, np.float32)
+        fan = x.shape[-2] if len(x.shape) > 1 else 100
+        tree[path] = np.float32(path.endswith("scale")) + w / np.float32(np.sqrt(fan))
+    state = torch_params.to_torch(torch_params.unflatten(tree), param_mapping.Scheme(head=head))
+    return {name: torch.tensor(np.array(x, order="C")) for name, x in state.items()}
+
+
+def openai_names(state: dict) -> dict:
+    return {name.removeprefix("clip."): x for name, x in state.items()}
+
+
+def nested_names(state: dict) -> dict:
+    """open_clip's names of a custom text tower."""
+    return {
+        name if name.startswith("visual.") or name == "logit_scale" else f"text.{name}": x
+        for name, x in openai_names(state).items()
+    }
+
+
+def hugging_face_names(state: dict) -> dict:
+    params = torch_params.from_torch(
+        {name: x.numpy() for name, x in state.items()}, param_mapping.Scheme(head=False)
+    )
+    found = torch_params.to_torch(params, param_mapping.HUGGING_FACE)
+    return {name: torch.tensor(np.array(x, order="C")) for name, x in found.items()}
+
+
+class Tree(torch.nn.Module):
+    """Tensors under dotted names, as a module that can be scripted."""
+
+    def __init__(self, state: dict):
+        super().__init__()
+        for name, x in state.items():
+            module, (*parents, leaf) = self, name.split(".")
+            for parent in parents:
+                if parent not in module._modules:
+                    module.add_module(parent, Tree({}))
+                module = module._modules[parent]
+            module.register_parameter(leaf, torch.nn.Parameter(x, requires_grad=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def write_torchscript(path: Path, state: dict) -> None:
+    """As OpenAI's: half precision, with three numbers among the tensors."""
+    tree = Tree({name: x.half() for name, x in state.items()})
+    for name, value in (("input_resolution", 32), ("context_length", 16), ("vocab_size", 100)):
+        tree.register_buffer(name, torch.tensor(value))
+    torch.jit.save(torch.jit.trace(tree, torch.zeros(1)), str(path))
+
+
+def hugging_face_config(sizes: Sizes, activation: str = "quick_gelu") -> dict:
+    text = {
+        "hidden_size": sizes.text_width,
+        "intermediate_size": 4 * sizes.text_width,
+        "num_hidden_layers": sizes.text_layers,
+        "num_attention_heads": sizes.text_width // sizes.text_head,
+        "max_position_embeddings": sizes.context_length,
+        "vocab_size": sizes.vocabulary,
+        "eos_token_id": sizes.vocabulary - 1,
+        "hidden_act": activation,
+    }
+    vision = {
+        "hidden_size": sizes.vision_width,
+        "intermediate_size": 4 * sizes.vision_width,
+        "num_hidden_layers": sizes.vision_layers,
+        "num_attention_heads": sizes.vision_width // sizes.vision_head,
+        "image_size": sizes.image_size,
+        "patch_size": sizes.patch_size,
+        "hidden_act": activation,
+    }
+    common = {"model_type": "clip", "projection_dim": sizes.embed_dim}
+    return common | {"text_config": text, "vision_config": vision}
+
+
+def write(folder: Path, kind: str, state: dict, sizes: Sizes = SMALL) -> Path:
+    """Writes `state` (of CLIP alone but for hvpnet) in one of KINDS and returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flat, module = openai_names(state), {}
+    if kind == "torchscript":
+        write_torchscript(folder / "ViT.pt", flat)
+        return folder / "ViT.pt"
+    if kind == "state_dict":
+        torch.save(flat, folder / "clip.pt")
+        return folder / "clip.pt"
+    if kind == "huggingface":
+        save_file(hugging_face_names(state), folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(hugging_face_config(sizes)))
+        return folder
+    if kind == "huggingface_bin":
+        module = hugging_face_names(state)
+        module["vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+        torch.save(module, folder / "pytorch_model.bin")
+        (folder / "config.json").write_text(json.dumps(hugging_face_config(sizes, "gelu")))
+        return folder
+    if kind == "open_clip":
+        module = {f"module.{name}": x for name, x in flat.items()}
+        torch.save({"epoch": 3, "name": "run", "state_dict": module}, folder / "epoch_3.pt")
+        return folder / "epoch_3.pt"
+    if kind == "open_clip_nested":
+        save_file(nested_names(state), folder / "open_clip_model.safetensors")
+        config = {"model_cfg": {"embed_dim": sizes.embed_dim, "vision_cfg": {}, "text_cfg": {}}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        return folder
+    best = np.float64(41.5)  # the original's trainer pickles a number of NumPy
+    torch.save({"epoch": 1, "state_dict": state, "best_score": best}, folder / "best.pth")
+    return folder / "best.pth"
+
+
+def optimizer_of(state: dict, steps: int) -> dict:
+    """The original's optimizer after `steps` updates, its moments all alike."""
+    order = [
+        name
+        for decays in (True, False)
+        for of_clip in (True, False)
+        for name in state
+        if ("bias" not in name) == decays and ("clip." in name) == of_clip
+    ]
+    moments = {
+        i: {
+            "step": steps,
+            "next_m": torch.full_like(state[name], 1e-3),
+            "next_v": torch.full_like(state[name], 1e-5),
+        }
+        for i, name in enumerate(order)
+        if "conv1" not in name
+    }
+    group = {"params": list(range(len(order))), "lr": 1e-4, "t_total": 20, "warmup": 0.1}
+    return {"state": moments, "param_groups": [group]}
+
+
+KINDS = {  # how it is written: the format it is, the activation it has
+    "torchscript": ("openai", "quick_gelu"),
+    "state_dict": ("openai", "quick_gelu"),
+    "huggingface": ("huggingface", "quick_gelu"),
+    "huggingface_bin": ("huggingface", "gelu"),
+    "open_clip": ("open_clip", "quick_gelu"),
+    "open_clip_nested": ("open_clip", "gelu"),
+    "hvpnet": ("hvpnet", "quick_gelu"),
+}

@@ -1,0 +1,89 @@
+"""Two real processes: the numbers of one device, and runs that are stopped and go on together."""
+
+import functools
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.train_step import train_step
+from hvp_jax.weights import torch_params
+from tests.helpers.command import COMPILED, ROOT
+from tests.helpers.one_of_two import LAYOUTS, STEPS, scores
+from tests.helpers.small import random_params
+from tests.helpers.train_steps import MODEL, OPTIMIZER, batch_of
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def free_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def in_two(command, devices: int) -> list[str]:
+    """Runs Python with `command(process)` in both; what each says on stdout."""
+    environment = os.environ | COMPILED | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([sys.executable, *command(i)], cwd=ROOT, env=environment, **pipes)
+        for i in (0, 1)
+    ]
+    try:
+        found = [p.communicate(timeout=300) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert [p.returncode for p in processes] == [0, 0], found[0][1] + found[1][1]
+    return [out for out, _ in found]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes of four devices each have computed."""
+    out, address = tmp_path_factory.mktemp("two") / "found.npz", free_address()
+    script = "import sys; sys.path[:0] = ['.']; from tests.helpers import one_of_two as o; "
+    script += f"o.main({address!r}, int(sys.argv[1]), {str(out)!r})"
+    in_two(lambda i: ["-c", script, str(i)], devices=4)
+    with np.load(out) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same five steps on one device, laid over nothing."""
+    params = random_params(MODEL, *batch_of(0).values())
+    state, found = train_state.new_state(params, OPTIMIZER), {"losses": [], "norms": []}
+    recipe = step_spec.Recipe(MODEL, OPTIMIZER, seed=3)
+    step = jax.jit(functools.partial(train_step, recipe=recipe))
+    for i in range(STEPS):
+        state, metrics = step(state, batch_of(i))
+        found["losses"].append(metrics["loss"])
+        found["norms"].append(metrics["grad_norm"])
+    after = torch_params.flatten(jax.device_get(state.params))
+    return found | {f"params/{name}": x for name, x in after.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_processes_of_four_devices_give_the_numbers_of_one(together, alone, layout):
+    found = [name for name in together if name.startswith(layout + "/")]
+    assert len(found) == len(alone) > 40
+    for name, expected in alone.items():
+        error = {"rtol": 1e-5, "atol": 1e-5 if name.startswith("params/") else 0}
+        ours = together[f"{layout}/{name}"]
+        np.testing.assert_allclose(ours, expected, err_msg=name, **error)
+
+
+def test_two_processes_score_as_one(together):
+    """Each encodes every other clip; five do not divide by two."""
+    ours = scores(Layout("pmap", devices=jax.devices()[:1]))
+    assert ours.shape == (5, 5) and np.ptp(ours) > 1e-3
+    np.testing.assert_allclose(together["scores"], ours, rtol=1e-6)
+    assert (np.argsort(together["scores"]) == np.argsort(ours)).all()

@@ -1,0 +1,116 @@
+"""Files that `parity` refuses, each with one line, and one of another model."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.errors import BadData
+from hvp_jax.cli import main, parity
+from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.parity import golden
+from hvp_jax.weights import torch_params
+from tests.helpers.parity_files import SMALL, changed, write
+from tests.helpers.small import SIZES, captions, normal, random_params
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def parity_says(capsys, path: Path) -> tuple[int, str]:
+    """Exit status and the one line of `run.py parity --golden=PATH`."""
+    status = main.main(["parity", f"--golden={path}"])
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    return status, captured.err
+
+
+def test_files_that_are_none(golden, tmp_path, capsys):
+    missing = tmp_path / "missing.npz"
+    status, says = parity_says(capsys, missing)
+    assert status == 2 and f"{missing}: no such golden file" in says
+
+    lonely = tmp_path / "lonely.npz"
+    np.savez(lonely, **{"state/clip.logit_scale": np.ones(())})
+    status, says = parity_says(capsys, lonely)
+    assert status == 2 and "lonely.json: no such file" in says
+
+    lonely.with_suffix(".json").write_text("{")
+    status, says = parity_says(capsys, lonely)
+    assert status == 1 and "lonely.json: not JSON" in says
+
+    whole = SMALL.read_bytes()
+    for content in (b"", b"text", whole[:5000], whole[:-30], whole[:90000] + b"x" + whole[90001:]):
+        broken = tmp_path / "broken.npz"
+        broken.write_bytes(content)
+        status, says = parity_says(capsys, broken)
+        assert status == 1 and f"{broken}: not a readable .npz file" in says
+
+
+def test_an_object_in_a_file_is_not_unpickled(tmp_path, capsys):
+    path = tmp_path / "object.npz"
+    np.savez(path, a=np.array([{"a": 1}], object))
+    status, says = parity_says(capsys, path)
+    assert status == 1 and "not a readable .npz file" in says
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"input/text_ids": None}, "holds no array input/text_ids"),
+        ({"input/video": None}, "holds no array input/video"),
+        ({"input/text_mask": lambda x: x * 2}, "input/text_mask holds values other than 0 and 1"),
+        ({"input/text_mask": changed}, "input/text_mask holds values other than 0 and 1"),
+        ({"input/text_ids": lambda x: x + 1}, "not ids of a vocabulary of 128"),
+        ({"input/text_ids": changed}, "not ids of a vocabulary of 128"),
+        ({"input/text_ids": lambda x: x * 0.5}, "not ids of a vocabulary of 128"),
+        ({"eval/video_mask": lambda x: x[:, 1:]}, "eval/video and eval/video_mask differ in shape"),
+        ({"input/video": lambda x: x[..., 1:]}, "input/video is not of size 48"),
+        ({"state/clip.visual.proj": None}, "clip.visual.proj: not among"),
+        ({"state/clip.visual.extra": np.ones_like}, "clip.visual.extra: a tensor that"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(golden, monkeypatch, changes, says):
+    arrays, about = golden
+    arrays = dict(arrays)
+    for name, change in changes.items():
+        if change is None:
+            del arrays[name]
+        else:
+            arrays[name] = change(arrays.get(name, np.zeros(2, np.float32)))
+    monkeypatch.setattr(golden, "load", lambda _: (arrays, about))
+    with pytest.raises(BadData) as error:
+        parity.run(SMALL)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_of_other_sizes(tmp_path, monkeypatch):
+    """Two heads, two taps, two stages, other widths: all follow from the shapes in the file."""
+    sizes = Sizes(32, 8, 128, 2, 64, 1, 16, context_length=9, vocabulary=60)
+    model = HVPNet(sizes, (1, 2), stages=2)
+    ids, text_mask = captions(0, 3, 7)
+    ids = np.minimum(ids, 59)
+    video = np.float32(normal(0, 3, 2, 3, 32, 32))
+    inputs = {"text_ids": ids, "text_mask": text_mask.astype(np.int32), "video": video}
+    inputs["video_mask"] = np.array([[1, 1], [1, 0], [1, 1]], np.int32)
+    params = random_params(model, ids, text_mask, np.moveaxis(video, 2, -1), inputs["video_mask"])
+    arrays = {f"state/{name}": x for name, x in torch_params.to_torch(params).items()}
+    arrays |= {f"input/{name}": x for name, x in inputs.items()}
+    shapes = {
+        "features/patch/layer1": (3, 34, 16),
+        "mpp/layer1/stage1/merged": (3, 9, 16),
+        "mpp/layer0/stage0/cluster": (3, 34),
+        "sim/sentence_frame/layer1": (3, 3),
+        "loss/total": (),
+    }
+    kept, compute = {}, golden.compute
+    monkeypatch.setattr(golden, "compute", lambda *a: kept or kept.update(compute(*a)) or kept)
+    blank = {name: np.full(shape, 1e9) for name, shape in shapes.items()}
+    path = write(tmp_path / "other.npz", arrays | blank, {"layers_zero_based": [0, 1]})
+    result = parity.run(path)
+    assert result["failed"] == list(shapes)
+    assert {row["reason"] for row in result["arrays"] if not row["ok"]} == {"over tolerance"}
+    filled = {name: np.asarray(kept[name]) for name in shapes}
+    assert parity.run(write(path, arrays | filled, {"layers_zero_based": [0, 1]}))["ok"]
+    assert jnp.isfinite(kept["loss"]) and SIZES != sizes

@@ -1,0 +1,271 @@
+"""The training step laid over devices: one or eight, by pmap or shard_map, the same numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.errors import BadUse
+from hvp_jax.models import similarity
+from hvp_jax.parallel import sharding
+from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.train_step import batch_loss, clip_keys, train_step
+from tests.helpers.small import SIZES, normal, random_params
+from tests.helpers.train_steps import MODEL, OPTIMIZER, batch_of
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LAYOUTS = {
+    "pmap 1": ("pmap", False, 1),
+    "pmap 8": ("pmap", False, 8),
+    "fsdp 8": ("shard_map", True, 8),
+}
+NAMES = list(LAYOUTS)
+
+
+def layout_of(kind: str, fsdp: bool, devices: int) -> Layout:
+    return Layout(kind, fsdp, jax.devices()[:devices])
+
+
+def numbers(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    return random_params(MODEL, *batch_of(0).values())
+
+
+@pytest.fixture(scope="module")
+def laid(params) -> dict:
+    """The compiled step of each layout."""
+    recipe = step_spec.Recipe(MODEL, OPTIMIZER, seed=3)
+    step = functools.partial(train_step, recipe=recipe)
+    shapes = jax.eval_shape(lambda: train_state.new_state(params, OPTIMIZER))
+    found = {}
+    for name, how in LAYOUTS.items():
+        layout = layout_of(*how)
+        found[name] = functools.partial(_put_and_step, layout, layout.train(step, shapes))
+    return found
+
+
+def _put_and_step(layout: Layout, laid, state, batch):
+    return laid(state, layout.put(batch))
+
+
+@pytest.fixture(scope="module")
+def runs(laid, params) -> dict:
+    """Five steps of each layout: the metrics of each, the last state, and what was compiled."""
+    found = {}
+    for name, how in LAYOUTS.items():
+        state = layout_of(*how).place(train_state.new_state(params, OPTIMIZER))
+        curve, given = [], []
+        for i in range(5):
+            given.append(state)
+            state, metrics = laid[name](state, batch_of(i))
+            curve.append(numbers(metrics))
+        found[name] = (curve, numbers(state), given, state)
+    return found
+
+
+def test_the_devices_are_eight():
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_any_layout_gives_the_numbers_of_one_device(runs, name):
+    (curve, state, *_), (expected_curve, expected, *_) = runs[name], runs["pmap 1"]
+    for metrics, expected_metrics in zip(curve, expected_curve, strict=True):
+        assert metrics.keys() == expected_metrics.keys() >= {"loss", "grad_norm", "skipped"}
+        for key, value in expected_metrics.items():
+            np.testing.assert_allclose(metrics[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+    for part in ("params", "opt_state"):
+        pairs = zip(*(jax.tree.leaves(getattr(s, part)) for s in (state, expected)), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert (state.step, state.skipped) == (5, 0)
+
+
+def test_the_steps_do_something(runs, params):
+    curve, state, *_ = runs["pmap 1"]
+    assert 0 < curve[0]["loss"] < 100 and np.isfinite(curve[2]["grad_norm"])
+    parts = [value for key, value in curve[0].items() if key.startswith("loss/")]
+    assert len(parts) == 6 and sum(parts) == pytest.approx(curve[0]["loss"], rel=1e-5)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params)
+    assert moved["clip"]["visual"].pop("patch_embedding") == 0
+    # In a softmax, what all tokens share has no effect, so it moves by rounding errors at most.
+    for network in ("word_weight", "patch_weight", "frame_weight"):
+        moved[network]["dense_2"].pop("bias")
+    assert min(jax.tree.leaves(moved)) > 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_given_away_is_gone_and_the_weights_it_was_made_of_are_not(runs, params, name):
+    given = runs[name][2]
+    for state in given:
+        assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert np.isfinite(params["clip"]["logit_scale"])
+
+
+def test_under_fsdp_a_device_holds_its_part(runs):
+    state = runs["fsdp 8"][3]
+    kernel = state.params["clip"]["visual"]["tower"]["blocks"]["mlp_in"]["kernel"]
+    moments = [m for m in jax.tree.leaves(state.opt_state) if m.shape == kernel.shape]
+    assert moments
+    for x in (kernel, *moments):
+        assert x.addressable_shards[0].data.size == x.size // 8
+    whole = layout_of(*LAYOUTS["fsdp 8"]).whole(state.params)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(whole))
+
+
+def test_the_rule_of_parts():
+    assert sharding.cut((12, 768, 3072), 8) == 2
+    assert sharding.cut((12, 3072, 768), 8) == 1
+    assert sharding.cut((12, 768, 768), 8) == 1  # the first of equals
+    assert sharding.cut((49408, 512), 16) == 0
+    assert sharding.cut((50, 768), 16) == 1  # 50 does not divide
+    assert sharding.cut((768,), 8) == sharding.cut((101, 999), 8) == -1
+    assert sharding.cut((12, 768, 3072), 1) == -1
+
+
+def test_a_wish_to_stop_reaches_all(runs, laid):
+    layout = layout_of(*LAYOUTS["pmap 8"])
+    state, batch = layout.place(runs["pmap 8"][1]), batch_of(0)
+    _, metrics = layout.train(lambda s, b, shards: (s, shards.any(b["stop"])), state)(
+        state, layout.put(batch, stop=True)
+    )
+    assert metrics == 1
+    assert runs["pmap 8"][0][0]["stop"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_place_makes_a_copy(name):
+    layout, source = layout_of(*LAYOUTS[name]), {"a": jnp.arange(3.0), "b": np.ones(4096)}
+    placed = layout.place(source)
+    give_away = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    jax.block_until_ready(give_away(placed))
+    assert source["a"].tolist() == [0, 1, 2] and (source["b"] == 1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_batch_changes_nothing_and_the_next_one_counts(runs, laid, name, caplog):
+    """One pixel that is no number: the update is skipped, counted, and nothing is compiled anew."""
+    curve, before, given, state = runs[name]
+    bad = batch_of(5)
+    bad["video"][3, 0, 7, 7, 1] = np.nan
+    with jax.log_compiles():
+        state, metrics = laid[name](state, bad)
+        after, metrics = numbers(state), numbers(metrics)
+        assert not np.isfinite(metrics["loss"])
+        assert (after.step, after.skipped, metrics["skipped"]) == (6, 1, 1)
+        for part in ("params", "opt_state"):
+            pairs = (jax.tree.leaves(getattr(s, part)) for s in (after, before))
+            for a, b in zip(*pairs, strict=True):
+                np.testing.assert_array_equal(a, b)
+        state, metrics = laid[name](state, batch_of(6))
+    good = numbers(state)
+    assert np.isfinite(metrics["loss"]) and (good.step, good.skipped) == (7, 1)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), good.params, before.params)
+    assert moved["word_weight"]["dense_0"]["kernel"] > 1e-7
+    assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+class Line:
+    """A model of one product a side that is mostly noise: quick to compile, and feels every key."""
+
+    dtype = jnp.float32
+
+    def apply(self, variables, ids, mask, video, video_mask, keys):
+        del video_mask
+        params = variables["params"]
+        words = similarity.unit(jax.nn.one_hot(ids, SIZES.vocabulary) @ params["clip"]["words"])
+        seen = video[:, 0, 0] @ params["distill"]  # [B, 32, D]
+        if keys is not None:
+            noise = jax.vmap(jax.random.normal, (0, None))(keys, seen.shape[1:])
+            seen = seen + noise * params["scale"]
+        patches = similarity.unit(seen)[:, None, :4]  # [B, 1, 4, D]
+        weights = similarity.token_weights((words**3).sum(-1), mask, "softmax")
+        text = similarity.Text(words, weights, words[:, 1])
+        ones = jnp.ones(patches.shape[:3])
+        video = similarity.Video(patches, ones, patches.sum(2), patches.sum(2) ** 3)
+        return text, video, params["clip"]["logit_scale"]
+
+
+def line_params() -> dict:
+    return {
+        "clip": {
+            "logit_scale": np.float32(1),
+            "words": np.float32(normal(0, SIZES.vocabulary, 6)),
+        },
+        "distill": np.float32(normal(1, 3, 6)),
+        "scale": np.float32(1),
+    }
+
+
+def line_steps(train_step, state, batch):
+    losses = []
+    for _ in range(3):
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, numbers(state.params)
+
+
+def test_neither_noise_nor_objective_hangs_on_the_number_of_devices():
+    recipe = step_spec.Recipe(Line(), OPTIMIZER, seed=1, paired=True, chunk=3)
+    step = functools.partial(train_step, recipe=recipe)
+    state, batch = train_state.new_state(line_params(), OPTIMIZER), batch_of(0)
+    losses, params = line_steps(jax.jit(step), state, batch)
+    assert losses[1] != losses[0]  # the weights are the same there; the noise is not
+    for how in (("pmap", False, 2), ("shard_map", False, 4)):
+        layout = layout_of(*how)
+        laid = layout.train(step, state)
+        found, moved = line_steps(laid, layout.place(state), layout.put(batch))
+        np.testing.assert_allclose(found, losses, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_noise_and_pairing_are_what_the_recipe_says():
+    def loss(at=0, **how):
+        recipe = step_spec.Recipe(Line(), None, **how)
+        whole = jax.jit(functools.partial(batch_loss, recipe=recipe, axis=None))
+        return float(whole(line_params(), at, batch_of(0))[0])
+
+    noisy, quiet = loss(seed=1), loss(noise=False)
+    assert loss(seed=1) == noisy and loss(noise=False, at=1) == quiet
+    losses = [noisy, quiet, loss(seed=2), loss(seed=1, at=1), loss(noise=False, paired=True)]
+    assert np.diff(sorted(losses)).min() > 1e-3
+
+
+def test_a_clip_has_its_key_wherever_it_lies():
+    keys = jax.random.key_data(clip_keys(7, 3, 0, 8))
+    assert len({tuple(key) for key in keys.tolist()}) == 8
+    for first in (0, 2, 6):
+        part = jax.random.key_data(clip_keys(7, 3, first, 2))
+        np.testing.assert_array_equal(part, keys[first : first + 2])
+    for seed, at in ((8, 3), (7, 4)):
+        other = jax.random.key_data(clip_keys(seed, at, 0, 8))
+        assert (other != keys).any(axis=1).all()
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_map_goes_example_by_example_and_gives_host_arrays(kind):
+    layout = layout_of(kind, False, 8)
+    double = layout.map(lambda params, batch: {"y": batch["x"] * params["by"]})
+    x = np.float32(normal(0, 16, 3))
+    found = double(layout.whole(layout.place({"by": np.float32(2)})), {"x": x})
+    assert isinstance(found["y"], np.ndarray)
+    np.testing.assert_array_equal(found["y"], 2 * x)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    layout = layout_of("pmap", False, 8)
+    layout.check_batch(32, "train.batch_size")
+    with pytest.raises(BadUse) as error:
+        layout.check_batch(12, "train.batch_size")
+    assert str(error.value) == (
+        "train.batch_size=12 does not divide over 8 devices; use a multiple of 8"
+    )

@@ -1,0 +1,165 @@
+"""Checkpoints of every format, in and out again, and the numbers PyTorch has with them."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.errors import BadUse
+from hvp_jax.cli import port
+from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.parity import torch_checkpoint
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.optimizer import make_optimizer
+from hvp_jax.training.train_step import train_step
+from hvp_jax.weights import formats, initial, optimizer_state, torch_params
+from tests.helpers.checkpoints import KINDS, SMALL, random_state, write
+from tests.helpers.command import GOLDEN
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def state_for(kind: str) -> dict:
+    state = random_state(head=kind == "hvpnet")
+    # What is stored in half precision comes back as the half it is.
+    return {n: x.half().float() for n, x in state.items()} if kind == "torchscript" else state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
+    state = state_for(kind)
+    source = write(tmp_path / "source", kind, state)
+    card = port.run(source, tmp_path / "ported")
+    assert (card["format"], card["sizes"]["activation"]) == KINDS[kind]
+    assert card == {**card, "stages": 3 if kind == "hvpnet" else 0, "step": 0}
+    assert all(len(digest) == 64 for digest in card["sha256"].values())
+    wanted = ["distill", "frame_weight", "patch_weight", "word_weight"]
+    assert card["new"] == ([] if kind == "hvpnet" else wanted)
+    assert ("QuickGELU is assumed" in str(card["notes"])) == (kind == "open_clip")
+    port.run(tmp_path / "ported", tmp_path / "back", export="hvpnet")
+    back = load_file(tmp_path / "back/model.safetensors")
+    assert sorted(back) == sorted(state)
+    for name, x in state.items():
+        assert back[name].dtype == x.dtype and torch.equal(back[name], x), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_towers_equal_pytorch_layer_by_layer(kind, tmp_path):
+    source = write(tmp_path, kind, state_for(kind))
+    result = torch_checkpoint.run(source, "auto", "float32")
+    assert result["ok"], result["text"]
+    assert [row["name"] for row in result["arrays"] if row["name"].startswith("image")] == [
+        *(f"image/layer{i}" for i in (1, 2, 3)),
+        "image/features",
+    ]
+    assert max(row["relative"] for row in result["arrays"]) > 0  # not compared with itself
+
+
+def test_a_wrong_layout_is_seen(tmp_path, monkeypatch):
+    source = write(tmp_path, "state_dict", random_state())
+    to_ours = torch_params._to_ours
+
+    def untransposed(x, layout):
+        return x if layout == "linear" and x.shape[0] == x.shape[1] else to_ours(x, layout)
+
+    monkeypatch.setattr(torch_params, "_to_ours", untransposed)
+    result = torch_checkpoint.run(source, "auto", "float32")
+    assert not result["ok"] and "image/layer1" in result["failed"]
+
+
+def test_an_export_is_ported_again_with_what_it_tells(tmp_path):
+    first = write(tmp_path / "a", "huggingface_bin", random_state())
+    port.run(first, tmp_path / "b", export="hvpnet")
+    card = port.run(tmp_path / "b", tmp_path / "c")
+    assert card["sizes"]["activation"] == "gelu" and card["format"] == "hvpnet"
+    port.run(first, tmp_path / "d", export="huggingface")
+    assert port.run(tmp_path / "d", tmp_path / "e")["sizes"] == card["sizes"]
+
+
+def test_pytorch_goes_on_here():
+    """The next three updates of a checkpoint of the original's equal PyTorch's."""
+    source = formats.open_source(GOLDEN / "reference_checkpoint.pth")
+    found = optimizer_state.of(source)
+    params = torch_params.from_torch(source.tensors, source.scheme)
+    state = train_state.state(params, found.first, found.second, found.steps)
+    with np.load(GOLDEN / "pytorch_small.npz") as file:
+        batch = {n.removeprefix("input/"): file[n] for n in file.files if n.startswith("input/")}
+    batch["video"] = np.moveaxis(batch["video"], 2, -1)
+    batch = {n: x.astype(bool) if n.endswith("mask") else x for n, x in batch.items()}
+    taps = tuple(
+        i + 1 for i in json.loads((GOLDEN / "pytorch_small.json").read_text())["layers_zero_based"]
+    )
+    model = HVPNet(source.sizes, taps, source.stages, "none", False)
+    c = found.constants
+    optimizer = make_optimizer(
+        c["lr"][1], c["lr"][0], c["t_total"], c["warmup"], c["weight_decay"], c["max_grad_norm"],
+        c["b1"], c["b2"], c["e"],
+    )  # fmt: skip
+    layout = Layout("pmap", devices=jax.devices()[:1])
+    recipe = step_spec.Recipe(model, optimizer, noise=False, paired=True)
+
+    step = functools.partial(train_step, recipe=recipe)
+    run, state = layout.train(step, state), layout.place(state)
+    with np.load(GOLDEN / "reference_checkpoint_next.npz") as file:
+        golden = {name: file[name] for name in file.files}
+    assert int(state.step) == 3
+    for i in range(3):
+        state, figures = run(state, layout.put(batch))
+        np.testing.assert_allclose(figures["loss"], golden["loss"][i], rtol=1e-5)
+        np.testing.assert_allclose(figures["log_scale"], golden["logit_scale"][i], rtol=1e-6)
+    after = torch_params.to_torch(state.params)
+    compared = [name for name in golden if name.startswith("after6/")]
+    assert len(compared) > 50
+    for name in compared:
+        x = golden[name]
+        error = np.abs(after[name.removeprefix("after6/")] - x).max() / np.abs(x).max()
+        assert error < 1e-4, (name, error)
+
+
+def test_without_its_moments_pytorch_would_not_go_on_here():
+    source = formats.open_source(GOLDEN / "reference_checkpoint.pth")
+    found = optimizer_state.of(source)
+    first, second = (torch_params.flatten(tree) for tree in (found.first, found.second))
+    assert found.steps == 3 and found.constants["lr"] == [1e-4, 1e-3, 1e-4, 1e-3]
+    still = {path for path, x in first.items() if not x.any()}
+    assert still == {"clip/visual/patch_embedding"}  # frozen
+    assert all((x >= 0).all() for x in second.values())
+
+
+def test_position_embeddings_are_resized_as_pytorch_does():
+    rng = np.random.default_rng(0)
+    position = rng.standard_normal((1 + 49, 8)).astype(np.float32)
+    for side in (4, 7, 12):
+        ours = initial.resize_positions(position, side)
+        grid = torch.tensor(position[1:].reshape(1, 7, 7, 8)).permute(0, 3, 1, 2)
+        theirs = torch.nn.functional.interpolate(
+            grid, (side, side), mode="bicubic", antialias=True, align_corners=False
+        )
+        theirs = theirs.permute(0, 2, 3, 1).reshape(side * side, 8)
+        np.testing.assert_array_equal(ours[0], position[0])
+        np.testing.assert_allclose(ours[1:], theirs, atol=2e-6)
+
+
+def test_a_destination_that_holds_something_is_left_alone(tmp_path):
+    source = write(tmp_path / "source", "state_dict", random_state())
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/notes.txt").write_text("mine")
+    with pytest.raises(BadUse, match="holds something already"):
+        port.run(source, tmp_path / "there")
+    assert [p.name for p in (tmp_path / "there").iterdir()] == ["notes.txt"]
+
+
+def test_the_command(tmp_path, run_cli):
+    source = write(tmp_path / "source", "hvpnet", random_state(head=True))
+    done = run_cli("port", f"--source={source}", f"--destination={tmp_path / 'd'}", "--json")
+    assert done.status == 0, done.stderr
+    card = json.loads(done.stdout)
+    assert card["sizes"]["vision_layers"] == SMALL.vision_layers and "text" not in card
+    assert (tmp_path / "d/model_card.md").read_text().startswith("# Model card")
+    again = run_cli("port", f"--source={tmp_path / 'd'}", f"--destination={tmp_path / 'e'}")
+    assert again.status == 2 and "workdir of ours already" in again.stderr

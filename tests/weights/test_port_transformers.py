@@ -1,0 +1,58 @@
+"""Hugging Face's own CLIPModel: what it saves is read here, and what is written here it reads."""
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from hvp_jax.cli import port
+from hvp_jax.parity import torch_checkpoint
+from tests.helpers.checkpoints import random_state, write
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture
+def model() -> CLIPModel:
+    torch.manual_seed(0)
+    text = dict(
+        hidden_size=48,
+        intermediate_size=100,  # not four times the width
+        num_hidden_layers=2,
+        num_attention_heads=4,  # nor heads of 64
+        vocab_size=200,
+        max_position_embeddings=20,
+        bos_token_id=198,
+        eos_token_id=199,
+    )
+    vision = dict(
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=32,
+        patch_size=8,
+        hidden_act="gelu",
+    )
+    text["hidden_act"] = "gelu"
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).eval()
+
+
+@pytest.mark.parametrize("shards", ["1GB", "100KB"])
+def test_what_it_saves_is_read(model, shards, tmp_path):
+    model.save_pretrained(tmp_path / "a", max_shard_size=shards)
+    assert (tmp_path / "a/model.safetensors.index.json").exists() == (shards != "1GB")
+    result = torch_checkpoint.run(tmp_path / "a", "auto", "float32")
+    assert result["ok"] and result["against"].startswith("transformers"), result["text"]
+    assert max(row["relative"] for row in result["arrays"]) < 2e-6
+    card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface")
+    assert card["sizes"]["activation"] == "gelu" and card["sizes"]["text_mlp"] == 100
+    back = CLIPModel.from_pretrained(tmp_path / "b").state_dict()
+    for name, x in model.state_dict().items():
+        assert torch.equal(back[name], x), name
+
+
+def test_what_is_written_here_it_runs(tmp_path):
+    source = write(tmp_path / "a", "torchscript", random_state())
+    port.run(source, tmp_path / "b", export="huggingface")
+    result = torch_checkpoint.run(tmp_path / "b", "huggingface", "float32")
+    assert result["ok"] and result["against"].startswith("transformers"), result["text"]
