@@ -22,10 +22,10 @@ from data import inputs, splits, tokenizer
 from data.batches import frame_sources
 from hvp_jax.checkpoints import model_card, save_weights
 from hvp_jax.models import hvpnet, losses
-from hvp_jax.models.clip_config import VARIANTS, Told
-from hvp_jax.models.similarity import unit
+from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.models.similarity import l2_normalize
 from hvp_jax.monitoring import json_files
-from hvp_jax.training.optimizer import apply, make_optimizer
+from hvp_jax.training.optimizer import apply_updates_and_clamp, make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,9 +39,9 @@ RATE, BATCH, WORDS, FRAMES = 1.5e-3, 64, 24, 4
 def stills(clips: Path, steps: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one frame each of as many clips, with one of their captions."""
     dice = np.random.default_rng(0)
-    found = inputs.read("shapes", str(clips), "", "", splits=("train",))
-    found = splits.select(found, "train")
-    source = frame_sources.MemorySource(found, SIZES.image_size, FRAMES)
+    found = inputs.read_dataset("shapes", str(clips), "", "", splits=("train",))
+    found = splits.clips_of_split(found, "train")
+    source = frame_sources.MemoryFrames(found, SIZES.image_size, FRAMES)
     pairs = [(clip.clip_id, caption) for clip in found for caption in clip.captions]
     ids, mask = tokenizer.tokenize([caption for _, caption in pairs], WORDS)
     epochs = -(-steps * BATCH // len(pairs))
@@ -59,8 +59,8 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
 
     def logits(net, batch):
         pixels = hvpnet.normalize_pixels(batch["video"], jnp.ones((BATCH, 1), bool))[:, 0]
-        clip = unit(net.clip.visual(pixels)[-1, :, 0])
-        text = unit(net.clip.text(batch["ids"], batch["mask"])[1])
+        clip = l2_normalize(net.clip.visual(pixels)[-1, :, 0])
+        text = l2_normalize(net.clip.text(batch["ids"], batch["mask"])[1])
         return jnp.exp(net.clip.logit_scale) * text @ clip.T
 
     @jax.jit
@@ -70,7 +70,7 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
 
         loss, grads = jax.value_and_grad(loss_of)(params)
         updates, moments = optimizer.update(grads, moments, params)
-        return apply(params, updates), moments, loss
+        return apply_updates_and_clamp(params, updates), moments, loss
 
     moments = optimizer.init(params)
     for i, batch in enumerate(stills(clips, steps), 1):
@@ -78,8 +78,10 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
         if i % 100 == 0:
             print(f"stills: step {i}, loss {float(loss):.2f}", flush=True)
     workdir.mkdir(parents=True)
-    save_weights.save(workdir, 0, params)
-    json_files.write_json(workdir / model_card.CARD, model_card.card(Told(SIZES, pretrained=True)))
+    save_weights.save_weights(workdir, 0, params)
+    json_files.write_json(
+        workdir / model_card.CARD_FILE, model_card.build_card(ModelSpec(SIZES, pretrained=True))
+    )
 
 
 def figures(given: argparse.Namespace, taps: tuple[int, ...], seed: int) -> list[float]:
@@ -88,7 +90,10 @@ def figures(given: argparse.Namespace, taps: tuple[int, ...], seed: int) -> list
     command = [sys.executable, "run.py", "train", "--config=configs/demo.py", "--json"]
     command += [f"--config.data.root={given.out / 'clips'}", f"--workdir={workdir}"]
     command += [f"--config.model.weights={given.out / 'clip'}", f"--config.model.taps={taps}"]
-    command += [f"--config.optim.rate={RATE}", f"--config.optim.clip_rate={given.clip_rate}"]
+    command += [
+        f"--config.optim.learning_rate={RATE}",
+        f"--config.optim.clip_learning_rate={given.clip_rate}",
+    ]
     command += ["--config.train.steps=200", "--config.train.eval_every=200"]
     command += [f"--config.seed={seed}"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

@@ -72,13 +72,13 @@ class Peer(Dataset):
 def main(folder: str, shard_folder: str) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    clips = inputs.read("folder", folder, "", "")
+    clips = inputs.read_dataset("folder", folder, "", "")
     if not prepare.finished(shard_folder):
         prepare.prepare(clips, shard_folder, SIZE, FRAMES)
-    clips = splits.select(clips, "train")
+    clips = splits.clips_of_split(clips, "train")
     ours = {
-        "ours, files": frame_sources.FileSource(clips, SIZE, FRAMES),
-        "ours, shards": frame_sources.ShardSource(shard_folder, clips, SIZE, FRAMES),
+        "ours, files": frame_sources.FileFrames(clips, SIZE, FRAMES),
+        "ours, shards": frame_sources.ShardFrames(shard_folder, clips, SIZE, FRAMES),
     }
     batches = {
         name: pipeline.numbered_batches(clips, source, FRAMES, WORDS, BATCH, seed=0)

@@ -32,7 +32,7 @@ def start(given: argparse.Namespace, workdir: Path) -> list[subprocess.Popen]:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     command = [sys.executable, "run.py", "train", "--config=configs/folder.py", "--json"]
     command += [f"--config.data.root={given.clips}", f"--workdir={workdir}"]
-    command += ["--config.model.variant=tiny", "--config.data.frames=4"]
+    command += ["--config.model.variant=tiny", "--config.data.max_frames=4"]
     command += ["--config.train.batch_size=8", "--config.eval.batch_size=8"]
     command += [f"--config.train.steps={given.steps}", "--config.train.log_every=1"]
     command += ["--config.train.checkpoint_every=5", "--config.train.eval_every=20"]
@@ -112,7 +112,7 @@ def weights_of(workdir: Path) -> dict[str, np.ndarray]:
     from hvp_jax.checkpoints import checkpointer, model_card
     from hvp_jax.weights import torch_params
 
-    with checkpointer.Checkpoints(workdir, keep=1) as checkpoints:
+    with checkpointer.Checkpointer(workdir, max_to_keep=1) as checkpoints:
         shapes = model_card.card_shapes(model_card.read_card(workdir))
         return torch_params.flatten(checkpoints.params(checkpoints.latest(), shapes))
 

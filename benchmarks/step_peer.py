@@ -30,12 +30,13 @@ import torch  # noqa: E402
 
 from benchmarks import torch_hvpnet  # noqa: E402
 from configs.base import get_config
+from data.batches.batch import Batch
 from hvp_jax.bench.step import random_batch
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
 from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
 from hvp_jax.monitoring.accelerators import PEAKS
-from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
 from hvp_jax.training.optimizer import make_optimizer
 from hvp_jax.training.train_step import train_step
@@ -62,7 +63,7 @@ def config_of(variant: str, precision: str, batch: int, remat: str):
     return resolve(config)
 
 
-def batch_of(config, model: HVPNet) -> dict:
+def batch_of(config, model: HVPNet) -> Batch:
     """The same batch of noise for both sides."""
     return random_batch(config, model, np.random.default_rng(0))
 
@@ -70,13 +71,13 @@ def batch_of(config, model: HVPNet) -> dict:
 def ours(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[], dict]:
     """A function that runs one step of ours; its result is the metrics on the device."""
     optimizer = make_optimizer(RATE, CLIP_RATE, SCHEDULE)
-    recipe = step_spec.Recipe(
-        model, optimizer, config.seed, noise=noise, chunk=config.similarity.chunk
+    spec = step_spec.StepSpec(
+        model, optimizer, config.seed, noise=noise, chunk_size=config.similarity.chunk_size
     )
-    layout = Layout("shard_map", devices=jax.devices()[:1])
-    state = layout.place(train_state.new_state(params, optimizer))
-    laid = layout.train(functools.partial(train_step, recipe=recipe), state)
-    batch = layout.put(batch_of(config, model))
+    partitioner = Partitioner("shard_map", devices=jax.devices()[:1])
+    state = partitioner.shard_state(train_state.create_train_state(params, optimizer))
+    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
+    batch = partitioner.shard_batch(batch_of(config, model))
 
     def run():
         nonlocal state
@@ -103,14 +104,18 @@ def theirs(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[
     )
     compute = torch.compile(
         functools.partial(
-            torch_hvpnet.loss, s=model.sizes, taps=model.taps, stages=model.stages, noise=noise
+            torch_hvpnet.loss,
+            s=model.clip_config,
+            taps=model.taps,
+            stages=model.stages,
+            noise=noise,
         ),
         dynamic=False,
     )
     host = batch_of(config, model)
     batch = {
-        "video": torch.tensor(host["video"], device=DEVICE),
-        "text_ids": torch.tensor(host["text_ids"], device=DEVICE, dtype=torch.int64),
+        "video": torch.tensor(host.video, device=DEVICE),
+        "text_ids": torch.tensor(host.text_ids, device=DEVICE, dtype=torch.int64),
     }
     dtype = TORCH_DTYPES[config.precision]
 
@@ -216,7 +221,7 @@ def compare(variant: str, precision: str, remat: str, batch: int | None) -> None
         config = config_of(variant, precision, size, remat)
         median = statistics.median(seconds[side])
         rates[side] = size / median
-        frames, words = config.data.frames, config.data.words
+        frames, words = config.data.max_frames, config.data.max_words
         operations = flops.training_step(from_config(config), size, frames, words)
         share = "no published peak"
         if kind in PEAKS:

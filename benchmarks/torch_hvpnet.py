@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.distillation import EPSILON, HEADS, NEIGHBOURS
 from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.parity.torch_clip import ACTIVATIONS
@@ -50,7 +50,7 @@ def tower(
     return kept
 
 
-def vision(video: torch.Tensor, p: Params, s: Sizes, taps: tuple) -> torch.Tensor:
+def vision(video: torch.Tensor, p: Params, s: ClipConfig, taps: tuple) -> torch.Tensor:
     """uint8 frames [B, T, H, W, 3] -> every token at every tap [L, B, T, P, D]."""
     mean, std = (torch.tensor(x, device=video.device) for x in (PIXEL_MEAN, PIXEL_STD))
     pixels = ((video.float() / 255 - mean) / std).flatten(0, 1).permute(0, 3, 1, 2)
@@ -59,17 +59,17 @@ def vision(video: torch.Tensor, p: Params, s: Sizes, taps: tuple) -> torch.Tenso
     first = p["clip.visual.class_embedding"].expand(len(x), 1, -1)
     x = torch.cat([first.to(x.dtype), x], dim=1) + p["clip.visual.positional_embedding"]
     x = norm(x, p, "clip.visual.ln_pre")
-    heads = s.vision_width // s.vision_head
+    heads = s.vision_width // s.vision_head_dim
     hidden = tower(x, p, "clip.visual.transformer", heads, s.activation, False, taps)
     x = norm(torch.stack(hidden), p, "clip.visual.ln_post") @ p["clip.visual.proj"]
     return x.reshape(len(taps), *video.shape[:2], *x.shape[2:])
 
 
-def text(ids: torch.Tensor, p: Params, s: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+def text(ids: torch.Tensor, p: Params, s: ClipConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [B, W] -> words [B, W, D] and sentence [B, D], the word at the greatest id."""
     x = F.embedding(ids, p["clip.token_embedding.weight"])
     x = x + p["clip.positional_embedding"][: ids.shape[1]]
-    heads = s.text_width // s.text_head
+    heads = s.text_width // s.text_head_dim
     x = tower(x, p, "clip.transformer", heads, s.activation, True, (s.text_layers,))[0]
     words = norm(x, p, "clip.ln_final") @ p["clip.text_projection"]
     return words, words[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]
@@ -140,7 +140,7 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def loss(
-    p: Params, batch: Mapping, s: Sizes, taps: tuple, stages: int, noise: bool
+    p: Params, batch: Mapping, s: ClipConfig, taps: tuple, stages: int, noise: bool
 ) -> torch.Tensor:
     """`video` uint8 [B, T, H, W, 3], `text_ids` [B, W] -> the loss, summed over terms and taps."""
     words, sentence = text(batch["text_ids"], p, s)

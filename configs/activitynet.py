@@ -17,7 +17,7 @@ from configs.base import with_form
 def get_config(form: str | None = None) -> ConfigDict:
     config = base()
     config.data.dataset = "activitynet"
-    config.data.frames = 64
-    config.data.words = 64
-    config.data.held_out = 0.05
+    config.data.max_frames = 64
+    config.data.max_words = 64
+    config.data.val_fraction = 0.05
     return with_form(config, form)

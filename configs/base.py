@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.similarity.word_weights = "query"  # query, paired (leaks the answer)
     config.similarity.normalize = "softmax"  # softmax, none: over the token weights
     config.similarity.mask_padding = True
-    config.similarity.chunk = 16  # clips scored at a time; changes memory, no score
+    config.similarity.chunk_size = 16  # clips scored at a time; changes memory, no score
 
     config.data = ConfigDict()
     config.data.dataset = "folder"
@@ -46,13 +46,13 @@ def get_config() -> ConfigDict:
     # Which splits; msrvtt: 9k (""), 7k, full; vatex: the test list's name.
     config.data.protocol = ""
     # Share of the training videos that validates, where there is no such split (by seed and id).
-    config.data.held_out = 0.0
+    config.data.val_fraction = 0.0
     config.data.shards = ""  # written by `prepare`; empty: decode the video files
     config.data.exclude = ""  # a file with the ids of clips to leave out, one a line
     # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".
     config.data.beam_options = ""
-    config.data.frames = 12
-    config.data.words = 24
+    config.data.max_frames = 12
+    config.data.max_words = 24
     # Decoding processes; 0: threads of this process, and in `prepare` a process a core.
     config.data.workers = 0
 
@@ -62,10 +62,14 @@ def get_config() -> ConfigDict:
     config.augment.flip = False  # left to right, of every other clip; captions stay as they are
 
     config.optim = ConfigDict()
-    config.optim.rate = placeholder(float)  # None: 1e-4 on a pretrained CLIP, 1e-3 from scratch
-    config.optim.clip_rate = placeholder(float)  # inside CLIP; None: 1e-7, or `rate` from scratch
+    config.optim.learning_rate = placeholder(
+        float
+    )  # None: 1e-4 on a pretrained CLIP, 1e-3 from scratch
+    config.optim.clip_learning_rate = placeholder(
+        float
+    )  # inside CLIP; None: 1e-7, or `rate` from scratch
     config.optim.weight_decay = 0.2
-    config.optim.warmup = 0.1  # share of the schedule
+    config.optim.warmup_fraction = 0.1  # share of the schedule
     config.optim.max_grad_norm = 1.0
     config.optim.schedule_epochs = 0  # length of the schedule; 0: as long as the run
 
@@ -73,16 +77,18 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 32  # over all devices
     config.train.epochs = placeholder(int)  # None: 5 on a pretrained CLIP
     config.train.steps = placeholder(int)  # None: `epochs` of them, or else 300 from scratch
-    config.train.choose_on = "val"  # val, test: the split that the best checkpoint is chosen by
+    config.train.select_on = "val"  # val, test: the split that the best checkpoint is chosen by
     config.train.checkpoint_every = 100
     config.train.eval_every = placeholder(int)  # None: once an epoch, at most 5 times from scratch
     config.train.log_every = 10
-    config.train.most_skipped = 20  # updates in a row with a loss that is not finite: then it stops
-    config.train.stall_seconds = 1200.0  # without a step, a batch scored: then it ends; 0: never
-    config.train.keep = 2  # newest checkpoints kept beside the best
-    config.train.keep_every = 0  # and every one whose step this divides; 0: none
+    config.train.max_skipped_updates = (
+        20  # updates in a row with a loss that is not finite: then it stops
+    )
+    config.train.stall_timeout = 1200.0  # without a step, a batch scored: then it ends; 0: never
+    config.train.max_to_keep = 2  # newest checkpoints kept beside the best
+    config.train.keep_period = 0  # and every one whose step this divides; 0: none
     # rsum (R@1 + R@5 + R@10 of both directions), or text_to_video/R@1, video_to_text/MdR, ...
-    config.train.best_by = "rsum"
+    config.train.select_by = "rsum"
 
     config.eval = ConfigDict()
     config.eval.split = "test"
@@ -110,8 +116,8 @@ def with_form(config: ConfigDict, form: str | None) -> ConfigDict:
     config.similarity.mask_padding = False
     config.distill.noise = "always"
     config.optim.schedule_epochs = 5  # whatever train.epochs says
-    config.data.frames = 12
-    config.data.words = 24
-    config.data.held_out = 0.0
-    config.train.choose_on = "test"
+    config.data.max_frames = 12
+    config.data.max_words = 24
+    config.data.val_fraction = 0.0
+    config.train.select_on = "test"
     return config

@@ -16,5 +16,5 @@ from configs.base import with_form
 def get_config(form: str | None = None) -> ConfigDict:
     config = base()
     config.data.dataset = "charades"
-    config.data.held_out = 0.05
+    config.data.val_fraction = 0.05
     return with_form(config, form)

@@ -12,9 +12,9 @@ from configs.base import get_config as base
 def get_config() -> ConfigDict:
     config = base()
     config.data.dataset = "shapes"
-    config.data.frames = 4  # what moves leaves a trail, so a few frames tell the motion
+    config.data.max_frames = 4  # what moves leaves a trail, so a few frames tell the motion
     config.model.variant = "tiny"
-    config.optim.rate = 1.5e-3
+    config.optim.learning_rate = 1.5e-3
     config.train.steps = 450
     config.train.eval_every = 150
     config.train.checkpoint_every = 150

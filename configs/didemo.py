@@ -16,6 +16,6 @@ from configs.base import with_form
 def get_config(form: str | None = None) -> ConfigDict:
     config = base()
     config.data.dataset = "didemo"
-    config.data.frames = 64
-    config.data.words = 64
+    config.data.max_frames = 64
+    config.data.max_words = 64
     return with_form(config, form)

@@ -18,5 +18,5 @@ def get_config(form: str | None = None) -> ConfigDict:
     config = base()
     config.data.dataset = "msrvtt"
     config.augment.rand_augment = "rand-m7-n4-mstd0.5-inc1"  # as the paper trains on it
-    config.data.held_out = 0.05
+    config.data.val_fraction = 0.05
     return with_form(config, form)

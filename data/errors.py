@@ -11,13 +11,13 @@ class UserError(Exception):
     status = 1
 
 
-class BadData(UserError):
+class DataError(UserError):
     """The data is bad: a file is broken, missing or inconsistent."""
 
     status = 1
 
 
-class BadUse(UserError):
+class UsageError(UserError):
     """The program was used wrongly: an unknown key, a path that does not exist."""
 
     status = 2

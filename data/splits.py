@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection
 
 from data.annotations import common
-from data.errors import BadData
+from data.errors import DataError
 from data.records import Clip
 
 
@@ -23,13 +23,13 @@ def hold_out(clips: list[Clip], share: float, seed: int) -> list[Clip]:
     return [dataclasses.replace(clip, split=split(clip)) for clip in clips]
 
 
-def select(clips: list[Clip], split: str) -> list[Clip]:
-    """The clips of one split, in their order; raises BadData if there are none."""
+def clips_of_split(clips: list[Clip], split: str) -> list[Clip]:
+    """The clips of one split, in their order; raises DataError if there are none."""
     chosen = [clip for clip in clips if clip.split == split]
     if not chosen:
         sizes = collections.Counter(clip.split for clip in clips)
         there = ", ".join(f"{name} ({size} clips)" for name, size in sorted(sizes.items()))
-        raise BadData(
+        raise DataError(
             f"split {split!r} has no clips; there is {there or 'no clip at all'};"
             " in a folder of your own a column 'split' in captions.csv can say which videos"
             " belong to it"
@@ -37,6 +37,6 @@ def select(clips: list[Clip], split: str) -> list[Clip]:
     return chosen
 
 
-def of_splits(clips: list[Clip], splits: Collection[str] | None) -> list[Clip]:
+def clips_of_splits(clips: list[Clip], splits: Collection[str] | None) -> list[Clip]:
     """The clips of some splits, of all if it is None."""
     return [clip for clip in clips if splits is None or clip.split in splits]

@@ -8,9 +8,9 @@ import ftfy
 import numpy as np
 from instant_clip_tokenizer import Tokenizer
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 
-VOCABULARY = 49408
+VOCAB_SIZE = 49408
 START = 49406
 END = 49407
 
@@ -30,10 +30,10 @@ def encode(caption: str) -> list[int]:
     original makes markers of them, which moves the position the sentence is
     read from (the greatest id).
 
-    Raises BadData if the caption is not a `str`.
+    Raises DataError if the caption is not a `str`.
     """
     if not isinstance(caption, str):
-        raise BadData(f"a caption must be text, got {type(caption).__name__}: {caption!r:.80}")
+        raise DataError(f"a caption must be text, got {type(caption).__name__}: {caption!r:.80}")
     return _tokenizer().encode(html.unescape(html.unescape(ftfy.fix_text(caption))))
 
 
@@ -43,10 +43,10 @@ def tokenize(captions: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarra
     A row is `START`, at most `words - 2` tokens, `END`, then zeros; the mask is
     true from `START` to `END`.
 
-    Raises BadUse if `words` leaves no room for a token, BadData as `encode` does.
+    Raises UsageError if `words` leaves no room for a token, DataError as `encode` does.
     """
     if words < 3:
-        raise BadUse(f"words is {words}: at least 3 are needed, for start, one token and end")
+        raise UsageError(f"words is {words}: at least 3 are needed, for start, one token and end")
     if isinstance(captions, str):
         raise TypeError("captions must be a sequence of captions, not one caption")
     ids = np.zeros((len(captions), words), np.int32)  # [N, W]

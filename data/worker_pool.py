@@ -21,7 +21,7 @@ UP = "up"  # what a process says first
 START = 120  # seconds that a process may take to come up
 
 
-class Lost(NamedTuple):
+class Failed(NamedTuple):
     """What comes of a job that was not finished."""
 
     reason: str
@@ -62,14 +62,14 @@ class _Worker:
             return self.process.exitcode
 
 
-def run_each(
+def run_isolated(
     work: Callable[[Any], Any],
     jobs: Sequence[Any],
     processes: int,
     seconds: float,
     memory: int,
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the job, `work(job)` or Lost) as they come, each job's once.
+    """(number of the job, `work(job)` or Failed) as they come, each job's once.
 
     `work` is a function of a module, run in at most `processes` at a time; a job may take
     `seconds`, and a process `memory` bytes above what it takes before its first job.
@@ -90,7 +90,7 @@ def run_each(
                     continue
                 yield worker.job, result
                 following = next(waiting, None)
-                if isinstance(result, Lost) or following is None:
+                if isinstance(result, Failed) or following is None:
                     worker.kill()
                     workers[i] = following and _Worker(work, memory)
                 if following:
@@ -101,7 +101,7 @@ def run_each(
             worker.kill()
 
 
-class Guard:
+class IsolatedProcess:
     """A process of its own for one job after the other; lost with a job, another takes its place.
 
     `work`, `seconds` and `memory` as in `run_each`. While one waits for a job, `beat` is
@@ -119,14 +119,14 @@ class Guard:
         self._work, self._beat, self._seconds, self._memory = work, beat, seconds, memory
         self._worker: _Worker | None = None
 
-    def __enter__(self) -> "Guard":
+    def __enter__(self) -> "IsolatedProcess":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._end()
 
     def each(self, jobs: Iterable[Any]) -> Iterator[Any]:
-        """`work(job)` or Lost of each job in turn; the next is begun before one is handed out."""
+        """`work(job)` or Failed of each job in turn; the next is begun before one is handed out."""
         waiting = iter(jobs)
         try:
             busy = self._begin(waiting)
@@ -151,7 +151,7 @@ class Guard:
             self._beat()
             rest = self._worker.deadline - time.monotonic()
             connection.wait([self._worker.pipe], min(max(rest, 0), POLL))
-        if isinstance(result, Lost):
+        if isinstance(result, Failed):
             self._end()
         return result
 
@@ -175,8 +175,8 @@ def _result(worker: _Worker, seconds: float) -> Any:
             if not worker.up:
                 raise RuntimeError(f"a process does not come up ({how})") from None
             if how == "SIGKILL":  # no decoder does that to itself
-                return Lost("its decoder was killed (SIGKILL), perhaps for want of memory")
-            return Lost(f"crashes the decoder ({how})")
+                return Failed("its decoder was killed (SIGKILL), perhaps for want of memory")
+            return Failed(f"crashes the decoder ({how})")
         if answer == UP:
             worker.up, worker.deadline = True, time.monotonic() + seconds
             return None
@@ -188,7 +188,7 @@ def _result(worker: _Worker, seconds: float) -> Any:
         return None
     if not worker.up:
         raise RuntimeError(f"a process does not come up within {START} s")
-    return Lost(f"takes the decoder more than {seconds:g} s")
+    return Failed(f"takes the decoder more than {seconds:g} s")
 
 
 def ending(code: int) -> str:
@@ -213,7 +213,7 @@ def _serve(work: Callable, memory: int, pipe: connection.Connection) -> None:
         try:
             answer = work(argument), ""
         except MemoryError:
-            answer = Lost(f"needs more than {memory / 2**30:.3g} GiB of memory"), ""
+            answer = Failed(f"needs more than {memory / 2**30:.3g} GiB of memory"), ""
         except Exception as error:
             answer = None, f"{type(error).__name__}: {error} (at {argument!r})"
         pipe.send(answer)

@@ -8,23 +8,23 @@ from data.records import Annotations
 
 
 def read(annotations: str, videos: str, protocol: str) -> Annotations:
-    """One clip a video, with one paragraph. Raises BadData for bad files."""
+    """One clip a video, with one paragraph. Raises DataError for bad files."""
     del protocol  # there is but one
     splits = {}
     for split, captions, listed in (
         ("train", "train.json", "train_ids.json"),
         ("test", "val_1.json", "val_ids.json"),
     ):
-        paragraphs = _read_paragraphs(common.find(annotations, captions))
-        ids = common.find(annotations, listed, optional=True)
+        paragraphs = _read_paragraphs(common.find_annotation_file(annotations, captions))
+        ids = common.find_annotation_file(annotations, listed, optional=True)
         splits[split] = (common.read_ids(ids) if ids else paragraphs, paragraphs)
-    paths = common.index(videos)
+    paths = common.index_videos(videos)
 
     def path_of(video_id: str) -> str:
         # Downloads are named by YouTube's id, which has no `v_`.
-        return common.match(paths, video_id, video_id.removeprefix("v_"))
+        return common.match_video(paths, video_id, video_id.removeprefix("v_"))
 
-    return common.gather(annotations, splits, path_of)
+    return common.build_clips(annotations, splits, path_of)
 
 
 def _read_paragraphs(path: str) -> dict[str, list[str]]:

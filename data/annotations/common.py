@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Annotations, Clip
 
 EXTENSIONS = frozenset(
@@ -20,28 +20,28 @@ EXTENSIONS = frozenset(
 Captions = Mapping[str, list[str]]  # id -> its captions, cleaned; empty ones may be among them
 
 
-def find(folder: str, *names: str, optional: bool = False) -> str:
+def find_annotation_file(folder: str, *names: str, optional: bool = False) -> str:
     """The file of one role in `folder`: of the first name, or else of another of `names`.
 
     A name may hold `*`; but for the first, case is ignored. "" if there is none and it is
-    `optional`. Raises BadUse if `folder` is no directory, BadData if no file is there, or
+    `optional`. Raises UsageError if `folder` is no directory, DataError if no file is there, or
     several and none of the first name.
     """
     if not os.path.isdir(folder):
         what = "is not a directory" if os.path.exists(folder) else "does not exist"
-        raise BadUse(f"{folder!r} {what}; data.annotations must hold {names[0]}")
+        raise UsageError(f"{folder!r} {what}; data.annotations must hold {names[0]}")
     there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     found = [name for name in there if any(_fits(name, like) for like in names)]
     if names[0] in found:
         found = [names[0]]
     if len(found) > 1:
-        raise BadData(
+        raise DataError(
             f"{folder}: which one is meant, {found[0]} or {found[1]}? leave only one of them there"
         )
     if not found and not optional:
         if len(names) > 1:
-            raise BadData(f"{folder}: none of {', '.join(names)} is there; put one of them there")
-        raise BadData(f"{folder}: {names[0]} is not there; put it there")
+            raise DataError(f"{folder}: none of {', '.join(names)} is there; put one of them there")
+        raise DataError(f"{folder}: {names[0]} is not there; put it there")
     return os.path.join(folder, found[0]) if found else ""
 
 
@@ -50,20 +50,20 @@ def _fits(name: str, like: str) -> bool:
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, less a byte order mark. Raises BadData, naming the line."""
+    """The text of a UTF-8 file, less a byte order mark. Raises DataError, naming the line."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
-        raise BadData(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise BadData(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from None
+        raise DataError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise BadData(f"{path}: line {line} holds a null byte; save the file as UTF-8 text")
+        raise DataError(f"{path}: line {line} holds a null byte; save the file as UTF-8 text")
     return text
 
 
@@ -84,16 +84,16 @@ def read_ids(path: str) -> list[str]:
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds. Raises BadData if it is cut off or no JSON."""
+    """What a JSON file holds. Raises DataError if it is cut off or no JSON."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise BadData(
+        raise DataError(
             f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; it is cut off or"
             " no JSON: get the file again"
         ) from None
     except (RecursionError, ValueError) as error:
-        raise BadData(f"{path}: cannot be read as JSON ({error}); get the file again") from None
+        raise DataError(f"{path}: cannot be read as JSON ({error}); get the file again") from None
 
 
 def read_table(path: str, *columns: str) -> list[list[str]]:
@@ -104,29 +104,29 @@ def read_table(path: str, *columns: str) -> list[list[str]]:
     try:
         rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
-        raise BadData(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
+        raise DataError(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
     if rows.pop()[1] != [end]:
         line = rows[-1][0] + 1 if rows else 1
-        raise BadData(f"{path}: the row at line {line} has a quote that nothing closes")
+        raise DataError(f"{path}: the row at line {line} has a quote that nothing closes")
     header = [name.strip() for name in rows[0][1]] if rows else []
     for column in columns:
         if column not in header:
             there = ", ".join(header) or "nothing"
-            raise BadData(f"{path}: no column {column!r}; its header has: {there}")
+            raise DataError(f"{path}: no column {column!r}; its header has: {there}")
     for line, row in rows:
         if len(row) != len(header):
-            raise BadData(f"{path}: line {line} has {len(row)} fields, the header {len(header)}")
+            raise DataError(f"{path}: line {line} has {len(row)} fields, the header {len(header)}")
     places = [header.index(column) for column in columns]
     return [[row[place].strip() for place in places] for _, row in rows[1:]]
 
 
 @contextlib.contextmanager
 def expecting(path: str, shape: str) -> Iterator[None]:
-    """Turns what Python says of data of another shape into BadData."""
+    """Turns what Python says of data of another shape into DataError."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BadData(f"{path}: is not {shape} ({type(error).__name__}: {error})") from None
+        raise DataError(f"{path}: is not {shape} ({type(error).__name__}: {error})") from None
 
 
 def _of(kind: type, value: Any) -> Any:
@@ -184,11 +184,11 @@ def is_video(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
-def index(videos: str) -> dict[str, list[str]]:
+def index_videos(videos: str) -> dict[str, list[str]]:
     """Names of the files below `videos`, with and without extension -> their paths."""
     if videos and not os.path.isdir(videos):
         what = "is not a directory" if os.path.exists(videos) else "does not exist"
-        raise BadUse(f"{videos!r} {what}; data.videos must be the directory of the video files")
+        raise UsageError(f"{videos!r} {what}; data.videos must be the directory of the video files")
     paths: dict[str, list[str]] = {}
     for path in walk(videos) if videos else ():
         name = os.path.basename(path)
@@ -197,27 +197,29 @@ def index(videos: str) -> dict[str, list[str]]:
     return paths
 
 
-def match(paths: Mapping[str, list[str]], *names: str) -> str:
+def match_video(paths: Mapping[str, list[str]], *names: str) -> str:
     """The file of a video that goes by any of `names`; "" if there is none.
 
-    Beside a video, files of the same name and another kind do not count. Raises BadData if
+    Beside a video, files of the same name and another kind do not count. Raises DataError if
     two files fit.
     """
     found = list(dict.fromkeys(path for name in names for path in paths.get(name, ())))
     found = [path for path in found if is_video(path)] or found
     if len(found) > 1 and len({os.path.realpath(path) for path in found}) > 1:
-        raise BadData(f"video {names[0]!r} fits both {found[0]} and {found[1]}; remove one of them")
+        raise DataError(
+            f"video {names[0]!r} fits both {found[0]} and {found[1]}; remove one of them"
+        )
     return found[0] if found else ""
 
 
-def gather(
+def build_clips(
     folder: str,
     splits: Mapping[str, tuple[Iterable[str], Captions]],
     path_of: Callable[[str], str],
 ) -> Annotations:
     """The clips of ids and captions, split by split; `folder` is named where they clash.
 
-    An id whose captions are all empty has none. Raises BadData if an id is in two splits.
+    An id whose captions are all empty has none. Raises DataError if an id is in two splits.
     """
     clips: list[Clip] = []
     split_of: dict[str, str] = {}
@@ -226,7 +228,7 @@ def gather(
         uncaptioned[split] = []
         for video_id in ids:
             if split_of.setdefault(video_id, split) != split:
-                raise BadData(
+                raise DataError(
                     f"{folder}: {video_id!r} is in {split} and in {split_of[video_id]}; these"
                     " lists do not belong together"
                 )

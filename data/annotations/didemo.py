@@ -12,22 +12,24 @@ from data.records import Annotations
 
 
 def read(annotations: str, videos: str, protocol: str) -> Annotations:
-    """One clip a video, with one paragraph. Raises BadData for bad files."""
+    """One clip a video, with one paragraph. Raises DataError for bad files."""
     del protocol  # there is but one
     splits, names = {}, {}  # names: id -> all spellings of its file name
     for split in ("train", "val", "test"):
-        paragraphs = _read_paragraphs(common.find(annotations, f"{split}_data.json"), names)
-        listed = common.find(annotations, f"{split}_list.txt", optional=True)
+        paragraphs = _read_paragraphs(
+            common.find_annotation_file(annotations, f"{split}_data.json"), names
+        )
+        listed = common.find_annotation_file(annotations, f"{split}_list.txt", optional=True)
         ids = list(paragraphs)
         if listed:
             ids = [_note(name, names) for name in common.read_ids(listed)]
         splits[split] = (ids, paragraphs)
-    paths = common.index(videos)
+    paths = common.index_videos(videos)
 
     def path_of(video_id: str) -> str:
-        return common.match(paths, *names[video_id]) or common.match(paths, video_id)
+        return common.match_video(paths, *names[video_id]) or common.match_video(paths, video_id)
 
-    return common.gather(annotations, splits, path_of)
+    return common.build_clips(annotations, splits, path_of)
 
 
 def _read_paragraphs(path: str, names: dict[str, set[str]]) -> dict[str, list[str]]:

@@ -19,23 +19,23 @@ import unicodedata
 from collections.abc import Container, Iterable
 
 from data.annotations import common
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Clip
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
 def require_files(root: str, clips: Iterable[Clip]) -> None:
-    """Raises BadData if one of the clips of `root` has no file."""
+    """Raises DataError if one of the clips of `root` has no file."""
     clips, folder = list(clips), os.path.join(root, "videos")
     if clips and not os.path.isdir(folder):
-        raise BadData(f"{folder}: no such directory; the video files belong there")
+        raise DataError(f"{folder}: no such directory; the video files belong there")
     if clips and not any(common.walk(folder)):
-        raise BadData(f"{folder}: holds no files; put the videos there")
+        raise DataError(f"{folder}: holds no files; put the videos there")
     ids = list(dict.fromkeys(common.video_id(clip) for clip in clips if not clip.path))
     if ids:
         first = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
-        raise BadData(
+        raise DataError(
             f"{os.path.join(root, 'captions.csv')}: {len(ids)} of its videos are not in"
             f" {folder}: {first}; add the files or remove the rows"
         )
@@ -44,11 +44,11 @@ def require_files(root: str, clips: Iterable[Clip]) -> None:
 def read_all(root: str) -> list[Clip]:
     """The clips of `root`, in order of first appearance; the path is "" where there is no file.
 
-    Raises BadUse if `root` is no directory, BadData for all else that is wrong inside it.
+    Raises UsageError if `root` is no directory, DataError for all else that is wrong inside it.
     """
     if not os.path.isdir(root):
         what = "is not a directory" if os.path.exists(root) else "does not exist"
-        raise BadUse(f"{root!r} {what}; data.root must hold videos/ and captions.csv")
+        raise UsageError(f"{root!r} {what}; data.root must hold videos/ and captions.csv")
     folder, table = os.path.join(root, "videos"), os.path.join(root, "captions.csv")
     names, stems = _find_files(folder)
     clips: dict[tuple, dict] = {}
@@ -60,13 +60,13 @@ def read_all(root: str) -> list[Clip]:
         where = f"{table}: row {number}"
         for column in ("video_id", "caption"):
             if not row[column]:
-                raise BadData(f"{where}: {column} is empty; fill it in or remove the row")
+                raise DataError(f"{where}: {column} is empty; fill it in or remove the row")
         path = _match(names, stems, row["video_id"], where)
         video = (path, "" if path else _absent(row["video_id"], named))  # it may go by two ids
         video_id = ids.setdefault(video, row["video_id"])
         split = _split(row, video_id, where)
         if splits.setdefault(video, split) != split:
-            raise BadData(
+            raise DataError(
                 f"{where}: video {video_id!r} is in {split} and in {splits[video]};"
                 " all rows of a video belong in one split"
             )
@@ -107,7 +107,7 @@ def _match(names: dict, stems: dict, video_id: str, where: str) -> str:
         return names[name]
     found = stems.get(name, [""])
     if len(found) > 1:
-        raise BadData(
+        raise DataError(
             f"{where}: video_id {video_id!r} fits both {found[0]} and {found[1]};"
             " write it with its extension or remove one of them"
         )
@@ -123,26 +123,26 @@ def _absent(video_id: str, named: Container[str]) -> str:
 def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
     """Rows with their numbers; the header is row 1, as spreadsheets count."""
     if not os.path.isfile(table):
-        raise BadData(f"{table}: no such file; it holds the captions (video_id,caption)")
+        raise DataError(f"{table}: no such file; it holds the captions (video_id,caption)")
     reader = csv.reader(io.StringIO(common.read_text(table), newline=""), strict=True)
     try:
         lines = [(n, [cell.strip() for cell in line]) for n, line in enumerate(reader, 1)]
         lines = [(n, line) for n, line in lines if any(line) or len(line) > 1]
     except csv.Error as error:
-        raise BadData(f"{table}: line {reader.line_num}: {error}; check the quotes") from None
+        raise DataError(f"{table}: line {reader.line_num}: {error}; check the quotes") from None
     if not lines:
-        raise BadData(f"{table}: empty; it needs the header video_id,caption")
+        raise DataError(f"{table}: empty; it needs the header video_id,caption")
     header = lines[0][1]
     for column in ("video_id", "caption"):
         if header.count(column) != 1:
             fault = "twice the" if column in header else "no"
             there = ", ".join(header)
-            raise BadData(f"{table}: {fault} column {column!r}; its header has: {there}")
+            raise DataError(f"{table}: {fault} column {column!r}; its header has: {there}")
     if len(lines) == 1:
-        raise BadData(f"{table}: a header but no captions; write one row a caption")
+        raise DataError(f"{table}: a header but no captions; write one row a caption")
     for number, line in lines[1:]:
         if len(line) != len(header):
-            raise BadData(
+            raise DataError(
                 f"{table}: row {number} has {len(line)} fields, the header {len(header)};"
                 " put captions with commas in double quotes"
             )
@@ -155,7 +155,7 @@ def _split(row: dict[str, str], video_id: str, where: str) -> str:
         return "train" if share < 0.8 else "val" if share < 0.9 else "test"
     split = SPLITS.get(row["split"].lower())
     if split is None:
-        raise BadData(f"{where}: split {row['split']!r} is none of train, val, test")
+        raise DataError(f"{where}: split {row['split']!r} is none of train, val, test")
     return split
 
 
@@ -167,14 +167,14 @@ def _stretch(row: dict[str, str], where: str) -> tuple[float | None, float | Non
         try:
             seconds.append(float(text) if text else None)
         except ValueError:
-            raise BadData(f"{where}: {column} {text!r} is not a number of seconds") from None
+            raise DataError(f"{where}: {column} {text!r} is not a number of seconds") from None
         if text and not 0 <= seconds[-1] < math.inf:
-            raise BadData(f"{where}: {column} {text} is not a moment in the video (in seconds)")
+            raise DataError(f"{where}: {column} {text} is not a moment in the video (in seconds)")
     start, end = seconds
     if end is None:
         return start or None, None
     if (start or 0.0) >= end:
-        raise BadData(f"{where}: start {start or 0:g} is not before end {end:g}")
+        raise DataError(f"{where}: start {start or 0:g} is not before end {end:g}")
     return start or 0.0, end
 
 

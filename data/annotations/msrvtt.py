@@ -6,7 +6,7 @@ splits as published, all captions.
 """
 
 from data.annotations import common
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Annotations
 
 CAPTIONS = ("MSRVTT_data.json", "MSR_VTT.json", "MSR-VTT.json")
@@ -20,10 +20,10 @@ SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
 
 
 def read(annotations: str, videos: str, protocol: str) -> Annotations:
-    """The clips of a protocol. Raises BadUse for an unknown one, BadData for bad files."""
+    """The clips of a protocol. Raises UsageError for an unknown one, DataError for bad files."""
     protocol = protocol or "9k"
     if protocol not in (*TRAIN, "full"):
-        raise BadUse(f"data.protocol {protocol!r} is unknown; msrvtt has 9k, 7k, full")
+        raise UsageError(f"data.protocol {protocol!r} is unknown; msrvtt has 9k, 7k, full")
     captions: dict[str, list[str]] = {}
     split_of: dict[str, str] = {}
     for path in _caption_files(annotations):
@@ -31,29 +31,35 @@ def read(annotations: str, videos: str, protocol: str) -> Annotations:
         _add_captions(path, content, captions)
         if protocol == "full":
             split_of |= _read_splits(path, content)
-    paths = common.index(videos)
+    paths = common.index_videos(videos)
     if protocol == "full":
         splits = {
             split: ([video_id for video_id, of in split_of.items() if of == split], captions)
             for split in ("train", "val", "test")
         }
     else:
-        train = common.read_table(common.find(annotations, *TRAIN[protocol]), "video_id")
-        test = common.read_table(common.find(annotations, *TEST), "video_id", "sentence")
+        train = common.read_table(
+            common.find_annotation_file(annotations, *TRAIN[protocol]), "video_id"
+        )
+        test = common.read_table(
+            common.find_annotation_file(annotations, *TEST), "video_id", "sentence"
+        )
         queries: dict[str, list[str]] = {}
         for video_id, sentence in test:
             queries.setdefault(video_id, []).append(common.clean(sentence))
         splits = {"train": (dict.fromkeys(v for (v,) in train), captions)}
         splits["test"] = (queries, queries)
-    return common.gather(annotations, splits, lambda video_id: common.match(paths, video_id))
+    return common.build_clips(
+        annotations, splits, lambda video_id: common.match_video(paths, video_id)
+    )
 
 
 def _caption_files(folder: str) -> list[str]:
-    whole = common.find(folder, *CAPTIONS, optional=True)
+    whole = common.find_annotation_file(folder, *CAPTIONS, optional=True)
     if whole:
         return [whole]
-    first = common.find(folder, *CAPTIONS, HALVES[0])
-    second = common.find(folder, HALVES[1], optional=True)
+    first = common.find_annotation_file(folder, *CAPTIONS, HALVES[0])
+    second = common.find_annotation_file(folder, HALVES[1], optional=True)
     return [first, second] if second else [first]
 
 
@@ -72,7 +78,7 @@ def _read_splits(path: str, content: dict) -> dict[str, str]:
         videos = content.get("videos", [])
         told = {row["video_id"]: row["split"] for row in videos if "split" in row}
         if not told or len(told) < len(videos) or not set(told.values()) <= SPLITS.keys():
-            raise BadData(
+            raise DataError(
                 f"{path}: its videos have no 'split' of {', '.join(SPLITS)}, which data.protocol"
                 f" full needs; other copies of {CAPTIONS[0]} do, and 9k and 7k"
                 " need none"

@@ -8,25 +8,30 @@ import pickle
 from typing import Any
 
 from data.annotations import common
-from data.errors import BadData
+from data.errors import DataError
 from data.records import Annotations
 
 CAPTIONS = ("raw-captions.pkl", "*caption*.pkl", "*caption*.json")
 
 
 def read(annotations: str, videos: str, protocol: str) -> Annotations:
-    """The clips of the three lists. Raises BadData for bad files."""
+    """The clips of the three lists. Raises DataError for bad files."""
     del protocol  # there is but one
-    path = common.find(annotations, *CAPTIONS)
+    path = common.find_annotation_file(annotations, *CAPTIONS)
     content = common.read_json(path) if path.lower().endswith(".json") else read_pickle(path)
     with common.expecting(path, "{id: [caption]}"):
         captions = {video_id.strip(): _captions(texts) for video_id, texts in content.items()}
     splits = {
-        split: (common.read_ids(common.find(annotations, f"{split}_list.txt")), captions)
+        split: (
+            common.read_ids(common.find_annotation_file(annotations, f"{split}_list.txt")),
+            captions,
+        )
         for split in ("train", "val", "test")
     }
-    paths = common.index(videos)
-    return common.gather(annotations, splits, lambda video_id: common.match(paths, video_id))
+    paths = common.index_videos(videos)
+    return common.build_clips(
+        annotations, splits, lambda video_id: common.match_video(paths, video_id)
+    )
 
 
 def _captions(texts: Any) -> list[str]:
@@ -43,18 +48,18 @@ class _Plain(pickle.Unpickler):
 
 
 def read_pickle(path: str) -> Any:
-    """Lists, tuples, dicts, texts and numbers of a pickle; BadData if it holds anything else."""
+    """Lists, tuples, dicts, texts and numbers of a pickle; DataError if it holds anything else."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
-        raise BadData(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         # Texts that Python 2 pickled are bytes to Python 3.
         return _Plain(io.BytesIO(content), encoding="utf-8").load()
     except Exception as error:  # a broken pickle makes any of them
         why = " ".join(str(error).split()) or type(error).__name__
-        raise BadData(
+        raise DataError(
             f"{path}: no pickle of plain lists and texts: {why}; get the file again, or the"
             " captions as JSON"
         ) from None

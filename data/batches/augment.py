@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from data.errors import BadUse
+from data.errors import UsageError
 
 BICUBIC = Image.Resampling.BICUBIC
 FILL = (123, 117, 104)  # CLIP's mean colour, for what comes into view from beyond the edge
@@ -39,13 +39,13 @@ class RandAugment(NamedTuple):
 def parse(text: str) -> RandAugment:
     """`rand-m7-n4-mstd0.5-inc1` as what it says; inc1: the set that gets stronger with magnitude.
 
-    Raises BadUse, naming the text, if it is of another form or outside the scale.
+    Raises UsageError, naming the text, if it is of another form or outside the scale.
     """
     if found := FORM.fullmatch(text):
         parsed = RandAugment(int(found[1]), int(found[2]), float(found[3]))
         if parsed.magnitude <= TOP and parsed.count >= 1 and parsed.deviation <= TOP:
             return parsed
-    raise BadUse(
+    raise UsageError(
         f"{text!r} is not of the form rand-m7-n4-mstd0.5-inc1 (m from 0 to {TOP}, n from 1, "
         f"mstd from 0 to {TOP})"
     )
@@ -166,7 +166,7 @@ OPERATIONS = (
 )
 
 
-def draw(rand: RandAugment, rng: np.random.Generator) -> list[tuple[Operation, float]]:
+def sample_operations(rand: RandAugment, rng: np.random.Generator) -> list[tuple[Operation, float]]:
     """The operations for one clip, in order, each with its argument.
 
     `rand.count` are chosen with replacement, all alike, and each is kept with chance APPLIED.
@@ -180,7 +180,7 @@ def draw(rand: RandAugment, rng: np.random.Generator) -> list[tuple[Operation, f
     return [(OPERATIONS[i], OPERATIONS[i].argument(level, sign)) for i, level, sign in drawn]
 
 
-def draw_crop(size: int, least: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def sample_crop(size: int, least: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of a random part of a square picture, in pixels.
 
     Its share of the area is uniform in [least, 1], the logarithm of its ratio of sides
@@ -212,9 +212,9 @@ class Augment:
         key = np.array([self.seed, position], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
         size = pictures.shape[1]
-        box = draw_crop(size, self.crop, rng) if self.crop < 1 else None
+        box = sample_crop(size, self.crop, rng) if self.crop < 1 else None
         mirror = self.flip and rng.random() < 0.5
-        drawn = draw(self.rand, rng) if self.rand else []
+        drawn = sample_operations(self.rand, rng) if self.rand else []
         if not (box or mirror or drawn):
             return pictures
 
@@ -232,7 +232,7 @@ class Augment:
 
 
 def open_augment(seed: int, rand_augment: str, crop: float, flip: bool) -> Augment | None:
-    """What the keys `augment.*` ask for; None: nothing. Raises BadUse as `parse` does."""
+    """What the keys `augment.*` ask for; None: nothing. Raises UsageError as `parse` does."""
     if not rand_augment and crop == 1 and not flip:
         return None
     return Augment(seed, parse(rand_augment) if rand_augment else None, crop, flip)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import prepare
 from data.video.decode import read_frames
@@ -16,22 +16,22 @@ from data.video.decode import read_frames
 def decode(clip: Clip, size: int, frames: int) -> np.ndarray:
     """Pictures of a clip, uint8 [n, size, size, 3] RGB, 1 <= n <= frames.
 
-    Raises BadData, naming the clip, where its file is missing, broken or has no picture.
+    Raises DataError, naming the clip, where its file is missing, broken or has no picture.
     """
     try:
         return read_frames(clip.path, size, frames, clip.start, clip.end)
-    except BadData as error:
-        raise BadData(f"clip {clip.clip_id}: {error}") from error
+    except DataError as error:
+        raise DataError(f"clip {clip.clip_id}: {error}") from error
 
 
 # All pictures of a set are kept in memory if they cannot take more bytes than this.
-FITS = 2 << 30
+MEMORY_LIMIT = 2 << 30
 
 
-class FileSource:
+class FileFrames:
     """clip_id -> pictures uint8 [n, size, size, 3], n <= frames, decoded from the files.
 
-    Raises BadData, naming the clip, where a file is missing or broken.
+    Raises DataError, naming the clip, where a file is missing or broken.
     """
 
     def __init__(self, clips: Sequence[Clip], size: int, frames: int):
@@ -42,7 +42,7 @@ class FileSource:
         return decode(self._clips[clip_id], self.size, self.longest)
 
 
-class MemorySource:
+class MemoryFrames:
     """clip_id -> the same pictures as FileSource, every clip decoded once and kept.
 
     For sets so small that all their pictures fit (`FITS` bytes). `longest` is the number
@@ -50,7 +50,7 @@ class MemorySource:
     """
 
     def __init__(self, clips: Sequence[Clip], size: int, frames: int):
-        files = FileSource(clips, size, frames)
+        files = FileFrames(clips, size, frames)
         ids = [clip.clip_id for clip in clips]
         with ThreadPoolExecutor(threads()) as pool:
             read = tqdm(pool.map(files.__getitem__, ids), "decoding", len(ids), leave=False)
@@ -62,10 +62,10 @@ class MemorySource:
         return self._pictures[clip_id]
 
 
-class ShardSource:
+class ShardFrames:
     """clip_id -> the same pictures as FileSource, from what `prepare` wrote.
 
-    Raises BadUse if the shards are of another size or number of frames, BadData if
+    Raises UsageError if the shards are of another size or number of frames, DataError if
     one of the clips is not in them.
     """
 
@@ -78,14 +78,14 @@ class ShardSource:
         self._places: dict[str, tuple[str, int]] = {}
         for split, opened in self._splits.items():
             if (opened.size, opened.frames) != (size, frames):
-                raise BadUse(
+                raise UsageError(
                     f"{directory} holds up to {opened.frames} frames of {opened.size} px, "
                     f"the run wants {frames} of {size} px: run `prepare` into another directory"
                 )
             self._places |= {clip_id: (split, i) for i, clip_id in enumerate(opened.clip_ids)}
         missing = [clip.clip_id for clip in clips if clip.clip_id not in self._places]
         if missing:
-            raise BadData(
+            raise DataError(
                 f"{directory} lacks {len(missing)} of {len(clips)} clips, such as {missing[0]}: "
                 "run `prepare` into another directory"
             )
@@ -95,21 +95,21 @@ class ShardSource:
         return self._splits[split][i]["frames"]
 
 
-Source = FileSource | MemorySource | ShardSource
+FrameSource = FileFrames | MemoryFrames | ShardFrames
 
 
-def open_source(
+def open_frames(
     clips: Sequence[Clip], size: int, frames: int, directory: str = "", workers: int = 0
-) -> Source:
+) -> FrameSource:
     """Pictures of `clips` from the shards in `directory`, or from the files if it is empty.
 
     Files of a small set are decoded here, once; those of a large one whenever they are
     asked for, as are those that worker processes read for themselves.
     """
     if directory:
-        return ShardSource(directory, clips, size, frames)
-    fits = len(clips) * frames * size * size * 3 <= FITS
-    return (MemorySource if fits and not workers else FileSource)(clips, size, frames)
+        return ShardFrames(directory, clips, size, frames)
+    fits = len(clips) * frames * size * size * 3 <= MEMORY_LIMIT
+    return (MemoryFrames if fits and not workers else FileFrames)(clips, size, frames)
 
 
 _processes = 1  # that read side by side on the cores of this machine, this one included

@@ -20,13 +20,12 @@ from absl import flags
 
 from data.batches import frame_sources
 from data.batches.augment import Augment
-from data.batches.frame_sources import Source
-from data.errors import BadData, BadUse
+from data.batches.batch import Batch, TextBatch, VideoBatch
+from data.batches.frame_sources import FrameSource
+from data.errors import DataError, UsageError
 from data.records import Clip
 from data.tokenizer import tokenize
 from data.worker_pool import ending
-
-Batch = dict[str, np.ndarray]
 
 # Clips of one batch are read by a pool of threads; Grain then keeps two batches ahead.
 # So memory does not grow with the number of cores, and the first batch is not late.
@@ -41,13 +40,13 @@ class ReadVideos:
     Where there is an `augment`, the clips are examples `first`, `first` + 1, ... of training.
     """
 
-    source: Source
+    source: FrameSource
     clip_ids: Sequence[str]
     frames: int
     rows: int
     augment: Augment | None = None
 
-    def __call__(self, numbers: np.ndarray, first: int = 0) -> Batch:
+    def __call__(self, numbers: np.ndarray, first: int = 0) -> VideoBatch:
         size = self.source.size
         video = np.zeros((self.rows, self.frames, size, size, 3), np.uint8)
         mask = np.zeros((self.rows, self.frames), bool)
@@ -62,7 +61,7 @@ class ReadVideos:
         with ThreadPoolExecutor(frame_sources.threads()) as pool:
             for _ in pool.map(read, range(len(numbers))):
                 pass  # raises what reading raised
-        return {"video": video, "video_mask": mask}
+        return VideoBatch(video, mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +79,13 @@ class ReadPairs:
         ids, mask = tokenize([self.captions[i] for i in numbers], self.words)
         # The number of the batch's first example in the one stream of all hosts and epochs.
         first = (index * self.host_count + self.host_index) * len(numbers)
-        return self.videos(self.clips[numbers], first) | {"text_ids": ids, "text_mask": mask}
+        return Batch(ids, mask, *self.videos(self.clips[numbers], first))
 
 
 def require_batch(pairs: int, batch_size: int) -> None:
-    """Raises BadData if the pairs of the training split do not fill a batch."""
+    """Raises DataError if the pairs of the training split do not fill a batch."""
     if pairs < batch_size:
-        raise BadData(
+        raise DataError(
             f"{pairs} pairs of clip and caption in the training split do not fill a "
             f"batch of {batch_size}: add clips or lower train.batch_size"
         )
@@ -94,7 +93,7 @@ def require_batch(pairs: int, batch_size: int) -> None:
 
 def numbered_batches(
     clips: Sequence[Clip],
-    source: Source,
+    source: FrameSource,
     frames: int,
     words: int,
     batch_size: int,
@@ -116,8 +115,8 @@ def numbered_batches(
     Two captions of one clip can meet in a batch, where the loss takes each as the
     other's negative. The original does nothing about it, nor do we.
 
-    Raises BadData if an epoch holds no batch, and for an item one of whose clips cannot
-    be read; BadUse if the seed is not one.
+    Raises DataError if an epoch holds no batch, and for an item one of whose clips cannot
+    be read; UsageError if the seed is not one.
     """
     numbers = [i for i, clip in enumerate(clips) for _ in clip.captions]
     captions = [caption for clip in clips for caption in clip.captions]
@@ -125,7 +124,7 @@ def numbered_batches(
     whole = len(captions) // together * together
     require_batch(len(captions), together)
     if not 0 <= seed < 2**32:
-        raise BadUse(f"seed must be from 0 to {2**32 - 1}, not {seed}")
+        raise UsageError(f"seed must be from 0 to {2**32 - 1}, not {seed}")
     dataset = grain.MapDataset.range(len(captions)).seed(seed).shuffle()
     dataset = dataset[:whole].batch(batch_size)[host_index::host_count].repeat()
     videos = ReadVideos(source, [clip.clip_id for clip in clips], frames, batch_size, augment)
@@ -141,7 +140,7 @@ def train_batches(
 
     `workers` processes read, or threads of this process if 0. The iterator has `get_state`
     and `set_state`, exact to the batch; close() it at the end if there are workers.
-    Iterating raises what making a batch raises, and BadData if a worker dies.
+    Iterating raises what making a batch raises, and DataError if a worker dies.
     """
     dataset = numbered.to_iter_dataset(READ_AHEAD)
     if not workers:
@@ -166,7 +165,7 @@ class _Watched(grain.DatasetIterator):
         except RuntimeError as error:
             if not (code := DEATH.search(str(error))):
                 raise
-            raise BadData(_death(int(code[1]))) from None
+            raise DataError(_death(int(code[1]))) from None
 
     def get_state(self) -> dict:
         return self._batches.get_state()
@@ -222,7 +221,9 @@ def uninterrupted(batches: Iterator[Batch]) -> Iterator[Batch]:
     yield from batches
 
 
-def eval_texts(clips: Sequence[Clip], words: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
+def eval_texts(
+    clips: Sequence[Clip], words: int, batch_size: int
+) -> Iterator[tuple[TextBatch, int]]:
     """Every caption once, clip by clip: `text_ids`, `text_mask` [batch_size, words].
 
     The number with each batch says how many rows are valid; those after them, in the
@@ -233,15 +234,15 @@ def eval_texts(clips: Sequence[Clip], words: int, batch_size: int) -> Iterator[t
         ids, mask = tokenize(captions[first : first + batch_size], words)
         valid = len(ids)
         padding = ((0, batch_size - valid), (0, 0))
-        yield {"text_ids": np.pad(ids, padding), "text_mask": np.pad(mask, padding)}, valid
+        yield TextBatch(np.pad(ids, padding), np.pad(mask, padding)), valid
 
 
 def eval_videos(
-    clips: Sequence[Clip], source: Source, frames: int, batch_size: int
-) -> Iterator[tuple[Batch, int]]:
+    clips: Sequence[Clip], source: FrameSource, frames: int, batch_size: int
+) -> Iterator[tuple[VideoBatch, int]]:
     """Every clip once, in order: `video` and `video_mask` as in `numbered_batches`.
 
-    The last batch is padded as that of `eval_texts`. Raises BadData if a clip cannot
+    The last batch is padded as that of `eval_texts`. Raises DataError if a clip cannot
     be read.
     """
     clip_ids = [clip.clip_id for clip in clips]

@@ -11,30 +11,30 @@ from data.annotations import common
 from data.checks.published_counts import Count, expected
 from data.records import Annotations, Clip
 from data.tokenizer import encode
-from data.video.inspection import Examined, Job, Stretch, examine
-from data.worker_pool import MEMORY, SECONDS, Lost, run_each
+from data.video.inspection import FileJob, FileReport, SegmentReport, inspect_file
+from data.worker_pool import MEMORY, SECONDS, Failed, run_isolated
 
 SHORT, LONG = 1, 600  # seconds of a clip
 
 
-class Patient(NamedTuple):
+class InspectedClip(NamedTuple):
     """A clip and what was found of it."""
 
     clip: Clip
-    found: Stretch
+    found: SegmentReport
     missing: bool
     content: tuple[int, str] | None  # bytes of the file and their digest
 
 
-def look(
+def inspect_clips(
     clips: Sequence[Clip],
     frames: int,
     processes: int | None = None,
     seconds: float = SECONDS,
     memory: int = MEMORY,
     progress: bool = True,
-    work=examine,
-) -> list[Patient]:
+    work=inspect_file,
+) -> list[InspectedClip]:
     """Every clip, in order, with what its file is worth; each file is decoded once to its end.
 
     `frames` of a clip are taken at most, as in training. Files that crash or hang the
@@ -45,32 +45,35 @@ def look(
     for clip in clips:
         if clip.path:
             stretches.setdefault(clip.path, {})[clip.start, clip.end] = None
-    jobs = [Job(path, tuple(parts), frames) for path, parts in stretches.items()]
+    jobs = [FileJob(path, tuple(parts), frames) for path, parts in stretches.items()]
     processes = min(processes or len(os.sched_getaffinity(0)), len(jobs))
-    results = run_each(work, jobs, processes, seconds, memory)
+    results = run_isolated(work, jobs, processes, seconds, memory)
     bar = tqdm(results, "doctor", len(jobs), leave=False, unit="file", disable=not progress)
     found: dict[tuple, tuple] = {}
     for number, result in bar:
         job = jobs[number]
-        if isinstance(result, Lost):
-            result = Examined((Stretch(result.reason),) * len(job.stretches))
+        if isinstance(result, Failed):
+            result = FileReport((SegmentReport(result.reason),) * len(job.stretches))
         for ends, stretch in zip(job.stretches, result.stretches, strict=True):
             found[(job.path, *ends)] = stretch, result.missing, result.content
-    nothing = Stretch("no such file"), True, None
-    return [Patient(clip, *found.get((clip.path, clip.start, clip.end), nothing)) for clip in clips]
+    nothing = SegmentReport("no such file"), True, None
+    return [
+        InspectedClip(clip, *found.get((clip.path, clip.start, clip.end), nothing))
+        for clip in clips
+    ]
 
 
 def report(
     dataset: str,
     told: Annotations,
-    patients: Sequence[Patient],
+    patients: Sequence[InspectedClip],
     words: int,
     excluded: frozenset[str] = frozenset(),
     progress: bool = True,
 ) -> dict[str, Any]:
     """All findings: `splits`, `bad`, `warnings` and `ok`, which is whether all clips but the
     `excluded` are there and sound."""
-    by_split: dict[str, list[Patient]] = collections.defaultdict(list)
+    by_split: dict[str, list[InspectedClip]] = collections.defaultdict(list)
     for patient in patients:
         by_split[patient.clip.split].append(patient)
     names = dict.fromkeys(
@@ -187,7 +190,7 @@ def _captions(split: str, clips: Sequence[Clip], tokens, words) -> tuple[dict, l
         warnings.append(_warning("repeated_captions", split, said, ids))
     if cut:
         said = (
-            f"{len(cut)} of {len(beyond)} captions are cut by data.words={words}, "
+            f"{len(cut)} of {len(beyond)} captions are cut by data.max_words={words}, "
             f"by {sum(cut) / len(cut):.1f} tokens on average and {max(cut)} at most"
         )
         warnings.append(_warning("cut_captions", split, said, []))
@@ -212,7 +215,7 @@ def _compare_counts(dataset: str, splits: dict[str, dict]) -> list[dict]:
     return warnings
 
 
-def _duplicates(patients: Sequence[Patient]) -> list[dict]:
+def _duplicates(patients: Sequence[InspectedClip]) -> list[dict]:
     """Clips of test that are in train too, byte for byte or in every frame that is taken."""
     trained: dict[Any, str] = {}
     for patient in patients:
@@ -229,7 +232,7 @@ def _duplicates(patients: Sequence[Patient]) -> list[dict]:
     return warnings
 
 
-def _contents(patient: Patient) -> list[Any]:
+def _contents(patient: InspectedClip) -> list[Any]:
     clip = patient.clip
     whole = (*patient.content, clip.start, clip.end) if patient.content else None
     return [key for key in (whole, patient.found.pictures) if key]

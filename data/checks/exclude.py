@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from data.annotations import common
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Clip
 
 SPLITS = ("train", "val", "test")
@@ -17,19 +17,19 @@ LOG = logging.getLogger(__name__)
 def read_ids(path: str) -> frozenset[str]:
     """The ids in a UTF-8 file, one a line, plain or as a JSON string; none if `path` is empty.
 
-    Raises BadUse if there is no such file, BadData if it cannot be read.
+    Raises UsageError if there is no such file, DataError if it cannot be read.
     """
     if not path:
         return frozenset()
     if not os.path.isfile(path):
-        raise BadUse(
+        raise UsageError(
             f"data.exclude is {path}: no such file; it holds the ids of clips to leave out"
         )
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        raise BadData(f"{path}: {error}; data.exclude must be a text file in UTF-8") from None
+        raise DataError(f"{path}: {error}; data.exclude must be a text file in UTF-8") from None
     return frozenset(_read_id(line) for line in lines if line)
 
 
@@ -47,7 +47,7 @@ def write_ids(path: str | os.PathLike, ids: Sequence[str]) -> None:
         file.writelines(json.dumps(name) + "\n" for name in ids)
 
 
-def left_out(clips: Sequence[Clip], ids: frozenset[str]) -> list[Clip]:
+def excluded_clips(clips: Sequence[Clip], ids: frozenset[str]) -> list[Clip]:
     """Those of all clips of a data set that `ids` leave out, in order.
 
     Logs how many they are, and how many ids belong to no clip.

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from data.errors import BadData
+from data.errors import DataError
 from data.records import Broken, Clip
 from data.video.decode import probe
 
@@ -33,16 +33,16 @@ def check_clips(clips: list[Clip], progress: bool = True) -> list[tuple[Clip, st
 
 
 def require_sound(clips: list[Clip]) -> None:
-    """Raises BadData in one line if a clip is missing or cannot be read."""
+    """Raises DataError in one line if a clip is missing or cannot be read."""
     bad = check_clips(clips)
     if bad:
         raise refusal([Broken(clip.clip_id, clip.path, why) for clip, why in bad], len(clips))
 
 
-def refusal(broken: Sequence[Broken], clips: int) -> BadData:
+def refusal(broken: Sequence[Broken], clips: int) -> DataError:
     """One line about the broken ones of so many clips."""
     first = ", ".join(f"{clip_id} ({path}: {why})" for clip_id, path, why in broken[:3])
-    return BadData(
+    return DataError(
         f"{len(broken)} of {clips} clips are missing or broken: {first}"
         f"{', ...' if len(broken) > 3 else ''}; replace these files, or leave them out with"
         " data.exclude (`doctor` writes a list of them)"
@@ -55,6 +55,6 @@ def _find_fault(place: tuple[str, float | None]) -> str | None:
         return "no such file"
     try:
         probe(path, start)
-    except BadData as error:
+    except DataError as error:
         return str(error).removeprefix(f"{path}: ").split("; ")[0]
     return None

@@ -11,24 +11,24 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import BadUse
+from data.errors import UsageError
 from data.records import Broken
 from data.shards import writer
 from data.video import inspection
-from data.worker_pool import Guard
+from data.worker_pool import IsolatedProcess
 
 
-def finish_all(tasks: Sequence[writer.Task], options: str) -> list[Broken]:
+def write_shards(tasks: Sequence[writer.ShardTask], options: str) -> list[Broken]:
     """Finishes all tasks on the runner that `options`, as on a command line, tell of.
 
-    Returns all clips that are broken, as `staging.finish_all`. Raises BadUse if Beam is not
+    Returns all clips that are broken, as `staging.finish_all`. Raises UsageError if Beam is not
     installed.
     """
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise BadUse(
+        raise UsageError(
             "data.beam_options needs Apache Beam: pip install -r requirements-beam.txt"
         ) from error
     with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
@@ -39,7 +39,7 @@ def finish_all(tasks: Sequence[writer.Task], options: str) -> list[Broken]:
     return [Broken(*broken) for note in notes for broken in json.loads(note.read_text())]
 
 
-def _note(task: writer.Task) -> Path:
+def _note(task: writer.ShardTask) -> Path:
     return task.folder / f"{task.name}.broken.partial"
 
 
@@ -49,6 +49,6 @@ _kept = threading.local()  # of a thread of a worker: the process that decodes f
 def _finish(sent: bytes) -> None:
     task = pickle.loads(sent)  # of our own making, on its way between two workers
     if not hasattr(_kept, "guard"):
-        _kept.guard = Guard(inspection.take)
-    if broken := writer.finish(task, _kept.guard.each):
+        _kept.guard = IsolatedProcess(inspection.decode_checked)
+    if broken := writer.write_shard(task, _kept.guard.each):
         _note(task).write_text(json.dumps(broken))

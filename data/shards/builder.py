@@ -9,8 +9,8 @@ import tensorflow_datasets as tfds
 
 from data.records import Broken, Clip
 from data.shards import writer
-from data.video.inspection import Take
-from data.worker_pool import Lost
+from data.video.inspection import DecodeRequest
+from data.worker_pool import Failed
 
 # One file holds about this much before compression. A killed `prepare` loses at most
 # one such file a process.
@@ -18,15 +18,15 @@ SHARD_BYTES = 128 << 20
 
 
 def examples(
-    clips: Sequence[Clip], size: int, frames: int, each: writer.Each
+    clips: Sequence[Clip], size: int, frames: int, each: writer.DecodeEach
 ) -> Iterator[tuple[str, dict] | Broken]:
     """The key and the example of each clip, in their order, or what is wrong with it.
 
     `each` decodes, that is does `take`; a clip is broken if `doctor` would say so.
     """
-    wanted = [Take(clip.path, clip.start, clip.end, frames, size) for clip in clips]
+    wanted = [DecodeRequest(clip.path, clip.start, clip.end, frames, size) for clip in clips]
     for clip, found in zip(clips, each(wanted), strict=True):
-        if isinstance(found, str | Lost):
+        if isinstance(found, str | Failed):
             reason = found if isinstance(found, str) else found.reason
             yield Broken(clip.clip_id, clip.path, reason)
             continue
@@ -75,7 +75,7 @@ class Clips(tfds.core.ShardBasedBuilder):
             ]
         return shards
 
-    def tasks(self, folder: Path) -> dict[str, list[writer.Task]]:
+    def tasks(self, folder: Path) -> dict[str, list[writer.ShardTask]]:
         """Of every split, the files to make in a folder of work."""
         tasks = {}
         for split, shards in self._shard_iterators_per_split(None).items():
@@ -85,16 +85,16 @@ class Clips(tfds.core.ShardBasedBuilder):
                 for i in range(len(shards))
             ]
             tasks[split] = [
-                writer.Task(folder, path.name, shard, self.info.features)
+                writer.ShardTask(folder, path.name, shard, self.info.features)
                 for path, shard in zip(paths, shards, strict=True)
             ]
         return tasks
 
-    def write_info(self, tasks: dict[str, list[writer.Task]], directory: Path) -> None:
+    def write_info(self, tasks: dict[str, list[writer.ShardTask]], directory: Path) -> None:
         """Writes into `directory` what TFDS must know of the finished files."""
         splits = []
         for split, files in tasks.items():
-            facts = [writer.read_facts(task.folder, task.name) for task in files]
+            facts = [writer.read_stats(task.folder, task.name) for task in files]
             lengths = [fact["examples"] for fact in facts]
             held = sum(fact["bytes"] for fact in facts)
             template = self._get_filename_template(split)

@@ -33,7 +33,7 @@ def fingerprint(clips: Sequence[Clip], size: int, frames: int, known: dict | Non
     return {"size": size, "frames": frames, "clips": digest.hexdigest()} | listed
 
 
-def changes(prepared: dict, split: str, clips: Sequence[Clip]) -> list[str]:
+def changed_clips(prepared: dict, split: str, clips: Sequence[Clip]) -> list[str]:
     """Those of `split` that are not as in the fingerprint `prepared`, each with the reason.
 
     Clips whose video file is gone, or that were not prepared at all, are none of them.

@@ -29,13 +29,13 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from data.checks.quick_check import refusal
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Broken, Clip
 from data.shards import beam, builder, writer
 from data.shards.builder import Clips
-from data.shards.fingerprint import changes, fingerprint
+from data.shards.fingerprint import changed_clips, fingerprint
 from data.video import inspection
-from data.worker_pool import Guard
+from data.worker_pool import IsolatedProcess
 
 SAMPLE = 8  # clips that are decoded to estimate the room that all need
 
@@ -55,7 +55,9 @@ def _read_fingerprint(directory: str) -> dict | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if "texts" not in found:
-        raise BadUse(f"{directory} holds shards of an older form: delete it, run `prepare` again")
+        raise UsageError(
+            f"{directory} holds shards of an older form: delete it, run `prepare` again"
+        )
     return found
 
 
@@ -82,19 +84,19 @@ def prepare(
     {"directory", "splits": {split: clips}, "bytes", "written"}, `written` being False
     where the shards were there already. One run at a time may write to a destination.
 
-    Raises BadData if there are no clips or some are broken, once all are looked at: how
+    Raises DataError if there are no clips or some are broken, once all are looked at: how
     many, and the first of them (nothing is left then). A clip is broken if `doctor` says
-    so; one that crashes or hangs the decoder costs its own process alone. Raises BadUse
+    so; one that crashes or hangs the decoder costs its own process alone. Raises UsageError
     if the destination holds other shards, cannot be written to or lacks the room that a
     sample of the clips says is needed.
     """
     if not clips:
-        raise BadData("there are no clips to prepare")
+        raise DataError("there are no clips to prepare")
     found = _read_fingerprint(destination)
     wanted = fingerprint(clips, size, frames, found)
     if found and found != wanted:
         other = [key for key in ("size", "frames", "clips") if found[key] != wanted[key]]
-        raise BadUse(
+        raise UsageError(
             f"{destination} holds shards made with other {', '.join(other)} ({found['frames']} "
             f"frames of {found['size']} px): name another directory or delete this one"
         )
@@ -103,7 +105,7 @@ def prepare(
             _write(clips, wanted, destination, progress, workers, beam_options)
         _remove_leftovers(destination)
     except OSError as error:
-        raise BadUse(f"cannot write shards to {destination}: {error}") from error
+        raise UsageError(f"cannot write shards to {destination}: {error}") from error
     return {
         "directory": destination,
         "splits": {split: len(ids) for split, ids in wanted["clip_ids"].items()},
@@ -129,21 +131,21 @@ def _write(
     _remove_leftovers(destination, keep=folder)
     _require_room(maker, clips, whole, todo)
     new = [path for path in (whole.parent, Path(destination)) if not path.exists()]
-    writer.begin(folder)
+    writer.prepare_folder(folder)
     report = progress or (lambda done, total: None)
     if beam_options:
-        broken = beam.finish_all(todo, beam_options)
+        broken = beam.write_shards(todo, beam_options)
         report(len(clips), len(clips))
     else:
         count = workers or len(os.sched_getaffinity(0))
         show = lambda done: report(done, len(clips))  # noqa: E731
-        broken = writer.finish_all(todo, inspection.take, count, show)
+        broken = writer.write_shards(todo, inspection.decode_checked, count, show)
     if broken:
         shutil.rmtree(folder)
         for path in new:
             path.rmdir()
         raise refusal(broken, len(clips))
-    writer.conclude(folder, todo, whole, lambda directory: maker.write_info(tasks, directory))
+    writer.publish(folder, todo, whole, lambda directory: maker.write_info(tasks, directory))
 
 
 def _remove_leftovers(destination: str, keep: Path | None = None) -> None:
@@ -156,16 +158,19 @@ def _remove_leftovers(destination: str, keep: Path | None = None) -> None:
 
 
 def _require_room(
-    maker: Clips, clips: Sequence[Clip], whole: Path, todo: list[writer.Task]
+    maker: Clips, clips: Sequence[Clip], whole: Path, todo: list[writer.ShardTask]
 ) -> None:
-    """Says how much room is needed; raises BadUse if there is less."""
-    found = [writer.read_facts(task.folder, task.name) for task in todo]
+    """Says how much room is needed; raises UsageError if there is less."""
+    found = [writer.read_stats(task.folder, task.name) for task in todo]
     left = len(clips) - sum(facts["examples"] for facts in found if facts)
     if not left:
         return
     size, frames = maker.info.metadata["size"], maker.info.metadata["frames"]
     sample = clips[:: -(-len(clips) // SAMPLE)]
-    with tempfile.TemporaryDirectory() as folder, Guard(inspection.take) as guard:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        IsolatedProcess(inspection.decode_checked) as guard,
+    ):
         path = Path(folder, "sample")
         found = builder.examples(sample, size, frames, guard.each)
         sound = (item for item in found if not isinstance(item, Broken))
@@ -176,7 +181,7 @@ def _require_room(
     most = left * frames * size * size * 3
     told = f"{left} clips need about {_amount(needed)} (their pictures at most {_amount(most)})"
     if needed > free:
-        raise BadUse(
+        raise UsageError(
             f"{place} has {_amount(free)} free, {told}: make room or name another directory"
         )
     log.info("%s: %s, %s are free", whole.parents[1], told, _amount(free))
@@ -191,7 +196,7 @@ class Shards:
 
     `frames` is uint8 [n, size, size, 3], `captions` a tuple of str. `clip_ids` lists
     the clips in order; `size` and `frames` say how they were prepared. Pickles small
-    and may be read by several threads. Reading raises BadData where a file is broken.
+    and may be read by several threads. Reading raises DataError where a file is broken.
     """
 
     def __init__(self, source, directory: str, split: str, prepared: dict):
@@ -208,14 +213,14 @@ class Shards:
         try:
             example = self._source[i]
         except RuntimeError as error:  # what ArrayRecord raises where a checksum is wrong
-            raise BadData(
+            raise DataError(
                 f"{self._directory}: clip {self.clip_ids[i]} cannot be read ({error}): "
                 "copy or prepare the shards again"
             ) from error
         clip_id = example["clip_id"].decode()
         if clip_id != self.clip_ids[i]:
             message = f"clip {clip_id} in the place of {self.clip_ids[i]}: prepare the shards again"
-            raise BadData(f"{self._directory}: {message}")
+            raise DataError(f"{self._directory}: {message}")
         captions = tuple(caption.decode() for caption in example["captions"])
         return {"clip_id": clip_id, "frames": example["frames"], "captions": captions}
 
@@ -223,19 +228,19 @@ class Shards:
 def open_shards(directory: str, split: str, clips: Sequence[Clip] = ()) -> Shards:
     """Opens one split of what `prepare` wrote to `directory`.
 
-    Raises BadUse if there is no whole set or it has no such split, BadData if files
+    Raises UsageError if there is no whole set or it has no such split, DataError if files
     of it are missing or cut short, as after a copy that was broken off, or if `clips`
     of this split have changed since.
     """
     prepared = _read_fingerprint(directory)
     if prepared is None:
-        raise BadUse(f"{directory} holds no finished shards: run `prepare` first")
+        raise UsageError(f"{directory} holds no finished shards: run `prepare` first")
     if split not in prepared["clip_ids"]:
         there = ", ".join(prepared["clip_ids"])
-        raise BadUse(f"{directory} holds no split {split}, only {there}: run `prepare` with it")
-    if changed := changes(prepared, split, clips):
+        raise UsageError(f"{directory} holds no split {split}, only {there}: run `prepare` with it")
+    if changed := changed_clips(prepared, split, clips):
         first = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        raise BadData(
+        raise DataError(
             f"{directory}: {len(changed)} clips of the split {split} are not as they were "
             f"prepared: {first}; undo the change or run `prepare` into another directory"
         )
@@ -243,7 +248,7 @@ def open_shards(directory: str, split: str, clips: Sequence[Clip] = ()) -> Shard
     info = opened.info.splits[split]
     held = sum(os.path.getsize(path) for path in info.filepaths if os.path.exists(path))
     if held != info.num_bytes:
-        raise BadData(
+        raise DataError(
             f"{directory}: files of the split {split} are missing or cut short: "
             "copy or prepare the shards again"
         )

@@ -24,20 +24,20 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
-from data.errors import BadUse
+from data.errors import UsageError
 from data.records import Broken
-from data.worker_pool import POLL, Guard
+from data.worker_pool import POLL, IsolatedProcess
 
-Each = Callable[[Iterable[Any]], Iterator[Any]]  # `Guard.each`
+DecodeEach = Callable[[Iterable[Any]], Iterator[Any]]  # `IsolatedProcess.each`
 
 
-class Task(NamedTuple):
+class ShardTask(NamedTuple):
     """One file to write, in a form that can be sent to another process."""
 
     folder: Path
     name: str
     # Keys and examples, as a TFDS builder yields them, or what is wrong with one.
-    examples: Callable[[Each], Iterable[tuple[str, dict] | Broken]]
+    examples: Callable[[DecodeEach], Iterable[tuple[str, dict] | Broken]]
     features: tfds.features.FeaturesDict
 
 
@@ -57,13 +57,13 @@ def write_records(path: str | Path, examples: Iterable[tuple[str, dict]], featur
     try:
         ArrayRecordFileAdapter.write_examples(path, records())
     except RuntimeError as error:  # what ArrayRecord raises where the disk takes no more
-        raise BadUse(
+        raise UsageError(
             f"cannot write {path}: {error}; make room, then run `prepare` again"
         ) from error
     return count
 
 
-def begin(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
     """Makes a folder of work, or clears one of what a kill left half written."""
     for part in ("files", "facts"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ def begin(folder: Path) -> None:
         left.unlink()
 
 
-def conclude(
-    folder: Path, tasks: list[Task], directory: Path, write_info: Callable[[Path], None]
+def publish(
+    folder: Path, tasks: list[ShardTask], directory: Path, write_info: Callable[[Path], None]
 ) -> None:
     """Makes the finished files and what `write_info` adds to them a directory, in one step."""
     files = folder / "files"
@@ -88,13 +88,15 @@ def conclude(
     sync(directory.parent)
 
 
-def finish(task: Task, each: Each, tick: Callable[[int], None] = lambda n: None) -> list[Broken]:
+def write_shard(
+    task: ShardTask, each: DecodeEach, tick: Callable[[int], None] = lambda n: None
+) -> list[Broken]:
     """Writes the file of a task unless it is finished; returns the clips it cannot be made with.
 
     Any number of processes may do so at once. `each` decodes; tick(n) says that n more
     examples are done.
     """
-    facts = read_facts(task.folder, task.name)
+    facts = read_stats(task.folder, task.name)
     if facts and _digest(task.folder / "files" / task.name) == facts["sha256"]:
         tick(facts["examples"])
         return []
@@ -122,7 +124,7 @@ def finish(task: Task, each: Each, tick: Callable[[int], None] = lambda n: None)
     return []
 
 
-def read_facts(folder: Path, name: str) -> dict | None:
+def read_stats(folder: Path, name: str) -> dict | None:
     """{"examples", "bytes", "sha256"} of a file; None if it is not finished.
 
     Only its size is compared, not its content.
@@ -135,8 +137,8 @@ def read_facts(folder: Path, name: str) -> dict | None:
     return facts if same else None
 
 
-def finish_all(
-    tasks: Sequence[Task],
+def write_shards(
+    tasks: Sequence[ShardTask],
     work: Callable[[Any], Any],
     processes: int,
     progress: Callable[[int], None],
@@ -161,9 +163,9 @@ def finish_all(
             progress(done)
 
     def finish_some() -> None:
-        with Guard(work, tick) as guard:
+        with IsolatedProcess(work, tick) as guard:
             while (number := next(numbers, None)) is not None:
-                found[number] = finish(tasks[number], guard.each, tick)
+                found[number] = write_shard(tasks[number], guard.each, tick)
 
     if alone:
         finish_some()

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from data.errors import BadUse
+from data.errors import UsageError
 from data.synthetic.drawing import BACKDROPS, COLOURS, RADII, RATE, SHAPES, SIDE, TEXTURES, draw
 
 WORDS = {
@@ -64,20 +64,24 @@ class Scene(NamedTuple):
     backdrop: str
 
 
-def make(root: str, seed: int = 0, train: int = 1200, val: int = 50, test: int = 200) -> None:
+def make_dataset(
+    root: str, seed: int = 0, train: int = 1200, val: int = 50, test: int = 200
+) -> None:
     """Writes `root`/videos and `root`/captions.csv, or nothing: `root` appears when all is there.
 
-    The same seed gives the same pictures and captions. Raises BadUse if `root` holds
+    The same seed gives the same pictures and captions. Raises UsageError if `root` holds
     something already.
     """
     root = os.path.abspath(root)
     if os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
-        raise BadUse(f"{root}: holds other things; name a new directory for the built-in clips")
+        raise UsageError(f"{root}: holds other things; name a new directory for the built-in clips")
     try:
         os.makedirs(os.path.dirname(root), exist_ok=True)
         beside = tempfile.mkdtemp(prefix=os.path.basename(root) + ".", dir=os.path.dirname(root))
     except OSError as error:
-        raise BadUse(f"{root}: the built-in clips cannot be made there: {error.strerror}") from None
+        raise UsageError(
+            f"{root}: the built-in clips cannot be made there: {error.strerror}"
+        ) from None
     try:
         _write_all(beside, seed, _scenes(seed, {"test": test, "val": val, "train": train}))
         os.chmod(beside, 0o755)
@@ -96,7 +100,9 @@ def _scenes(seed: int, counts: dict[str, int]) -> list[tuple[str, Scene]]:
     combinations = [combinations[i] for i in rng.permutation(len(combinations))]
     held_out = counts["test"] + counts["val"]
     if held_out > len(combinations) // 2:
-        raise BadUse(f"{held_out} test and val clips; at most {len(combinations) // 2} can differ")
+        raise UsageError(
+            f"{held_out} test and val clips; at most {len(combinations) // 2} can differ"
+        )
     left = combinations[held_out:]
     chosen = combinations[:held_out] + [left[i % len(left)] for i in range(counts["train"])]
     splits = [split for split, count in counts.items() for _ in range(count)]

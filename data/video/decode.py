@@ -14,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from data.errors import BadData
+from data.errors import DataError
 
 # Only these decoders know the second picture in which a WebM file keeps its alpha.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -68,13 +68,13 @@ def read_frames(
     before them, and before the first good one by that. Pictures are turned upright as
     the file asks; transparency is laid over black; pixels count as square.
 
-    Raises BadData if nothing decodes, or if `start` lies behind the end of the video.
+    Raises DataError if nothing decodes, or if `start` lies behind the end of the video.
     """
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         timeline = read_timeline(path, container, stream)
     require_within(path, timeline, start)
     positions = frame_positions(timeline.frames, timeline.rate, max_frames, start, end)
-    wanted = shown(timeline, positions)
+    wanted = frames_at(timeline, positions)
     stamps = timeline.stamps[wanted].tolist() if timeline.decoded_alike else None
     pictures = _take(path, size, stamps, by_stamp=True) if stamps else None
     if pictures is None:
@@ -85,13 +85,13 @@ def read_frames(
 
 
 def probe(path: str, start: float | None = None) -> None:
-    """Decodes the first frame; raises BadData if none decodes or `start` lies behind the end."""
-    with opened(path) as (container, stream):
+    """Decodes the first frame; raises DataError if none decodes or `start` lies behind the end."""
+    with open_video(path) as (container, stream):
         if (first := next(_decoded(container, stream), None)) is None:
             raise _unreadable(path, "no frame decodes")
-        picture(first, read_turn(first), 1)
+        render_frame(first, read_orientation(first), 1)
     if start is not None:
-        with opened(path) as (container, stream):
+        with open_video(path) as (container, stream):
             require_within(path, read_timeline(path, container, stream), start)
 
 
@@ -132,13 +132,13 @@ def read_timeline(path: str, container, stream) -> Timeline:
 
 def require_within(path: str, timeline: Timeline, start: float | None) -> None:
     if start is not None and start >= timeline.seconds:
-        raise BadData(
+        raise DataError(
             f"{path}: start {start:g} s lies beyond the end of the video"
             f" ({timeline.seconds:.2f} s); correct its start and end"
         )
 
 
-def shown(timeline: Timeline, positions: list[int]) -> list[int]:
+def frames_at(timeline: Timeline, positions: list[int]) -> list[int]:
     """The number of the frame on show at each position / rate."""
     if timeline.steady:
         return positions
@@ -153,26 +153,26 @@ def _take(path: str, size: int, wanted: list[int], by_stamp: bool) -> list[np.nd
     """
     pictures: list[np.ndarray] = []
     before, before_key, turn = None, None, None
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         for number, frame in enumerate(_decoded(container, stream)):
-            turn = turn or read_turn(frame)
+            turn = turn or read_orientation(frame)
             key = frame.pts if by_stamp else number
             if key is None or (before_key is not None and key <= before_key):
                 return None
             left = wanted[len(pictures) :]
             if late := sum(want < key for want in left):
-                pictures += [picture(before or frame, turn, size)] * late
+                pictures += [render_frame(before or frame, turn, size)] * late
             if due := left.count(key):
-                pictures += [picture(frame, turn, size)] * due
+                pictures += [render_frame(frame, turn, size)] * due
             if len(pictures) == len(wanted):
                 return pictures
             before, before_key = frame, key
         if before:
-            pictures += [picture(before, turn, size)] * (len(wanted) - len(pictures))
+            pictures += [render_frame(before, turn, size)] * (len(wanted) - len(pictures))
     return pictures
 
 
-def read_turn(frame: av.VideoFrame) -> tuple[bool, int, int]:
+def read_orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
     """How the file asks to show its pictures: whether rows and columns change places first,
     then the steps (1, or -1 for mirrored) through rows and columns.
 
@@ -188,7 +188,7 @@ def read_turn(frame: av.VideoFrame) -> tuple[bool, int, int]:
     return swap, -1 if down < 0 else 1, -1 if right < 0 else 1
 
 
-def picture(frame: av.VideoFrame, turn: tuple[bool, int, int], size: int) -> np.ndarray:
+def render_frame(frame: av.VideoFrame, turn: tuple[bool, int, int], size: int) -> np.ndarray:
     """uint8 [size, size, 3]: transparency over black, turned, resized and cropped."""
     see_through = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
     pixels = frame.to_ndarray(format="rgba" if see_through else "rgb24", threads=1)
@@ -223,8 +223,8 @@ def _decoded(container, stream) -> Iterator[av.VideoFrame]:
 
 
 @contextlib.contextmanager
-def opened(path: str):
-    """The open container and its video stream (no cover picture); raises BadData."""
+def open_video(path: str):
+    """The open container and its video stream (no cover picture); raises DataError."""
     try:
         # An absolute path is never taken for an address such as "http:".
         place, options = os.path.abspath(path), {"protocol_whitelist": "file"}
@@ -243,7 +243,7 @@ def opened(path: str):
         raise _unreadable(path, "empty file" if empty else error.strerror) from None
 
 
-def _unreadable(path: str, reason: str) -> BadData:
-    return BadData(
+def _unreadable(path: str, reason: str) -> DataError:
+    return DataError(
         f"{path}: not a readable video ({reason}); replace the file or leave its captions out"
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.errors import BadData
+from data.errors import DataError
 from data.video import decode, strict_decode
 from data.video.file_faults import fault_of_file, reason_of_content
 
@@ -22,13 +22,13 @@ TOLERATED = 0.05  # share of a video's frames that may be lost where none of the
 TIMED = ("matroska", "flv")
 
 
-class Job(NamedTuple):
+class FileJob(NamedTuple):
     path: str
     stretches: tuple[tuple[float | None, float | None], ...]  # start and end of each clip in it
     frames: int  # a clip's at most
 
 
-class Stretch(NamedTuple):
+class SegmentReport(NamedTuple):
     """One clip of a file."""
 
     fault: str  # why it is not to be trained on; empty: it is sound
@@ -39,33 +39,33 @@ class Stretch(NamedTuple):
     pictures: str = ""  # digest of these; empty: all are black
 
 
-class Examined(NamedTuple):
-    stretches: tuple[Stretch, ...]
+class FileReport(NamedTuple):
+    stretches: tuple[SegmentReport, ...]
     missing: bool = False  # no file is there
     content: tuple[int, str] | None = None  # bytes of the file and their digest
 
 
-def examine(job: Job) -> Examined:
+def inspect_file(job: FileJob) -> FileReport:
     """What is wrong with each clip of a file; raises nothing but MemoryError."""
     fault, missing = fault_of_file(job.path)
     if fault:
-        return Examined((Stretch(fault),) * len(job.stretches), missing)
+        return FileReport((SegmentReport(fault),) * len(job.stretches), missing)
     try:
         stretches = _stretches(job)
-    except BadData as error:
+    except DataError as error:
         fault = reason_of_content(job.path) or _reason(error, job.path)
-        stretches = (Stretch(fault),) * len(job.stretches)
+        stretches = (SegmentReport(fault),) * len(job.stretches)
     with open(job.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    return Examined(stretches, False, (os.path.getsize(job.path), digest.hexdigest()))
+    return FileReport(stretches, False, (os.path.getsize(job.path), digest.hexdigest()))
 
 
-def _reason(error: BadData, path: str) -> str:
+def _reason(error: DataError, path: str) -> str:
     said = str(error).removeprefix(f"{path}: ").split("; ")[0]
     return said.replace("(End of file)", "(it ends before its first frame)")
 
 
-class Take(NamedTuple):
+class DecodeRequest(NamedTuple):
     """One clip, and how its pictures are wanted."""
 
     path: str
@@ -75,7 +75,7 @@ class Take(NamedTuple):
     size: int
 
 
-def take(clip: Take) -> np.ndarray | str:
+def decode_checked(clip: DecodeRequest) -> np.ndarray | str:
     """The pictures of a clip as `read_frames` takes them, uint8 [n, size, size, 3], n <= frames,
     or why the clip is not to be trained on, as `examine` has it.
 
@@ -83,7 +83,7 @@ def take(clip: Take) -> np.ndarray | str:
     """
     if fault := fault_of_file(clip.path)[0]:
         return fault
-    job = Job(clip.path, ((clip.start, clip.end),), clip.frames)
+    job = FileJob(clip.path, ((clip.start, clip.end),), clip.frames)
     try:
         timeline, promised, decoded, (wanted,) = _look(job, clip.size)
         if isinstance(wanted, str):
@@ -96,35 +96,37 @@ def take(clip: Take) -> np.ndarray | str:
             return np.stack(found)
         # Something was passed over; what training takes instead is for `read_frames` to say.
         return decode.read_frames(clip.path, clip.size, clip.frames, clip.start, clip.end)
-    except BadData as error:
+    except DataError as error:
         return reason_of_content(clip.path) or _reason(error, clip.path)
 
 
-def _stretches(job: Job) -> tuple[Stretch, ...]:
+def _stretches(job: FileJob) -> tuple[SegmentReport, ...]:
     timeline, promised, decoded, wanted = _look(job, SIDE)
     return tuple(
-        Stretch(some) if isinstance(some, str) else _judge(timeline, promised, decoded, some, *ends)
+        SegmentReport(some)
+        if isinstance(some, str)
+        else _judge(timeline, promised, decoded, some, *ends)
         for some, ends in zip(wanted, job.stretches, strict=True)
     )
 
 
 def _look(
-    job: Job, size: int
+    job: FileJob, size: int
 ) -> tuple[decode.Timeline, int, strict_decode.Decoded, list[list[int] | str]]:
     """The file's timeline, the frames its header promises, what decodes of it, and of each
     stretch the numbers of the frames to take, or a fault."""
-    with decode.opened(job.path) as (container, stream):
+    with decode.open_video(job.path) as (container, stream):
         timeline = decode.read_timeline(job.path, container, stream)
         promised = _promised_frames(container, stream, timeline)
     wanted: list[list[int] | str] = []
     for start, end in job.stretches:
         try:
             decode.require_within(job.path, timeline, start)
-        except BadData as error:
+        except DataError as error:
             wanted.append(_reason(error, job.path))
             continue
         at = decode.frame_positions(timeline.frames, timeline.rate, job.frames, start, end)
-        wanted.append(decode.shown(timeline, at))
+        wanted.append(decode.frames_at(timeline, at))
     numbers = sorted({n for some in wanted if isinstance(some, list) for n in some})
     return timeline, promised, strict_decode.decode(job.path, timeline, numbers, size), wanted
 
@@ -153,7 +155,7 @@ def _seconds(clock: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def _judge(timeline, promised, decoded, numbers, start, end) -> Stretch:
+def _judge(timeline, promised, decoded, numbers, start, end) -> SegmentReport:
     seconds = min(timeline.seconds, end or timeline.seconds) - (start or 0.0)
     pictures = [decoded.pictures[n] for n in numbers if n in decoded.pictures]
     black = sum(int(picture.max()) <= BLACK for picture in pictures)
@@ -161,7 +163,7 @@ def _judge(timeline, promised, decoded, numbers, start, end) -> Stretch:
     if black < len(pictures):
         digest = hashlib.sha256(np.stack(pictures).tobytes()).hexdigest()
     said = _faults(timeline, promised, decoded, numbers)
-    return Stretch(*said, seconds, len(numbers), black, digest)
+    return SegmentReport(*said, seconds, len(numbers), black, digest)
 
 
 def _faults(timeline, promised, decoded, numbers) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy as np
 
-from data.errors import BadData
-from data.video.decode import Timeline, decoder_of, opened, picture, read_turn
+from data.errors import DataError
+from data.video.decode import Timeline, decoder_of, open_video, read_orientation, render_frame
 
 
 @dataclasses.dataclass
@@ -27,7 +27,7 @@ class Decoded:
 def decode(path: str, timeline: Timeline, numbers: Sequence[int], size: int) -> Decoded:
     """Decodes a file to its end, and keeps the pictures of the frames `numbers`.
 
-    Raises BadData if no frame decodes whole.
+    Raises DataError if no frame decodes whole.
     """
     decoded = _decode(path, timeline, numbers, size, True) if timeline.decoded_alike else None
     return decoded or _decode(path, timeline, numbers, size, by_stamp=False)
@@ -41,9 +41,9 @@ def _decode(path: str, timeline, numbers, size: int, by_stamp: bool) -> Decoded 
     shown = np.zeros(timeline.frames, bool)
     corrupt = np.zeros(timeline.frames, bool)
     notes, there = _Notes(), 0
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         for count, frame in enumerate(_strictly(container, stream, notes)):
-            turn = turn or read_turn(frame)
+            turn = turn or read_orientation(frame)
             key = frame.pts if by_stamp else count
             if key is None or (before is not None and key <= before):
                 return None
@@ -52,10 +52,10 @@ def _decode(path: str, timeline, numbers, size: int, by_stamp: bool) -> Decoded 
                 continue
             shown[number], corrupt[number] = True, frame.is_corrupt
             if number in left:
-                pictures[number] = picture(frame, turn, size)
+                pictures[number] = render_frame(frame, turn, size)
         there = _there(stream, timeline, len(notes.stamps))
     if not shown.any():
-        raise BadData("no frame decodes whole")
+        raise DataError("no frame decodes whole")
     if notes.failed or corrupt.any():
         whole = shown & ~corrupt & ~notes.spoilt(number_of, by_stamp)
         return Decoded(pictures, whole, True, there, by_stamp)

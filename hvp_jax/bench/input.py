@@ -25,15 +25,15 @@ PEAK, SHARE = 989e12, 0.4  # of an H100 in bfloat16, and what a step makes of it
 def bench_input(config: ConfigDict, model: HVPNet) -> dict:
     """Clips and frames a second of one core, beside the clips a second that a step needs."""
     data, batch = config.data, config.train.batch_size
-    clips = splits.select(read_clips(config), "train")
-    place = clips, model.sizes.image_size, data.frames
-    sources = {"files": frame_sources.FileSource(*place)}
+    clips = splits.clips_of_split(read_clips(config), "train")
+    place = clips, model.clip_config.image_size, data.max_frames
+    sources = {"files": frame_sources.FileFrames(*place)}
     if data.shards:
-        sources["shards"] = frame_sources.ShardSource(data.shards, *place)
+        sources["shards"] = frame_sources.ShardFrames(data.shards, *place)
     augments = {"": None, " augmented": open_augment(config.seed, AUGMENT, 1.0, False)}
     ways = {
         name + suffix: pipeline.numbered_batches(
-            clips, source, data.frames, data.words, batch, config.seed, augment=augment
+            clips, source, data.max_frames, data.max_words, batch, config.seed, augment=augment
         )
         for (name, source), (suffix, augment) in itertools.product(
             sources.items(), augments.items()
@@ -47,8 +47,8 @@ def bench_input(config: ConfigDict, model: HVPNet) -> dict:
             made = batches[i]
             if i:  # the first warms up
                 seconds[name].append(time.process_time() - begin)
-                frames[name].append(int(made["video_mask"].sum()))
-    operations = flops.training_step(model, 1, data.frames, data.words)
+                frames[name].append(int(made.video_mask.sum()))
+    operations = flops.training_step(model, 1, data.max_frames, data.max_words)
     need = PEAK * SHARE / operations
     result = {"batch_size": batch, "clips": len(clips), "repeats": REPEATS, "ways": {}}
     for name, times in seconds.items():

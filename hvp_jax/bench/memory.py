@@ -20,10 +20,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.models.losses import contrastive
-from hvp_jax.models.similarity import Text, Video
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 from hvp_jax.parallel.partitioner import AXIS, make_mesh
 from hvp_jax.training import train_step
 
@@ -43,18 +43,22 @@ def simulate_devices(count: int = DEVICES) -> None:
 
 
 def some_devices(count: int = DEVICES) -> list:
-    """`count` real devices, or else simulated ones. Raises BadUse if there are neither."""
+    """`count` real devices, or else simulated ones. Raises UsageError if there are neither."""
     for devices in (jax.devices(), jax.devices("cpu")):
         if len(devices) >= count:
             return devices[:count]
-    raise BadUse(
+    raise UsageError(
         f"this needs {count} devices, simulated ones at least, and XLA_FLAGS or JAX_PLATFORMS "
         "forbids them; unset both"
     )
 
 
 def naive_loss(
-    text: Text, video: Video, log_scale: jax.Array, axis: str | None, everywhere: bool
+    text: TextFeatures,
+    video: VideoFeatures,
+    log_scale: jax.Array,
+    axis: str | None,
+    everywhere: bool,
 ) -> jax.Array:
     """The loss of a table that is made at once; `everywhere`, of all clips on every device."""
     if axis is not None:
@@ -78,9 +82,9 @@ def naive_loss(
 
 
 @functools.lru_cache
-def features(model: HVPNet, batch: int, frames: int, words: int) -> tuple:
+def feature_shapes(model: HVPNet, batch: int, frames: int, words: int) -> tuple:
     """The shapes of what the encoders give of a global batch, as `ShapeDtypeStruct`s."""
-    side = model.sizes.image_size
+    side = model.clip_config.image_size
     inputs = (
         jax.ShapeDtypeStruct((batch, words), jnp.int32),
         jax.ShapeDtypeStruct((batch, words), bool),
@@ -91,13 +95,13 @@ def features(model: HVPNet, batch: int, frames: int, words: int) -> tuple:
     return text, video, log_scale
 
 
-def gradient(way: str | int, paired: bool, dtype: jnp.dtype, mesh: Mesh) -> Callable:
+def loss_and_grad(way: str | int, paired: bool, dtype: jnp.dtype, mesh: Mesh) -> Callable:
     """The loss and its gradient by all features, over a mesh; an integer is a chunk's size."""
 
     def loss(text, video, log_scale):
         if isinstance(way, str):
             return naive_loss(text, video, log_scale, AXIS, everywhere=way == "original")
-        return train_step.loss_of_features(text, video, log_scale, paired, way, dtype, AXIS)[0]
+        return train_step.loss_from_features(text, video, log_scale, paired, way, dtype, AXIS)[0]
 
     split, whole = PartitionSpec(AXIS), PartitionSpec()
     return jax.jit(
@@ -111,7 +115,7 @@ def gradient(way: str | int, paired: bool, dtype: jnp.dtype, mesh: Mesh) -> Call
     )
 
 
-def place(shapes: tuple, mesh: Mesh) -> tuple:
+def shard_shapes(shapes: tuple, mesh: Mesh) -> tuple:
     """Shapes of (text, video, temperature) with the way they lie over the mesh."""
 
     def put(x, spec):
@@ -124,7 +128,7 @@ def place(shapes: tuple, mesh: Mesh) -> tuple:
     return jax.tree.map(split, text), jax.tree.map(split, video), whole(log_scale)
 
 
-def temporary(compute: Callable, shapes: tuple) -> int:
+def temp_bytes(compute: Callable, shapes: tuple) -> int:
     """Bytes on one device beside arguments and results, by the compiler's memory analysis."""
     return compute.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
@@ -153,18 +157,20 @@ def bench_memory(config: ConfigDict, model: HVPNet) -> dict:
     """MiB of temporary memory a device by global batch and way, and the time of some ways."""
     mesh = make_mesh(some_devices())
     paired = config.similarity.word_weights == "paired"
-    ways = {f"chunk {n}": n for n in sorted({*CHUNKS, config.similarity.chunk})}
+    ways = {f"chunk {n}": n for n in sorted({*CHUNKS, config.similarity.chunk_size})}
     ways |= {"naive": "naive", "original": "original"}
-    computes = {name: gradient(way, paired, model.dtype, mesh) for name, way in ways.items()}
+    computes = {name: loss_and_grad(way, paired, model.dtype, mesh) for name, way in ways.items()}
 
     def shapes(batch):
-        return place(features(model, batch, config.data.frames, config.data.words), mesh)
+        return shard_shapes(
+            feature_shapes(model, batch, config.data.max_frames, config.data.max_words), mesh
+        )
 
     table = {}
     for batch in BATCHES:
         log.info("the loss of a global batch of %d over %d devices", batch, DEVICES)
         table[batch] = {
-            name: temporary(compute, shapes(batch)) / 2**20 for name, compute in computes.items()
+            name: temp_bytes(compute, shapes(batch)) / 2**20 for name, compute in computes.items()
         }
     log.info("times at a global batch of %d", TIMED)
     del computes["original"]  # eight times the naive way's work
@@ -185,8 +191,9 @@ def text_of(result: dict, config: ConfigDict, model: HVPNet) -> str:
     names = list(next(iter(table.values())))
     lines = [
         f"Temporary memory of the loss and its gradient, MiB a device, {DEVICES} devices, "
-        f"{model.dtype}, {config.data.frames} frames, {config.data.words} words, "
-        f"{len(model.taps)} taps, width {model.sizes.embed_dim}: the compiler's memory analysis.",
+        f"{model.dtype}, {config.data.max_frames} frames, {config.data.max_words} words, "
+        f"{len(model.taps)} taps, width "
+        f"{model.clip_config.embed_dim}: the compiler's memory analysis.",
         "",
         "| global batch | " + " | ".join(names) + " |",
         "| ---: |" + " ---: |" * len(names),

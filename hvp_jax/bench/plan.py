@@ -17,15 +17,22 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from hvp_jax.bench.memory import features, gradient, place, some_devices, temporary
+from data.batches.batch import Batch
+from hvp_jax.bench.memory import (
+    feature_shapes,
+    loss_and_grad,
+    shard_shapes,
+    some_devices,
+    temp_bytes,
+)
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
 from hvp_jax.models.clip import REMAT
 from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
 from hvp_jax.monitoring.accelerators import PEAKS
-from hvp_jax.parallel.partitioner import Layout, make_mesh
+from hvp_jax.parallel.partitioner import Partitioner, make_mesh
 from hvp_jax.training import train_state
-from hvp_jax.training.step_spec import recipe_of
+from hvp_jax.training.step_spec import step_spec_from_config
 from hvp_jax.training.train_step import train_step
 
 SHARE = 0.4  # of the peak, assumed
@@ -53,23 +60,27 @@ MACHINES = {
 
 def compiled_step(config: ConfigDict, model: HVPNet, batch: int, devices: list):
     """The whole training step of a global batch over `devices`, lowered from shapes alone."""
-    layout = Layout("shard_map", config.fsdp, devices)
-    recipe = recipe_of(config, model, batch)
+    partitioner = Partitioner("shard_map", config.fsdp, devices)
+    spec = step_spec_from_config(config, model, batch)
     state = jax.eval_shape(
-        lambda: train_state.new_state(init_params(model, config.seed), recipe.optimizer)
+        lambda: train_state.create_train_state(init_params(model, config.seed), spec.optimizer)
     )
-    side, frames, words = model.sizes.image_size, config.data.frames, config.data.words
-    batch_shapes = {
-        "video": jax.ShapeDtypeStruct((batch, frames, side, side, 3), jnp.uint8),
-        "video_mask": jax.ShapeDtypeStruct((batch, frames), bool),
-        "text_ids": jax.ShapeDtypeStruct((batch, words), jnp.int32),
-        "text_mask": jax.ShapeDtypeStruct((batch, words), bool),
-    }
-    laid = layout.train(functools.partial(train_step, recipe=recipe), state)
-    return laid.lower(layout.state_like(state), layout.batch_like(batch_shapes))
+    side, frames, words = (
+        model.clip_config.image_size,
+        config.data.max_frames,
+        config.data.max_words,
+    )
+    shapes = Batch(
+        text_ids=jax.ShapeDtypeStruct((batch, words), jnp.int32),
+        text_mask=jax.ShapeDtypeStruct((batch, words), bool),
+        video=jax.ShapeDtypeStruct((batch, frames, side, side, 3), jnp.uint8),
+        video_mask=jax.ShapeDtypeStruct((batch, frames), bool),
+    )
+    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
+    return laid.lower(partitioner.abstract_state(state), partitioner.abstract_batch(shapes))
 
 
-def memory(config: ConfigDict, model: HVPNet, batch: int, devices: list) -> float:
+def step_memory(config: ConfigDict, model: HVPNet, batch: int, devices: list) -> float:
     """Bytes on one device: the state, this device's part of the batch, and what is temporary."""
     analysis = compiled_step(config, model, batch, devices).compile().memory_analysis()
     # The new state takes the place of the old.
@@ -80,16 +91,17 @@ def loss_memory(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> 
     """Temporary bytes of the loss on one of `devices`, by the compiler's analysis."""
     mesh = make_mesh(some_devices(devices))
     paired = config.similarity.word_weights == "paired"
-    compute = gradient(config.similarity.chunk, paired, model.dtype, mesh)
-    shapes = features(model, batch, config.data.frames, config.data.words)
-    return temporary(compute, place(shapes, mesh))
+    compute = loss_and_grad(config.similarity.chunk_size, paired, model.dtype, mesh)
+    shapes = feature_shapes(model, batch, config.data.max_frames, config.data.max_words)
+    return temp_bytes(compute, shard_shapes(shapes, mesh))
 
 
-def line(config: ConfigDict, model: HVPNet) -> tuple[float, float]:
+def fit_memory_line(config: ConfigDict, model: HVPNet) -> tuple[float, float]:
     """Bytes on a device: what is there with no example, and what each example adds."""
     device = some_devices(1)
     low, high = (
-        memory(config, model, size, device) - loss_memory(config, model, size, 1) for size in FITTED
+        step_memory(config, model, size, device) - loss_memory(config, model, size, 1)
+        for size in FITTED
     )
     slope = (high - low) / (FITTED[1] - FITTED[0])
     return low - slope * FITTED[0], slope
@@ -101,27 +113,27 @@ def counted_over_cost_analysis(config: ConfigDict, model: HVPNet) -> float:
     XLA counts the body of a loop once: here the towers have one layer and the scoring one tile.
     """
     batch, config = 8, config.copy_and_resolve_references()
-    config.similarity.chunk = batch
-    small = dataclasses.replace(model.sizes, vision_layers=1, text_layers=1)
-    single = model.clone(sizes=small, taps=(1,), remat="none")
+    config.similarity.chunk_size = batch
+    small = dataclasses.replace(model.clip_config, vision_layers=1, text_layers=1)
+    single = model.clone(clip_config=small, taps=(1,), remat="none")
     lowered = compiled_step(config, single, batch, some_devices(1))
-    ours = flops.training_step(single, batch, config.data.frames, config.data.words)
+    ours = flops.training_step(single, batch, config.data.max_frames, config.data.max_words)
     return ours / lowered.cost_analysis()["flops"]
 
 
 @functools.lru_cache
-def to_exchange(model: HVPNet, words: int) -> tuple[int, int]:
+def bytes_to_exchange(model: HVPNet, words: int) -> tuple[int, int]:
     """Bytes of all weights, and of the text features of one example."""
     weights = jax.eval_shape(lambda: init_params(model, 0))
-    text, _, _ = features(model, 1, 1, words)
+    text, _, _ = feature_shapes(model, 1, 1, words)
     return tuple(
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (weights, text)
     )
 
 
-def exchanged(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> float:
+def bytes_sent(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> float:
     """Bytes that a device sends in a step: text gathered, its gradient and the weights' summed."""
-    weights, text = to_exchange(model, config.data.words)
+    weights, text = bytes_to_exchange(model, config.data.max_words)
     # Around a ring a gather or a scatter passes on all parts but its own; a sum does both.
     return (devices - 1) / devices * (2 * batch * text + 2 * weights)
 
@@ -130,10 +142,10 @@ def step_seconds(config: ConfigDict, model: HVPNet, machine: Machine, batch: int
     """Lower bounds of a step's time: its arithmetic at SHARE of the peak, and the links."""
     peak = PEAKS[machine.kind]
     rate = peak.flops if model.dtype == jnp.bfloat16 else peak.flops_float32
-    operations = flops.training_step(model, batch, config.data.frames, config.data.words)
+    operations = flops.training_step(model, batch, config.data.max_frames, config.data.max_words)
     return {
         "compute_ms": 1000 * operations / machine.devices / (SHARE * rate),
-        "links_ms": 1000 * exchanged(config, model, batch, machine.devices) / machine.link,
+        "links_ms": 1000 * bytes_sent(config, model, batch, machine.devices) / machine.link,
     }
 
 
@@ -144,8 +156,8 @@ def bench_plan(config: ConfigDict, model: HVPNet) -> dict:
     for remat in REMAT:
         log.info("compiling the step, remat %s, at %d and %d examples a device", remat, *FITTED)
         config.model.remat = remat
-        models[remat] = from_config(resolve(config), model.sizes)
-        lines[remat] = line(config, models[remat])
+        models[remat] = from_config(resolve(config), model.clip_config)
+        lines[remat] = fit_memory_line(config, models[remat])
     counts = sorted({machine.devices for machine in MACHINES.values()})
     losses = {}
     for devices in counts:
@@ -159,7 +171,7 @@ def bench_plan(config: ConfigDict, model: HVPNet) -> dict:
 
     log.info("compiling the whole step of %d examples over %d devices", CHECKED, counts[0])
     config.model.remat = "dots"
-    whole = memory(config, models["dots"], CHECKED, some_devices(counts[0]))
+    whole = step_memory(config, models["dots"], CHECKED, some_devices(counts[0]))
     machines = {
         name: {
             batch: step_seconds(config, model, machine, batch)
@@ -182,8 +194,9 @@ def bench_plan(config: ConfigDict, model: HVPNet) -> dict:
 def text_of(result: dict, config: ConfigDict, model: HVPNet) -> str:
     """The tables for a person, in Markdown. What does not fit into the device is struck out."""
     lines = [
-        f"{config.model.variant}, {model.dtype}, {config.data.frames} frames, "
-        f"{config.data.words} words, chunk {config.similarity.chunk}. Computed, not measured.",
+        f"{config.model.variant}, {model.dtype}, {config.data.max_frames} frames, "
+        f"{config.data.max_words} words, chunk {config.similarity.chunk_size}. "
+        "Computed, not measured.",
     ]
     for name, machine in MACHINES.items():
         peak = PEAKS[machine.kind]

@@ -23,7 +23,7 @@ def seconds(work: Callable) -> float:
     return time.perf_counter() - begin
 
 
-def product(dtype: jnp.dtype) -> tuple[Callable, float]:
+def matmul(dtype: jnp.dtype) -> tuple[Callable, float]:
     """A square matrix product on one device, and its operations."""
     x = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), dtype)
     dot = jax.jit(jnp.dot)
@@ -32,7 +32,7 @@ def product(dtype: jnp.dtype) -> tuple[Callable, float]:
 
 def measure(work: Callable, operations: float, dtype: jnp.dtype, devices: int = 1) -> dict:
     """Medians of `work` and of the matrix product, timed in turn."""
-    dot, dot_operations = product(dtype)
+    dot, dot_operations = matmul(dtype)
     jax.block_until_ready(dot())
     # Three products a repeat: a single one is so short that one hiccup would decide it.
     times = [

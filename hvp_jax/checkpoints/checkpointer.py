@@ -1,8 +1,8 @@
 """Checkpoints of a run, kept by Orbax: the newest, the best by validation, one every so often.
 
 A step is one item whole or not at all: parameters apart from the rest of the state, so
-that scoring need not read the optimiser's moments, the place in the data, and a seal
-(`checksums.py`) that tells whether all of it is still what was written.
+that scoring need not read the optimiser's moments, the state of the data iterator, and a manifest
+(`manifest.py`) with checksums of all of it.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from data.errors import BadData, BadUse
-from hvp_jax.checkpoints import checksums, disk_space, event_loop, retention
-from hvp_jax.checkpoints.checksums import Damaged
-from hvp_jax.checkpoints.restore import arrays, together
+from data.errors import DataError, UsageError
+from hvp_jax.checkpoints import disk_space, event_loop, manifest, retention
+from hvp_jax.checkpoints.manifest import CorruptCheckpoint
+from hvp_jax.checkpoints.restore import fail_together, read_arrays
 from hvp_jax.parallel import processes
 
 log = logging.getLogger(__name__)
@@ -27,35 +27,37 @@ log = logging.getLogger(__name__)
 logging.getLogger("absl").addFilter(lambda r: not (r.exc_info and "orbax" in r.pathname))
 
 
-class Checkpoints:
+class Checkpointer:
     """The folder `checkpoints` of a workdir; to be used in `with`, which waits for writing.
 
-    Kept are the `keep` newest steps, the best one by the figure `best_by`, one of
-    `config.BEST_BY` (empty: the run's own, noted with its steps), and every step that
-    `keep_every` divides (0: none). Where there are several processes, all must make one and
-    call its methods in the same order.
+    It keeps the `max_to_keep` newest steps, the best one by the metric `select_by`, one of
+    `config.schema.SELECT_BY` (empty: the run's own, recorded with its steps), and every step
+    that is a multiple of `keep_period` (0: none). With several processes, all must make one
+    and call its methods in the same order.
     """
 
-    def __init__(self, workdir: Path, keep: int, keep_every: int = 0, best_by: str = ""):
+    def __init__(self, workdir: Path, max_to_keep: int, keep_period: int = 0, select_by: str = ""):
         self.path = Path(workdir).absolute() / "checkpoints"
-        self._scores = retention.StepScores(self.path, best_by)
+        self._scores = retention.StepScores(self.path, select_by)
         self._written = None  # the step that is being written, until it is known to be whole
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=retention.policies(keep, keep_every, self._scores.best),
+            preservation_policy=retention.preservation_policy(
+                max_to_keep, keep_period, self._scores.best
+            ),
             # Process 0 makes the folder and tells the others which steps are there.
             create=True,
             single_host_load_and_broadcast=True,
-            lightweight_initialize=True,  # figures are in the seals
+            lightweight_initialize=True,  # metrics are in the manifests
         )
         self._within, self._manager = contextlib.ExitStack(), None
-        if processes.as_first(self.path.is_dir()):
+        if processes.broadcast_from_primary(self.path.is_dir()):
             self._open()
 
     def _open(self) -> None:
         self._manager = ocp.CheckpointManager(self.path, options=self._options)
 
-    def __enter__(self) -> "Checkpoints":
-        self._within.enter_context(event_loop.patient())
+    def __enter__(self) -> "Checkpointer":
+        self._within.enter_context(event_loop.await_pending_tasks())
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
@@ -63,12 +65,12 @@ class Checkpoints:
             if not self._manager:
                 return
             try:
-                with disk_space.room(self.path, self._written):
+                with disk_space.disk_space_guard(self.path, self._written):
                     self._manager.close()
-            except BadData as full:
+            except DataError as full:
                 if error is None:
                     raise
-                if not isinstance(error, BadData):  # else this has been told
+                if not isinstance(error, DataError):  # else this has been told
                     log.error("%s", full)
 
     def latest(self) -> int | None:
@@ -78,8 +80,8 @@ class Checkpoints:
         # Broadcast steps are NumPy's, which JSON does not take.
         return [int(step) for step in self._manager.all_steps()] if self._manager else []
 
-    def chosen(self) -> dict | None:
-        """The step to score with: the best by `best_by`, or the last where none has any figures.
+    def select_step(self) -> dict | None:
+        """The step to score with: the best by `select_by`, or the last where none has any figures.
 
         {"step", "chosen_on": the split or None, "chosen_by": the figure's name, and the
         figure under that name}; None where there is no step.
@@ -94,25 +96,25 @@ class Checkpoints:
 
         `items` are the trees `params` and `rest` of a state.
 
-        Raises BadData where there is no room for it, or was none for the step before.
+        Raises DataError where there is no room for it, or was none for the step before.
         """
-        with disk_space.room(self.path, step):
+        with disk_space.disk_space_guard(self.path, step):
             if self._manager is None:
                 self._open()
         self._finish()
         if step in self._steps():
             return
         scores = self._scores.add(step, figures)
-        sealed = checksums.make(items, scores, place=True)
+        recorded = manifest.build(items, scores, iterator=True)
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        saves["data"] = grain.checkpoint.CheckpointSave(checksums.Place(batches))
-        saves[checksums.ITEM] = ocp.args.JsonSave(sealed)
-        with disk_space.room(self.path, step):
+        saves["data"] = grain.checkpoint.CheckpointSave(manifest.IteratorState(batches))
+        saves[manifest.ITEM] = ocp.args.JsonSave(recorded)
+        with disk_space.disk_space_guard(self.path, step):
             self._written = step
             self._manager.save(step, args=ocp.args.Composite(**saves))
 
     def _finish(self) -> None:
-        with disk_space.room(self.path, self._written):
+        with disk_space.disk_space_guard(self.path, self._written):
             self._manager.wait_until_finished()
         self._written = None
 
@@ -122,21 +124,21 @@ class Checkpoints:
         """The newest items that are whole, and their step; None where there is no step at all.
 
         A step that is not whole is told of by `say` and set aside in `workdir/damaged`, where
-        it is in nobody's way once the run comes to that step again. Raises BadData if no
+        it is in nobody's way once the run comes to that step again. Raises DataError if no
         step is whole, and what `restore` raises of one that does not fit.
         """
         if self._manager is None:
             return None
-        disk_space.clear(self.path)
+        disk_space.remove_partial_checkpoints(self.path)
         steps, damaged = sorted(self._steps()), []
         while steps:
             step = steps.pop()
             try:
                 items = self.restore(step, items, batches)
-            except Damaged as error:
+            except CorruptCheckpoint as error:
                 damaged.append(step)
                 if not steps:
-                    raise BadData(
+                    raise DataError(
                         f"{error}; no other step in {self.path} is whole: put a copy of one "
                         "there, or begin again with another workdir"
                     ) from None
@@ -165,25 +167,25 @@ class Checkpoints:
     def restore(self, step: int, items: dict, batches) -> dict:
         """The items of a step, placed like `items`; moves `batches` to where they were then.
 
-        Raises Damaged, in all processes if in one. Of a step that is whole, BadData if it is of
-        another model, and BadUse if of another number of processes or without an optimizer.
+        Raises CorruptCheckpoint, in all processes if in one; DataError if it is a checkpoint of
+        another model, UsageError if of another number of processes or without an optimizer.
         """
         folder = self.path / str(step)
         items = jax.tree.map(_abstract, items)
-        sealed = together(folder, lambda: checksums.read(folder))
-        there = sealed["arrays"] if sealed else [x for x in items if (folder / x).is_dir()]
+        recorded = fail_together(folder, lambda: manifest.read(folder))
+        there = recorded["arrays"] if recorded else [x for x in items if (folder / x).is_dir()]
         if "rest" not in there:
-            raise BadUse(
+            raise UsageError(
                 f"{self.path.parent} holds weights but no optimizer to go on with: begin a run "
                 f"from them with --config.model.weights={self.path.parent} and another workdir"
             )
-        if not sealed:
-            raise BadUse(
+        if not recorded:
+            raise UsageError(
                 f"{folder} was written before checkpoints had checksums: begin a run from it "
                 f"with --config.model.weights={self.path.parent} and another workdir"
             )
-        place = together(folder, lambda: checksums.read_place(sealed, folder))
-        found = arrays(folder, sealed, items)
+        place = fail_together(folder, lambda: manifest.read_iterator_state(recorded, folder))
+        found = read_arrays(folder, recorded, items)
         if place is not None:
             # An error here is no damage: the data are not those of then.
             batches.set_state(place)
@@ -193,12 +195,12 @@ class Checkpoints:
     def params(self, step: int, shapes: dict) -> dict:
         """The parameters of a step, of the shapes given, as host arrays.
 
-        Raises Damaged if they are not what was written, BadData if of another model.
+        Raises CorruptCheckpoint if they are not what was written, DataError if of another model.
         """
         folder = self.path / str(step)
         like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        sealed = together(folder, lambda: checksums.read(folder))
-        return arrays(folder, sealed, {"params": like})["params"]
+        recorded = fail_together(folder, lambda: manifest.read(folder))
+        return read_arrays(folder, recorded, {"params": like})["params"]
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import jax
 
-from data.errors import BadData
+from data.errors import DataError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_TEXTS = ("No space left", "quota exceeded", "File too large", "RESOURCE_EXHAUSTED")
 
 
 @contextlib.contextmanager
-def room(path: Path, step: int | None) -> Iterator[None]:
-    """Writing `step` into `path` within: if there is no room for it, BadData in one line.
+def disk_space_guard(path: Path, step: int | None) -> Iterator[None]:
+    """Writing `step` into `path` within: if there is no room for it, DataError in one line.
 
     The steps that are there stay, and what was written of this one goes.
     """
@@ -25,16 +25,16 @@ def room(path: Path, step: int | None) -> Iterator[None]:
     except Exception as error:
         if not _no_space(error):
             raise
-        clear(path)
+        remove_partial_checkpoints(path)
         whole = [int(found.name) for found in path.glob("*") if found.name.isdigit()]
         last = f"the last good one is step {max(whole)}" if whole else "there is none before it"
-        raise BadData(
+        raise DataError(
             f"checkpoint of step {step} could not be written to {path}: no space left; "
             f"{last}: make room and run the same command again"
         ) from None
 
 
-def clear(path: Path) -> None:
+def remove_partial_checkpoints(path: Path) -> None:
     """Removes what was written in part, by this run or one that was killed."""
     if jax.process_index() == 0:
         for found in path.glob("*.orbax-checkpoint-tmp*"):

@@ -24,7 +24,7 @@ class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
 
 
 @contextlib.contextmanager
-def patient() -> Iterator[None]:
+def await_pending_tasks() -> Iterator[None]:
     """Within, in all threads, event loops end when all that they began has ended."""
     before = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_PatientPolicy())

@@ -4,16 +4,23 @@ import dataclasses
 import json
 from pathlib import Path
 
-from data.errors import BadData, BadUse
-from hvp_jax.models.clip_config import Sizes, Told
+from data.errors import DataError, UsageError
+from hvp_jax.models.clip_config import ClipConfig, ModelSpec
 from hvp_jax.models.hvpnet import shapes_of
 
-CARD = "model.json"  # what `port` writes beside what it has written
+CARD_FILE = "model.json"
+RENAMED_SIZES = {  # in a model.json written before the renaming: old name -> new
+    "vocabulary": "vocab_size",
+    "vision_head": "vision_head_dim",
+    "text_head": "text_head_dim",
+    "vision_mlp": "vision_mlp_dim",
+    "text_mlp": "text_mlp_dim",
+}
 
 
 def model_card(card: dict) -> str:
     """A card -> what a person reads of it, as Markdown."""
-    sizes = card["sizes"]
+    sizes = card["clip_config"]
     of = "CLIP and HVP-Net's head" if card["stages"] else "CLIP alone"
     if card.get("left_out"):
         of = "CLIP; left out, for the format has no place for it: " + ", ".join(card["left_out"])
@@ -33,32 +40,40 @@ def model_card(card: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def card_spec(card: dict) -> ModelSpec:
+    return ModelSpec(**{name: card[name] for name in ModelSpec._fields})
+
+
 def card_shapes(card: dict) -> dict:
     """The tree of shapes of what a card describes: of CLIP alone, where it has no stages."""
-    shapes = shapes_of(Sizes(**card["sizes"]), card["stages"] or 1)
+    shapes = shapes_of(card["clip_config"], card["stages"] or 1)
     return shapes if card["stages"] else {"clip": shapes["clip"]}
 
 
 def read_card(workdir: Path) -> dict:
-    """The model.json of a workdir: `sizes`, `taps` (None: not told), `stages` (0: CLIP alone)."""
-    path = Path(workdir) / CARD
+    """The model.json of a workdir, with the fields of a `ModelSpec`.
+
+    Raises UsageError if it is not there, DataError if it describes no model.
+    """
+    path = Path(workdir) / CARD_FILE
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        Sizes(**card["sizes"])
-        taps = tuple(card["taps"]) if card["taps"] else None
+        sizes = card.pop("clip_config", None) or card.pop("sizes")
+        sizes = {RENAMED_SIZES.get(name, name): value for name, value in sizes.items()}
         return card | {
-            "taps": taps,
+            "clip_config": ClipConfig(**sizes),
+            "taps": tuple(card["taps"]) if card["taps"] else None,
             "stages": int(card["stages"]),
             "pretrained": bool(card["pretrained"]),
         }
     except OSError as error:
-        raise BadUse(
-            f"{path}: cannot be read ({error.strerror}); it tells the sizes of its checkpoints"
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror}); it describes the model of its checkpoints"
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadData(f"{path}: does not tell the sizes of a model ({error!r})") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: does not describe a model ({error!r})") from None
 
 
-def card(told: Told, **more: object) -> dict:
+def build_card(spec: ModelSpec, **more: object) -> dict:
     """What model.json holds."""
-    return {**told._asdict(), "sizes": dataclasses.asdict(told.sizes), **more}
+    return {**spec._asdict(), "clip_config": dataclasses.asdict(spec.clip_config), **more}

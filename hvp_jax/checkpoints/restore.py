@@ -1,4 +1,4 @@
-"""Reads the arrays of a checkpoint, in one process or several: whole, or Damaged in all."""
+"""Reads the arrays of a checkpoint; one process that fails makes all of them fail."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +9,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from data.errors import BadData
-from hvp_jax.checkpoints import checksums
+from data.errors import DataError
+from hvp_jax.checkpoints import manifest
 
 T = TypeVar("T")
 
 
-def arrays(folder: Path, sealed: dict | None, items: dict) -> dict:
+def read_arrays(folder: Path, recorded: dict | None, items: dict) -> dict:
     """The trees of arrays of a step's items, placed like `items`, compared with their seal.
 
-    Raises Damaged, in all processes if in one, and BadData if they are of another model.
+    Raises CorruptCheckpoint, in all processes if in one; DataError if they are of another model.
     """
-    if sealed:
-        checksums.require_fit(sealed, items, folder)
+    if recorded:
+        manifest.check_structure(recorded, items, folder)
     # Not by way of the manager, which waits for the other processes: in vain if one fails.
     handler = ocp.StandardCheckpointHandler()
 
@@ -34,13 +34,13 @@ def arrays(folder: Path, sealed: dict | None, items: dict) -> dict:
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # it may be whole
             except Exception as error:  # whatever Orbax and TensorStore make of it
-                kind = checksums.Damaged if sealed else BadData
+                kind = manifest.CorruptCheckpoint if recorded else DataError
                 raise kind(f"{folder}: {item} cannot be read: {_brief(error)}") from None
         return found
 
-    found = together(folder, read_all)
-    if sealed:
-        checksums.check(sealed, found, folder)
+    found = fail_together(folder, read_all)
+    if recorded:
+        manifest.verify(recorded, found, folder)
     return found
 
 
@@ -50,17 +50,17 @@ def _brief(error: Exception) -> str:
     return (text[:160] + "..." if len(text) > 160 else text) or type(error).__name__
 
 
-def together(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` returns; raises Damaged in all processes if it does so in one."""
+def fail_together(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` returns; raises CorruptCheckpoint in all processes if it does so in one."""
     found = error = None
     try:
         found = read()
-    except checksums.Damaged as damage:
+    except manifest.CorruptCheckpoint as damage:
         error = damage
     if jax.process_count() > 1:
         sound = multihost_utils.process_allgather(np.int32(error is None)).reshape(-1)
         if error is None and not sound.all():
-            error = checksums.Damaged(
+            error = manifest.CorruptCheckpoint(
                 f"{folder}: process {int(np.argmin(sound))} cannot read its part"
             )
     if error:

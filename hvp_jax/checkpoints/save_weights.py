@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from hvp_jax.checkpoints import checksums, disk_space
+from hvp_jax.checkpoints import disk_space, manifest
 
 
-def save(workdir: Path, step: int, params: dict, rest: dict | None = None) -> None:
+def save_weights(workdir: Path, step: int, params: dict, rest: dict | None = None) -> None:
     """Writes parameters from elsewhere, perhaps CLIP's alone, and the rest of a state if given.
 
     They have no place in the data: a run that goes on from them begins an epoch. The
@@ -19,7 +19,7 @@ def save(workdir: Path, step: int, params: dict, rest: dict | None = None) -> No
     items = {"params": params} | ({} if rest is None else {"rest": rest})
     cpu = jax.local_devices(backend="cpu")[0]
     largest = max(x.nbytes for x in jax.tree.leaves(items))
-    handlers = {checksums.ITEM: ocp.JsonCheckpointHandler()}
+    handlers = {manifest.ITEM: ocp.JsonCheckpointHandler()}
     for name, tree in items.items():
         # Orbax keeps a NumPy array twice while it writes, and the parts it compresses: here
         # no more than a gigabyte of them, or the largest array, which must fit.
@@ -27,10 +27,10 @@ def save(workdir: Path, step: int, params: dict, rest: dict | None = None) -> No
         handlers[name] = ocp.StandardCheckpointHandler(save_concurrent_gb=limit)
         items[name] = _move(tree, cpu)
     saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    saves[checksums.ITEM] = ocp.args.JsonSave(checksums.make(items, None, place=False))
+    saves[manifest.ITEM] = ocp.args.JsonSave(manifest.build(items, None, iterator=False))
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with (
-        disk_space.room(path, step),
+        disk_space.disk_space_guard(path, step),
         ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager,
     ):
         manager.save(step, args=ocp.args.Composite(**saves))

@@ -28,9 +28,11 @@ def run(config: ConfigDict, workdir=None) -> dict:
     """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
     if config.bench in SIMULATED:
         simulate_devices(SIMULATED[config.bench])
-    begin = initial.origin(config)  # for the sizes: the arithmetic is the same for any weights
-    config = resolve(config, begin.told)
-    model = from_config(config, begin.told.sizes)
+    initial_weights = initial.find_initial_weights(
+        config
+    )  # for the sizes: the arithmetic is the same for any weights
+    config = resolve(config, initial_weights.spec)
+    model = from_config(config, initial_weights.spec.clip_config)
     if workdir is not None:
         json_files.make_workdir(workdir)
     part = PARTS[config.bench]

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import absl.flags
 import absl.logging
 
-from hvp_jax.monitoring.json_files import plain
+from hvp_jax.monitoring.json_files import to_json_types
 
 
 def quiet_libraries() -> None:
@@ -46,9 +46,9 @@ def give(result: dict[str, Any] | str, answer: TextIO | None) -> None:
         found = {"error": result} if isinstance(result, str) else result
         found = {key: value for key, value in found.items() if key != "text"}
         with answer:
-            print(json.dumps(plain(found), allow_nan=False), file=answer)
+            print(json.dumps(to_json_types(found), allow_nan=False), file=answer)
     elif not isinstance(result, str):
-        print(result["text"] if "text" in result else readable(plain(result)), flush=True)
+        print(result["text"] if "text" in result else readable(to_json_types(result)), flush=True)
 
 
 def readable(result: dict[str, Any], indent: str = "") -> str:

@@ -25,11 +25,11 @@ def run(config: ConfigDict, workdir: Path | None = None) -> dict[str, Any]:
     data = config.data
     ids = exclude.read_ids(data.exclude)
     place = data.dataset, data.root, data.annotations, data.videos, data.protocol
-    told = inputs.read_all(*place)
+    told = inputs.read_annotations(*place)
     if ids:
-        exclude.left_out(told.clips, ids)
-    patients = doctor.look(told.clips, data.frames)
-    result = doctor.report(data.dataset, told, patients, data.words, ids)
+        exclude.excluded_clips(told.clips, ids)
+    patients = doctor.inspect_clips(told.clips, data.max_frames)
+    result = doctor.report(data.dataset, told, patients, data.max_words, ids)
     said = table(result)
     if workdir:
         json_files.make_workdir(workdir)

@@ -5,15 +5,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data import inputs, splits
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.resolve import resolve
-from hvp_jax.evaluation.results import conclude
+from hvp_jax.evaluation.results import write_results
 from hvp_jax.evaluation.scorer import Scorer
 from hvp_jax.models.hvpnet import from_config
 from hvp_jax.monitoring import json_files
-from hvp_jax.parallel.partitioner import Layout
-from hvp_jax.parallel.processes import is_first, primary_first
+from hvp_jax.parallel.partitioner import Partitioner
+from hvp_jax.parallel.processes import is_primary, primary_first
 from hvp_jax.training import resume
 from hvp_jax.weights import initial
 
@@ -24,29 +24,36 @@ UNTRAINED = (
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """The verb `eval`: a split of a data set with the weights a run has chosen."""
-    begin = initial.origin(config, workdir)
-    config = resolve(config, begin.told)
-    model = from_config(config, begin.told.sizes)
-    layout = Layout(config.parallel)
+    initial_weights = initial.find_initial_weights(config, workdir)
+    config = resolve(config, initial_weights.spec)
+    model = from_config(config, initial_weights.spec.clip_config)
+    partitioner = Partitioner(config.parallel)
     needed = () if config.data.shards else (config.eval.split,)
     with primary_first("process 0 has read the data set"):
         clips, excluded = inputs.read_data(config, needed)
-    clips = splits.select(clips, config.eval.split)
-    with checkpointer.Checkpoints(workdir, config.train.keep) as checkpoints:
-        chosen = checkpoints.chosen()
+    clips = splits.clips_of_split(clips, config.eval.split)
+    with checkpointer.Checkpointer(workdir, config.train.max_to_keep) as checkpoints:
+        chosen = checkpoints.select_step()
     if chosen is None:
         if not config.model.weights:
-            raise BadUse(
+            raise UsageError(
                 f"{workdir} holds no checkpoint: run `train` with this workdir first, "
                 "or give --config.model.weights"
             )
         chosen = {"step": 0, "chosen_on": None, "weights": config.model.weights}
-        if is_first():
+        if is_primary():
             json_files.make_workdir(workdir)
-    if not begin.told.stages:
+    if not initial_weights.spec.stages:
         chosen["warning"] = UNTRAINED
-    params = layout.whole(layout.place(initial.initial(begin, model, config.seed)))
-    source = inputs.open_source(config, model.sizes.image_size, clips)
+    params = partitioner.replicate_params(
+        partitioner.shard_state(initial.init_or_load_params(initial_weights, model, config.seed))
+    )
+    source = inputs.open_frame_source(config, model.clip_config.image_size, clips)
     # As wide as in training, for figures equal to the last digit.
-    scorer = Scorer(model, config, layout, inputs.width(config, source, resume.width(workdir)))
-    return conclude(config, workdir, scorer, params, clips, source, chosen, excluded)
+    scorer = Scorer(
+        model,
+        config,
+        partitioner,
+        inputs.padded_num_frames(config, source, resume.recorded_num_frames(workdir)),
+    )
+    return write_results(config, workdir, scorer, params, clips, source, chosen, excluded)

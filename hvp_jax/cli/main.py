@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from data.errors import BadUse, UserError
+from data.errors import UsageError, UserError
 from hvp_jax.cli import console
 from hvp_jax.cli.flags import VERBS
 from hvp_jax.config import overrides
@@ -25,7 +25,7 @@ ACROSS = ("coordinator", "processes", "process")  # the parameters of `distribut
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise BadUse(f"{message}; see {self.prog} --help")
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,12 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
             return status
         answer = console.claim_stdout() if "--json" in arguments else None
         status, result = _attempt(arguments)
-        if answer or distributed.is_first():
+        if answer or distributed.is_primary():
             console.give(result, answer)
     except BrokenPipeError:
         pass  # whoever read us wants no more; the status still tells how it went
     if status:
-        distributed.leave(status)
+        distributed.exit_now(status)
     return status
 
 
@@ -67,15 +67,15 @@ def _attempt(arguments: list[str]) -> tuple[int, dict[str, Any] | str]:
 
 
 def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
-    """The verb's function and its arguments. Raises BadUse before anything heavy is imported."""
+    """The verb's function and its arguments; raises UsageError before heavy imports."""
     changes, rest = _split_changes(arguments)
     verb, values = _parse(rest)
     if changes and "config" not in values:
-        raise BadUse(f"{verb} takes no --config.{changes[0][0]}")
+        raise UsageError(f"{verb} takes no --config.{changes[0][0]}")
     if values.get("workdir") and values["workdir"].is_file():
-        raise BadUse(f"--workdir={values['workdir']} is a file; it must be a folder")
+        raise UsageError(f"--workdir={values['workdir']} is a file; it must be a folder")
     across = [values.pop(name) for name in ACROSS if name in values]
-    together = distributed.check(*across) if across else None
+    together = distributed.parse_flags(*across) if across else None
     if "config" in values:
         if values["config"] is None:
             config = overrides.load_json(values["workdir"] / "config.json")
@@ -87,7 +87,7 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         values["config"] = config
     console.quiet_libraries()
     if across:
-        distributed.start(together)
+        distributed.initialize(together)
     module, _, function = VERBS[verb].target.partition(":")
     return getattr(importlib.import_module(module), function), values
 
@@ -103,7 +103,7 @@ def _split_changes(arguments: list[str]) -> tuple[list[tuple[str, str]], list[st
         if not equals:
             value = next(waiting, None)
             if value is None or value.startswith("--"):
-                raise BadUse(f"--config.{key} has no value; say --config.{key}=VALUE")
+                raise UsageError(f"--config.{key} has no value; say --config.{key}=VALUE")
         changes.append((key, value))
     return changes, rest
 
@@ -117,17 +117,19 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     if not places:
         if "--json" not in arguments:
             print(_parsers()[""].format_help(), end="", file=sys.stderr)
-        raise BadUse(f"no verb given; it is one of {', '.join(VERBS)}")
+        raise UsageError(f"no verb given; it is one of {', '.join(VERBS)}")
     verb, *more = [arguments[place] for place in places]
     if verb not in VERBS:
-        raise BadUse(f"unknown verb {verb!r}{_nearest(verb, list(VERBS))}")
+        raise UsageError(f"unknown verb {verb!r}{_nearest(verb, list(VERBS))}")
     known = [*VERBS[verb].names(), "--json"]
     for word in arguments:  # argparse would name the required flag that is missing, not the typo
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise BadUse(f"{verb} takes no {word}{_nearest(name, known)}")
+            raise UsageError(f"{verb} takes no {word}{_nearest(name, known)}")
     if more:
-        raise BadUse(f"unexpected argument {more[0]!r}; every argument but the verb begins with --")
+        raise UsageError(
+            f"unexpected argument {more[0]!r}; every argument but the verb begins with --"
+        )
     arguments = [verb, *arguments[: places[0]], *arguments[places[0] + 1 :]]
     values = vars(_parsers()[""].parse_args(arguments))
     del values["json"]  # `main` looks for it by itself

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from hvp_jax.parity.golden import of_golden
+from hvp_jax.parity.golden import compare_golden
 
 
 def run(
@@ -24,5 +24,5 @@ def run(
     if source:
         from hvp_jax.parity import torch_checkpoint  # which compares as this file does
 
-        return torch_checkpoint.run(source, format, precision)
-    return of_golden(golden, precision)
+        return torch_checkpoint.compare_checkpoint(source, format, precision)
+    return compare_golden(golden, precision)

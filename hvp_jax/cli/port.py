@@ -11,9 +11,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.checkpoints import save_weights
-from hvp_jax.checkpoints.model_card import CARD, model_card
+from hvp_jax.checkpoints.model_card import CARD_FILE, model_card
 from hvp_jax.training import train_state
 from hvp_jax.weights import convert, initial
 from hvp_jax.weights.export import export_weights
@@ -23,19 +23,21 @@ def run(source: Path, destination: Path, format: str = "auto", export: str | Non
     """Ports `source`, a file or directory of PyTorch's or a workdir here, to `destination`."""
     destination = Path(destination).absolute()
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise BadUse(f"--destination={destination} holds something already; name a new directory")
+        raise UsageError(
+            f"--destination={destination} holds something already; name a new directory"
+        )
     of_ours = initial.has_checkpoints(source)
     if of_ours and not export:
-        raise BadUse(f"--source={source} is a workdir of ours already; say --export=FORMAT")
+        raise UsageError(f"--source={source} is a workdir of ours already; say --export=FORMAT")
     if of_ours:
-        params, card, moments = convert.of_workdir(source)
+        params, card, moments = convert.convert_workdir(source)
     else:
-        params, card, moments = convert.of_torch(source, format, bool(export))
+        params, card, moments = convert.convert_torch(source, format, bool(export))
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.mkdtemp(prefix=destination.name + ".", dir=destination.parent)
     except OSError as error:
-        raise BadUse(f"--destination={destination} cannot be made: {error.strerror}") from None
+        raise UsageError(f"--destination={destination} cannot be made: {error.strerror}") from None
     beside = Path(beside)
     try:
         if export:
@@ -43,11 +45,13 @@ def run(source: Path, destination: Path, format: str = "auto", export: str | Non
         else:
             rest = None
             if moments:
-                state = train_state.state(params, moments.first, moments.second, moments.steps)
+                state = train_state.imported_train_state(
+                    params, moments.first, moments.second, moments.steps
+                )
                 rest = state.items()["rest"]
                 del state, moments
-            save_weights.save(beside, card["step"], params, rest)
-        (beside / CARD).write_text(json.dumps(card, indent=2) + "\n")
+            save_weights.save_weights(beside, card["step"], params, rest)
+        (beside / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
         (beside / "model_card.md").write_text(model_card(card))
         beside.chmod(0o755)
         os.rename(beside, destination)  # over an empty directory, too

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data.errors import BadUse
+from data.errors import UsageError
 from data.inputs import read_clips
 from data.shards import prepare
 from hvp_jax.weights import initial
@@ -12,9 +12,9 @@ from hvp_jax.weights import initial
 def run(config: ConfigDict) -> dict:
     """Writes shards to `data.shards`, or finds them there whole already."""
     if not config.data.shards:
-        raise BadUse("data.shards is empty; say where to write with --config.data.shards=DIR")
+        raise UsageError("data.shards is empty; say where to write with --config.data.shards=DIR")
     clips = read_clips(config)
-    size = initial.origin(config).told.sizes.image_size
+    size = initial.find_initial_weights(config).spec.clip_config.image_size
     with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -23,7 +23,7 @@ def run(config: ConfigDict) -> dict:
 
         data = config.data
         how = (progress, data.workers, data.beam_options)
-        result = prepare.prepare(clips, data.shards, size, data.frames, *how)
+        result = prepare.prepare(clips, data.shards, size, data.max_frames, *how)
     counts = ", ".join(f"{count} {split}" for split, count in result["splits"].items())
     verb = "wrote" if result["written"] else "found"
     text = f"{verb} {counts} clips in {result['directory']}, {result['bytes'] / 2**20:.0f} MiB"

@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 from data import inputs
 from data.batches import frame_sources, pipeline
 from data.records import Clip
-from data.splits import select
+from data.splits import clips_of_split
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.resolve import resolve, resolve_steps
 from hvp_jax.evaluation import report, results
-from hvp_jax.evaluation.scorer import Scorer, figures
-from hvp_jax.models.clip_config import Told
+from hvp_jax.evaluation.scorer import Scorer, evaluate_split
+from hvp_jax.models.clip_config import ModelSpec
 from hvp_jax.models.hvpnet import HVPNet, from_config
-from hvp_jax.parallel.partitioner import Layout
-from hvp_jax.parallel.processes import is_first, primary_first, process, wait
+from hvp_jax.parallel.partitioner import Partitioner
+from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
 from hvp_jax.training import loop, resume, train_state
-from hvp_jax.training.step_spec import recipe_of, schedule_steps, warning_of_schedule
+from hvp_jax.training.step_spec import schedule_steps, schedule_warning, step_spec_from_config
 from hvp_jax.weights import initial
 
 log = logging.getLogger(__name__)
@@ -30,108 +30,112 @@ log = logging.getLogger(__name__)
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Trains, or goes on where the workdir's run was; then scores `eval.split`."""
-    begin = initial.origin(config, workdir)
-    config = resolve(config, begin.told)
-    layout = Layout(config.parallel, config.fsdp)
-    layout.check_batch(config.train.batch_size, "train.batch_size")
-    model = from_config(config, begin.told.sizes)
+    initial_weights = initial.find_initial_weights(config, workdir)
+    config = resolve(config, initial_weights.spec)
+    partitioner = Partitioner(config.parallel, config.fsdp)
+    partitioner.check_batch_size(config.train.batch_size, "train.batch_size")
+    model = from_config(config, initial_weights.spec.clip_config)
     train_clips, val_clips, eval_clips, excluded = _read_splits(config)
     examples = sum(len(clip.captions) for clip in train_clips)
     pipeline.require_batch(examples, config.train.batch_size)
-    config = resolve_steps(config, examples, begin.told.pretrained)
+    config = resolve_steps(config, examples, initial_weights.spec.pretrained)
 
-    source = inputs.open_source(
-        config, model.sizes.image_size, [*train_clips, *val_clips, *eval_clips]
+    source = inputs.open_frame_source(
+        config, model.clip_config.image_size, [*train_clips, *val_clips, *eval_clips]
     )
-    width = inputs.width(config, source)
+    num_frames = inputs.padded_num_frames(config, source)
     data = resume.fingerprint([*train_clips, *val_clips])
-    resume.require_same(config, data, workdir)
-    wait("every process has looked at the workdir")
-    index, count = process()
+    resume.check_resumable(config, data, workdir)
+    barrier("every process has looked at the workdir")
+    index, count = process_index_and_count()
     batches = inputs.batches(
-        config, train_clips, source, width, process_index=index, process_count=count
+        config, train_clips, source, num_frames, process_index=index, process_count=count
     )
-    recipe = recipe_of(config, model, examples)
-    params = initial.initial(begin, model, config.seed)
-    state = layout.place(train_state.new_state(params, recipe.optimizer))
+    spec = step_spec_from_config(config, model, examples)
+    params = initial.init_or_load_params(initial_weights, model, config.seed)
+    state = partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
     del params
-    told = Told(model.sizes, model.taps, model.stages, begin.told.pretrained)
-    if is_first():
-        resume.describe(config, told, data | {"width": width}, workdir)
+    told = ModelSpec(model.clip_config, model.taps, model.stages, initial_weights.spec.pretrained)
+    if is_primary():
+        resume.write_run_record(config, told, data | {"num_frames": num_frames}, workdir)
     train = config.train
-    kept = checkpointer.Checkpoints(workdir, train.keep, train.keep_every, train.best_by)
+    kept = checkpointer.Checkpointer(workdir, train.max_to_keep, train.keep_period, train.select_by)
     with contextlib.closing(batches), kept as checkpoints:
-        state, at = _restored(checkpoints, layout, state, batches)
-        with loop.Loop(
+        state, at = _restored(checkpoints, partitioner, state, batches)
+        with loop.TrainLoop(
             config, workdir, at,
-            layout=layout, recipe=recipe, schedule_steps=schedule_steps(config, examples),
-            batches=batches, checkpoints=checkpoints, width=width,
+            partitioner=partitioner, spec=spec, schedule_steps=schedule_steps(config, examples),
+            batches=batches, checkpointer=checkpoints, num_frames=num_frames,
         ) as steps:  # fmt: skip
             for warning in _warnings(config, examples, val_clips):
-                steps.show.say(warning)
-            scorer = Scorer(model, config, layout, width, steps.watch.again)
+                steps.metrics.print(warning)
+            scorer = Scorer(model, config, partitioner, num_frames, steps.watchdog.keep_alive)
             validate = functools.partial(_validate, scorer, val_clips, source)
             state, at, stopped = steps.run(state, validate if val_clips else None)
         if stopped:
-            return _stopped(steps.stop.name, at, train.steps)
-        chosen = checkpoints.chosen()
+            return _stopped(steps.signals.name, at, train.steps)
+        chosen = checkpoints.select_step()
         about = {"step": at, "skipped": int(state.skipped)}
-        params = _chosen_params(chosen["step"], at, state, checkpoints, model, layout)
+        params = _chosen_params(chosen["step"], at, state, checkpoints, model, partitioner)
         del state
-        result = results.conclude(
+        result = results.write_results(
             config, workdir, scorer, params, eval_clips, source, chosen, excluded
         )
-    if is_first():
+    if is_primary():
         report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
-    wait("the run has ended")
+    barrier("the run has ended")
     return result | about
 
 
 def _read_splits(config: ConfigDict) -> tuple[list[Clip], list[Clip], list[Clip], list[Clip]]:
     """The clips to train on, to choose by and to score, and those that are left out."""
-    splits = ("train", config.train.choose_on, config.eval.split)
+    splits = ("train", config.train.select_on, config.eval.split)
     with primary_first("process 0 has read the data set"):
         clips, excluded = inputs.read_data(config, () if config.data.shards else splits)
-    val_clips = [clip for clip in clips if clip.split == config.train.choose_on]
-    eval_clips = select(clips, config.eval.split)
-    return select(clips, "train"), val_clips, eval_clips, excluded
+    val_clips = [clip for clip in clips if clip.split == config.train.select_on]
+    eval_clips = clips_of_split(clips, config.eval.split)
+    return clips_of_split(clips, "train"), val_clips, eval_clips, excluded
 
 
 def _warnings(config: ConfigDict, examples: int, val_clips: Sequence[Clip]) -> list[str]:
     """What to know of a run before it begins."""
-    found = [warning_of_schedule(config, examples)]
+    found = [schedule_warning(config, examples)]
     if not val_clips:
-        found.append(f"no clip is of split {config.train.choose_on}: the last checkpoint is taken")
+        found.append(f"no clip is of split {config.train.select_on}: the last checkpoint is taken")
     return [warning for warning in found if warning]
 
 
 def _restored(
-    checkpoints: checkpointer.Checkpoints,
-    layout: Layout,
-    state: train_state.State,
+    checkpoints: checkpointer.Checkpointer,
+    partitioner: Partitioner,
+    state: train_state.TrainState,
     batches: Iterator,
-) -> tuple[train_state.State, int]:
+) -> tuple[train_state.TrainState, int]:
     """The state to go on with and the step it is at; moves `batches` to their place then."""
     with pipeline.interrupts_held():
-        found = checkpoints.restore_latest(layout.to_store(state).items(), batches, log.warning)
+        found = checkpoints.restore_latest(
+            partitioner.to_global(state).items(), batches, log.warning
+        )
     if not found:
         return state, 0
     items, at = found
-    return layout.from_store(train_state.State.from_items(items)), at
+    return partitioner.from_global(train_state.TrainState.from_items(items)), at
 
 
 def _chosen_params(
     chosen: int,
     at: int,
-    state: train_state.State,
-    checkpoints: checkpointer.Checkpoints,
+    state: train_state.TrainState,
+    checkpoints: checkpointer.Checkpointer,
     model: HVPNet,
-    layout: Layout,
+    partitioner: Partitioner,
 ) -> optax.Params:
     """The parameters of the chosen step, for scoring; those of the last are there already."""
     if chosen == at:
-        return layout.whole(state.params)
-    return layout.whole(layout.place(checkpoints.params(chosen, initial.shapes(model))))
+        return partitioner.replicate_params(state.params)
+    return partitioner.replicate_params(
+        partitioner.shard_state(checkpoints.params(chosen, initial.param_shapes(model)))
+    )
 
 
 def _stopped(signal_name: str | None, at: int, steps: int) -> dict:
@@ -144,6 +148,8 @@ def _stopped(signal_name: str | None, at: int, steps: int) -> dict:
     }
 
 
-def _validate(scorer: Scorer, clips: Sequence[Clip], source: frame_sources.Source, params) -> dict:
+def _validate(
+    scorer: Scorer, clips: Sequence[Clip], source: frame_sources.FrameSource, params
+) -> dict:
     """Figures of the clips that the checkpoint is chosen by, which are of one split."""
-    return {"split": clips[0].split} | figures(scorer, params, clips, source)[0]
+    return {"split": clips[0].split} | evaluate_split(scorer, params, clips, source)[0]

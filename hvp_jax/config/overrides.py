@@ -15,9 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from hvp_jax.config.saved import from_json
-from hvp_jax.config.schema import OPTIONAL, flatten
+from hvp_jax.config.schema import OPTIONAL, RENAMED, flatten
 
 EXPECTED = {
     bool: "true or false",
@@ -31,7 +31,7 @@ EXPECTED = {
 def load(spec: str) -> ConfigDict:
     """The locked config of `FILE.py` or `FILE.py:ARG`, which goes to its `get_config`.
 
-    Raises BadUse if the file is not there, fails, or gives no config.
+    Raises UsageError if the file is not there, fails, or gives no config.
     """
     path, arg = Path(spec), None
     if not path.is_file() and ":" in spec:
@@ -40,21 +40,21 @@ def load(spec: str) -> ConfigDict:
     if not path.is_file():
         name = path.stem.removesuffix("_reference")
         how = "NAME.py" if name == path.stem else f"{name}.py:reference"
-        raise BadUse(f"config file {path} does not exist; say --config=configs/{how}")
+        raise UsageError(f"config file {path} does not exist; say --config=configs/{how}")
     try:
         config = _get_config(path, arg)
-    except BadUse:
+    except UsageError:
         raise
     except SyntaxError as error:
         place = f"{error.filename or path}, line {error.lineno or 1}"
-        raise BadUse(f"config file {place}: {error.msg}") from None
+        raise UsageError(f"config file {place}: {error.msg}") from None
     except Exception as error:
         if arg is not None and isinstance(error, ValueError):  # what the argument cannot be
-            raise BadUse(f"config file {path}: {error}") from None
+            raise UsageError(f"config file {path}: {error}") from None
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         place = f", line {lines[-1]}" if lines else ""
-        raise BadUse(f"config file {path}{place}: {type(error).__name__}: {error}") from None
+        raise UsageError(f"config file {path}{place}: {type(error).__name__}: {error}") from None
     return config.lock()
 
 
@@ -64,34 +64,38 @@ def _get_config(path: Path, arg: str | None) -> ConfigDict:
     loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
-        raise BadUse(f"config file {path} has no function get_config")
+        raise UsageError(f"config file {path} has no function get_config")
     arguments = () if arg is None else (arg,)
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
         how = "needs an argument: FILE.py:ARG" if arg is None else f"takes no argument ({arg!r})"
-        raise BadUse(f"config file {path}: its get_config {how}") from None
+        raise UsageError(f"config file {path}: its get_config {how}") from None
     config = get_config(*arguments)
     if not isinstance(config, ConfigDict):
-        raise BadUse(f"config file {path}: get_config gives {type(config).__name__}, no ConfigDict")
+        raise UsageError(
+            f"config file {path}: get_config gives {type(config).__name__}, no ConfigDict"
+        )
     return config
 
 
 def load_json(path: Path) -> ConfigDict:
-    """The locked config of a run, from its config.json. Raises BadUse if it is not there."""
+    """The locked config of a run, from its config.json. Raises UsageError if it is not there."""
     if not path.is_file():
-        raise BadUse(f"{path} does not exist; give --config, or the workdir of a training run")
+        raise UsageError(f"{path} does not exist; give --config, or the workdir of a training run")
     try:
         return from_json(path.read_text(encoding="utf-8"))
-    except (BadData, ValueError) as error:
-        raise BadData(f"{path}: {error}") from None
+    except (DataError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets `key` ("train.steps") to what `text` says, in place. Raises BadUse, naming the key."""
+    """Sets `key` ("train.steps") to the value in `text`, in place; UsageError names the key."""
     flat = flatten(config)
+    if key in RENAMED:
+        raise UsageError(f"--config.{key} is now called --config.{RENAMED[key]}; use that name")
     if key not in flat:
-        raise BadUse(f"--config.{key}: there is no such key; {_hint(key, list(flat))}")
+        raise UsageError(f"--config.{key}: there is no such key; {_hint(key, list(flat))}")
     *groups, name = key.split(".")
     node = config
     for group in groups:
@@ -101,11 +105,15 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         return
     kind = node.get_type(name)
     if kind not in EXPECTED:
-        raise BadUse(f"--config.{key}: a {kind.__name__} cannot be given here, only in the file")
+        raise UsageError(
+            f"--config.{key}: a {kind.__name__} cannot be given here, only in the file"
+        )
     try:
         node[name] = _parse(text, kind)
     except ValueError:
-        raise BadUse(f"--config.{key}={text}: expected {EXPECTED[kind]}, not {text!r}") from None
+        raise UsageError(
+            f"--config.{key}={text}: expected {EXPECTED[kind]}, not {text!r}"
+        ) from None
 
 
 def _hint(key: str, known: list[str]) -> str:

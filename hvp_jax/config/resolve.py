@@ -4,8 +4,8 @@ import copy
 
 from ml_collections import ConfigDict
 
-from data.errors import BadUse
-from hvp_jax.models.clip_config import VARIANTS, Told
+from data.errors import UsageError
+from hvp_jax.models.clip_config import VARIANTS, ModelSpec
 
 STAGES = 3  # paper section 3.2
 DEFAULT_VARIANT = "ViT-B/32"
@@ -14,19 +14,19 @@ SCRATCH_STEPS = 300
 SCRATCH_EVALUATIONS = 5
 
 
-def told_by_variant(config: ConfigDict) -> Told:
+def spec_of_variant(config: ConfigDict) -> ModelSpec:
     """What a model from scratch is."""
-    return Told(VARIANTS[config.model.variant or DEFAULT_VARIANT])
+    return ModelSpec(VARIANTS[config.model.variant or DEFAULT_VARIANT])
 
 
-def resolve(config: ConfigDict, told: Told | None = None) -> ConfigDict:
+def resolve(config: ConfigDict, told: ModelSpec | None = None) -> ConfigDict:
     """A copy with the keys filled in that depend on other keys and on the weights only.
 
-    `told`: by the weights; None: there are none. Raises BadUse if a key does not fit.
+    `told`: by the weights; None: there are none. Raises UsageError if a key does not fit.
     `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
     """
     config = copy.deepcopy(config)
-    sizes, taps, stages, pretrained = told or told_by_variant(config)
+    sizes, taps, stages, pretrained = told or spec_of_variant(config)
     if config.model.variant is None and not pretrained:
         config.model.variant = DEFAULT_VARIANT
     if config.model.image_size is None:
@@ -38,19 +38,21 @@ def resolve(config: ConfigDict, told: Told | None = None) -> ConfigDict:
     if config.distill.stages is None:
         config.distill.stages = stages or STAGES
     if stages and config.distill.stages != stages:
-        raise BadUse(f"config.distill.stages is {config.distill.stages}; the weights have {stages}")
+        raise UsageError(
+            f"config.distill.stages is {config.distill.stages}; the weights have {stages}"
+        )
     _validate_taps(config.model.taps, sizes.vision_layers)
-    if config.data.words > sizes.context_length:
-        raise BadUse(
-            f"config.data.words is {config.data.words}; the text tower takes at most "
+    if config.data.max_words > sizes.context_length:
+        raise UsageError(
+            f"config.data.max_words is {config.data.max_words}; the text tower takes at most "
             f"{sizes.context_length}"
         )
     if config.model.freeze_patches is None:
         config.model.freeze_patches = pretrained
-    if config.optim.rate is None:
-        config.optim.rate = 1e-4 if pretrained else 1e-3
-    if config.optim.clip_rate is None:
-        config.optim.clip_rate = 1e-7 if pretrained else config.optim.rate
+    if config.optim.learning_rate is None:
+        config.optim.learning_rate = 1e-4 if pretrained else 1e-3
+    if config.optim.clip_learning_rate is None:
+        config.optim.clip_learning_rate = 1e-7 if pretrained else config.optim.learning_rate
     return config
 
 
@@ -78,7 +80,7 @@ def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -
 def _validate_taps(taps: tuple[int, ...], layers: int) -> None:
     in_order = all(a < b for a, b in zip(taps, taps[1:], strict=False))
     if not taps or not in_order or taps[0] < 1 or taps[-1] > layers:
-        raise BadUse(
+        raise UsageError(
             f"config.model.taps is {taps}; taps are layers of the vision tower, "
             f"rising, counted from 1 to {layers}"
         )

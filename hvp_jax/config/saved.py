@@ -1,13 +1,16 @@
 """A config as JSON: config.json of a run."""
 
 import json
+import logging
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from data.errors import BadData
-from hvp_jax.config.schema import OPTIONAL, flatten
+from data.errors import DataError
+from hvp_jax.config.schema import OPTIONAL, RENAMED, flatten
+
+log = logging.getLogger(__name__)
 
 
 def to_json(config: ConfigDict) -> str:
@@ -16,12 +19,29 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The locked config that `to_json` wrote. Raises BadData if it is not one."""
+    """The locked config that `to_json` wrote. Raises DataError if it is not one."""
     try:
         config = _typed(json.loads(text))
     except ValueError as error:
-        raise BadData(f"not the JSON of a config: {error}") from None
+        raise DataError(f"not the JSON of a config: {error}") from None
+    _rename_old_keys(config)
     return config.lock()
+
+
+def _rename_old_keys(config: ConfigDict) -> None:
+    """Keys of a config.json that was written before they were renamed, in place."""
+    renamed = [key for key in flatten(config) if key in RENAMED]
+    for key in renamed:
+        group, _, name = key.rpartition(".")
+        value = config[group][name]
+        del config[group][name]
+        name = RENAMED[key].rpartition(".")[2]
+        if RENAMED[key] in OPTIONAL:
+            config[group][name] = placeholder(OPTIONAL[RENAMED[key]])
+        config[group][name] = value
+    if renamed:
+        pairs = ", ".join(f"{key} as {RENAMED[key]}" for key in renamed)
+        log.info("config.json is of an earlier version; read %s", pairs)
 
 
 def _typed(values: Any, prefix: str = "") -> ConfigDict:

@@ -5,14 +5,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.clip_config import VARIANTS
 
 # rsum: R@1 + R@5 + R@10 of both directions; of MdR and MnR, less is better
 _FIGURES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
-BEST_BY = ("rsum", *(f"text_to_video/{x}" for x in _FIGURES))
-BEST_BY += tuple(f"video_to_text/{x}" for x in _FIGURES)
+SELECT_BY = ("rsum", *(f"text_to_video/{x}" for x in _FIGURES))
+SELECT_BY += tuple(f"video_to_text/{x}" for x in _FIGURES)
 
 CHOICES = {
     "parallel": ("pmap", "shard_map"),
@@ -26,25 +26,25 @@ CHOICES = {
         *("folder", "shapes"),
         *("msrvtt", "didemo", "activitynet", "lsmdc", "msvd", "vatex", "charades"),
     ),
-    "train.choose_on": ("val", "test"),
-    "train.best_by": BEST_BY,
+    "train.select_on": ("val", "test"),
+    "train.select_by": SELECT_BY,
     "eval.split": ("train", "val", "test"),
     "bench": ("step", "similarity", "input", "memory", "plan"),
 }
 
-LEAST = {
+MINIMUM = {
     "seed": 0,
     "model.image_size": 1,
     "distill.stages": 1,
-    "similarity.chunk": 1,
-    "data.frames": 1,
-    "data.words": 3,  # start and end of text and one token between
-    "data.held_out": 0,
+    "similarity.chunk_size": 1,
+    "data.max_frames": 1,
+    "data.max_words": 3,  # start and end of text and one token between
+    "data.val_fraction": 0,
     "data.workers": 0,
-    "optim.rate": 0,
-    "optim.clip_rate": 0,
+    "optim.learning_rate": 0,
+    "optim.clip_learning_rate": 0,
     "optim.weight_decay": 0,
-    "optim.warmup": 0,
+    "optim.warmup_fraction": 0,
     "optim.schedule_epochs": 0,
     "train.batch_size": 1,
     "train.epochs": 1,
@@ -52,10 +52,10 @@ LEAST = {
     "train.checkpoint_every": 1,
     "train.eval_every": 1,
     "train.log_every": 1,
-    "train.most_skipped": 1,
-    "train.stall_seconds": 0,
-    "train.keep": 1,
-    "train.keep_every": 0,
+    "train.max_skipped_updates": 1,
+    "train.stall_timeout": 0,
+    "train.max_to_keep": 1,
+    "train.keep_period": 0,
     "eval.batch_size": 1,
 }
 
@@ -65,11 +65,27 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.taps": tuple,
     "model.freeze_patches": bool,
     "distill.stages": int,
-    "optim.rate": float,
-    "optim.clip_rate": float,
+    "optim.learning_rate": float,
+    "optim.clip_learning_rate": float,
     "train.epochs": int,
     "train.steps": int,
     "train.eval_every": int,
+}
+
+RENAMED = {  # old name of a key -> its name now
+    "similarity.chunk": "similarity.chunk_size",
+    "data.frames": "data.max_frames",
+    "data.words": "data.max_words",
+    "data.held_out": "data.val_fraction",
+    "optim.rate": "optim.learning_rate",
+    "optim.clip_rate": "optim.clip_learning_rate",
+    "optim.warmup": "optim.warmup_fraction",
+    "train.choose_on": "train.select_on",
+    "train.best_by": "train.select_by",
+    "train.keep": "train.max_to_keep",
+    "train.keep_every": "train.keep_period",
+    "train.most_skipped": "train.max_skipped_updates",
+    "train.stall_seconds": "train.stall_timeout",
 }
 
 AUGMENT = ("augment.rand_augment", "augment.crop", "augment.flip")
@@ -87,26 +103,36 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises BadUse, naming the key, if a value is outside what the key allows."""
+    """Raises UsageError, naming the key, if a value is outside what the key allows."""
     flat = flatten(config)
-    for key in (*CHOICES, *LEAST, *OPTIONAL, *AUGMENT, "profile"):
+    for key in flat:
+        if key in RENAMED:
+            raise UsageError(f"config.{key} is now called config.{RENAMED[key]}; use that name")
+    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile"):
         if key not in flat:
-            raise BadUse(f"the config has no key config.{key}; start it from configs/base.py")
+            raise UsageError(f"the config has no key config.{key}; start it from configs/base.py")
     for key, choices in CHOICES.items():
         if flat[key] not in choices and not (key in OPTIONAL and flat[key] is None):
-            raise BadUse(f"config.{key} is {flat[key]!r}; it must be one of {', '.join(choices)}")
-    for key, least in LEAST.items():
+            raise UsageError(
+                f"config.{key} is {flat[key]!r}; it must be one of {', '.join(choices)}"
+            )
+    for key, least in MINIMUM.items():
         if flat[key] is not None and flat[key] < least:
-            raise BadUse(f"config.{key} is {flat[key]}; it must be at least {least}")
-    for key, whole in (("optim.warmup", "schedule"), ("data.held_out", "training videos")):
+            raise UsageError(f"config.{key} is {flat[key]}; it must be at least {least}")
+    for key, whole in (
+        ("optim.warmup_fraction", "schedule"),
+        ("data.val_fraction", "training videos"),
+    ):
         if flat[key] >= 1:
-            raise BadUse(f"config.{key} is {flat[key]}; it is a share of the {whole}, below 1")
+            raise UsageError(f"config.{key} is {flat[key]}; it is a share of the {whole}, below 1")
     if flat["optim.max_grad_norm"] <= 0:
-        raise BadUse(
+        raise UsageError(
             f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
         )
     if flat["fsdp"] and flat["parallel"] != "shard_map":
-        raise BadUse("config.fsdp needs config.parallel=shard_map; under pmap weights are whole")
+        raise UsageError(
+            "config.fsdp needs config.parallel=shard_map; under pmap weights are whole"
+        )
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if flat["profile"]:
         parse_profile(flat["profile"])
@@ -116,7 +142,7 @@ def validate(config: ConfigDict) -> None:
 
 def _validate_augment(rand_augment: str, crop: float) -> None:
     if not 0 < crop <= 1:
-        raise BadUse(
+        raise UsageError(
             f"config.augment.crop is {crop}; it is a share of the area, above 0 and at most 1"
         )
     if rand_augment:
@@ -124,21 +150,21 @@ def _validate_augment(rand_augment: str, crop: float) -> None:
 
         try:
             parse(rand_augment)
-        except BadUse as error:
-            raise BadUse(f"config.augment.rand_augment {error}") from None
+        except UsageError as error:
+            raise UsageError(f"config.augment.rand_augment {error}") from None
 
 
 def parse_profile(text: str) -> tuple[int, int] | None:
     """The first and the last step that `config.profile` names, "from:to"; None if it is empty.
 
-    Raises BadUse, naming the key, if it is neither.
+    Raises UsageError, naming the key, if it is neither.
     """
     if not text:
         return None
     match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
     steps = tuple(int(number) for number in match.groups()) if match else (0, 0)
     if not 1 <= steps[0] <= steps[1]:
-        raise BadUse(
+        raise UsageError(
             f"config.profile is {text!r}; it must be from:to, the first and the last step to "
             "trace, counted from 1, such as 11:13"
         )

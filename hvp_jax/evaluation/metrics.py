@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.errors import BadData
+from data.errors import DataError
 
 RECALLS = (1, 5, 10, 50)
 CHUNK = 1024  # rows looked at together: bounds the memory beside the matrix itself
@@ -22,7 +22,7 @@ def ranks(
 
     `similarity` [Q, N]; `target` int [Q] is the column of each query's right answer.
     The rank is 1 + the number of better columns + half the number of other columns that
-    score the same. Raises BadData if a number is NaN or infinite.
+    score the same. Raises DataError if a number is NaN or infinite.
     """
     similarity = _matrix(similarity)
     target = _indices(target, similarity.shape[0], similarity.shape[1])
@@ -44,7 +44,7 @@ def text_to_video(
 
     `similarity` [texts, videos]; `video_of_text` int [texts] is the column of each
     caption's own video. Several captions of a video are queries of their own. Raises
-    BadData as `ranks` does.
+    DataError as `ranks` does.
     """
     return summary(ranks(similarity, video_of_text, chunk))
 
@@ -59,14 +59,14 @@ def video_to_text(
     j better than j's own best one. So ranks go up to the number of videos, not of
     captions, as CLIP4Clip and its descendants count them (MSVD has 40 captions a video).
 
-    Raises BadData as `ranks` does, and if a video has no caption.
+    Raises DataError as `ranks` does, and if a video has no caption.
     """
     similarity = _matrix(similarity)
     texts, videos = similarity.shape
     target = _indices(video_of_text, texts, videos)
     captions = np.bincount(target, minlength=videos)  # [V]
     if not captions.all():
-        raise BadData(
+        raise DataError(
             f"{np.count_nonzero(captions == 0)} of {videos} videos have no caption, the first "
             f"is number {captions.argmin()}: leave them out of the gallery"
         )
@@ -95,19 +95,19 @@ def chance(videos: int) -> dict[str, float]:
 def _matrix(similarity: np.ndarray) -> np.ndarray:
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or not similarity.size:
-        raise BadData(f"a similarity must be [texts, videos], got shape {similarity.shape}")
+        raise DataError(f"a similarity must be [texts, videos], got shape {similarity.shape}")
     return similarity
 
 
 def _indices(target: Sequence[int] | np.ndarray, rows: int, columns: int) -> np.ndarray:
     target = np.asarray(target)
     if target.shape != (rows,) or not np.issubdtype(target.dtype, np.integer):
-        raise BadData(
+        raise DataError(
             f"every row needs the number of its right column: expected {rows} integers, "
             f"got {target.dtype} {target.shape}"
         )
     if target.min() < 0 or target.max() >= columns:
-        raise BadData(
+        raise DataError(
             f"right columns must be from 0 to {columns - 1}, got {target.min()} to {target.max()}"
         )
     return target.astype(np.intp)
@@ -121,7 +121,7 @@ def _require_finite(similarity: np.ndarray, chunk: int) -> None:
         ]
     )  # [Q]
     if bad.any():
-        raise BadData(
+        raise DataError(
             f"{np.count_nonzero(bad)} of {len(bad)} rows of the similarity hold NaN or infinity, "
             f"the first is row {bad.argmax()}: the weights or a clip's features are not finite"
         )

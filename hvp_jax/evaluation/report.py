@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data.errors import BadData
+from data.errors import DataError
 from data.records import Clip
 from hvp_jax.evaluation import metrics
 from hvp_jax.evaluation.contact_sheet import (
@@ -88,14 +88,14 @@ def loss_curve(metrics_jsonl_path: str | os.PathLike, png_path: str | os.PathLik
 
     Of the rows, those with `loss` make the curve and those with `text_to_video` the
     figures; `counts` with `videos` in the latter gives the line of chance. Raises
-    BadData if the file is no metrics.jsonl or holds no loss.
+    DataError if the file is no metrics.jsonl or holds no loss.
     """
     rows = metrics_logger.read_rows(metrics_jsonl_path)
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     figures = [row for row in rows if "text_to_video" in row]
     steps, values = np.array(losses, float).reshape(-1, 2).T  # null becomes NaN
     if not np.isfinite(values).any():
-        raise BadData(f"{metrics_jsonl_path} holds no loss to draw")
+        raise DataError(f"{metrics_jsonl_path} holds no loss to draw")
     figure = Figure(figsize=(10.5 if figures else 7, 3.9), dpi=160, facecolor=PAPER)
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         panels = figure.subplots(

@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data.batches import frame_sources, pipeline
+from data.batches.batch import TextBatch, VideoBatch
 from data.records import Clip
 from hvp_jax.evaluation import metrics
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.models.similarity import Text, Video, scores
-from hvp_jax.parallel.partitioner import Layout
-from hvp_jax.parallel.processes import gather, is_first, process
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores
+from hvp_jax.parallel.partitioner import Partitioner
+from hvp_jax.parallel.processes import all_gather_hosts, is_primary, process_index_and_count
 
 BLOCK = 512  # texts, and clips, on the device at a time while scoring
 
@@ -41,8 +42,8 @@ def _rows(tree, first: int, size: int):
 
 
 def score_matrix(
-    text: Text,
-    video: Video,
+    text: TextFeatures,
+    video: VideoFeatures,
     paired_weights: np.ndarray | None = None,
     clip_chunk: int = 16,
     dtype: jnp.dtype | None = None,
@@ -73,7 +74,7 @@ class Scorer:
         self,
         model: HVPNet,
         config: ConfigDict,
-        layout: Layout,
+        partitioner: Partitioner,
         width: int,
         beat: Callable[[], None] = lambda: None,
     ):
@@ -81,14 +82,16 @@ class Scorer:
         noise = config.seed if config.distill.noise == "always" else None
         self.config, self.model, self.width = config, model, width
         self._beat = beat
-        self._rows = config.eval.batch_size * len(layout.local)
+        self._rows = config.eval.batch_size * len(partitioner.local_devices)
         self.paired = config.similarity.word_weights == "paired"
-        self._text = layout.map(functools.partial(encode_text, model=model))
-        self._video = layout.map(functools.partial(encode_video, model=model, noise_seed=noise))
+        self._text = partitioner.compile_eval_fn(functools.partial(encode_text, model=model))
+        self._video = partitioner.compile_eval_fn(
+            functools.partial(encode_video, model=model, noise_seed=noise)
+        )
 
-    def texts(self, params: optax.Params, clips: Sequence[Clip]) -> Text:
+    def texts(self, params: optax.Params, clips: Sequence[Clip]) -> TextFeatures:
         """Every caption of the clips, clip by clip."""
-        batches = pipeline.eval_texts(clips, self.config.data.words, self._rows)
+        batches = pipeline.eval_texts(clips, self.config.data.max_words, self._rows)
         return self._encode(self._text, params, batches)
 
     def videos(
@@ -96,13 +99,13 @@ class Scorer:
         params: optax.Params,
         clips: Sequence[Clip],
         numbers: np.ndarray,
-        source: frame_sources.Source,
+        source: frame_sources.FrameSource,
         say: str = "",
-    ) -> Video:
+    ) -> VideoFeatures:
         """The clips of the given numbers, in order; `say` names the progress bar."""
         size = self._rows
         batches = pipeline.eval_videos([clips[i] for i in numbers], source, self.width, size)
-        show = say and is_first()
+        show = say and is_primary()
         bar = tqdm(batches, say, total=-(-len(numbers) // size), disable=not show, unit="batch")
         return self._encode(self._video, params, bar, numbers)
 
@@ -117,30 +120,34 @@ class Scorer:
         for batch, valid in batches:
             self._beat()
             if numbers is not None:
-                index = np.zeros(len(batch["video"]), np.int32)
+                index = np.zeros(len(batch.video), np.int32)
                 index[:valid] = numbers[seen : seen + valid]
-                batch = batch | {"index": index}
+                batch = batch, index
             parts.append(jax.tree.map(lambda x, n=valid: x[:n], encode(params, batch)))
             seen += valid
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def matrix(
-        self, text: Text, video: Video, video_of_text: np.ndarray, numbers: np.ndarray
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        video_of_text: np.ndarray,
+        numbers: np.ndarray,
     ) -> np.ndarray:
         """Scores [texts, numbers] of those clips. Paired, a clip's own caption is its first."""
         paired = None
         if self.paired:
             _, first = np.unique(video_of_text, return_index=True)
             paired = text.word_weights[first[numbers]]
-        chunk = self.config.similarity.chunk
+        chunk = self.config.similarity.chunk_size
         return score_matrix(text, video, paired, chunk, self.model.dtype)
 
 
-def figures(
+def evaluate_split(
     scorer: Scorer,
     params: optax.Params,
     clips: Sequence[Clip],
-    source: frame_sources.Source,
+    source: frame_sources.FrameSource,
     say: str = "",
 ) -> tuple[dict, np.ndarray]:
     """T2V and V2T figures of `clips`, and the scores [texts, clips] they come from.
@@ -148,7 +155,7 @@ def figures(
     Each process encodes and scores every so many-th clip; all of them get all scores.
     """
     video_of_text = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
-    index, count = process()
+    index, count = process_index_and_count()
     # The last ones twice, so that each process has as many.
     shares = np.minimum(np.arange(-(-len(clips) // count) * count), len(clips) - 1)
     shares = shares.reshape(-1, count)  # [clips of a process, processes]
@@ -156,7 +163,7 @@ def figures(
     video = scorer.videos(params, clips, shares[:, index], source, say)
     own = scorer.matrix(text, video, video_of_text, shares[:, index])
     matrix = np.empty((len(video_of_text), len(clips)), own.dtype)
-    matrix[:, shares.T] = gather(own).swapaxes(0, 1)
+    matrix[:, shares.T] = all_gather_hosts(own).swapaxes(0, 1)
     result = {
         "text_to_video": metrics.text_to_video(matrix, video_of_text),
         "video_to_text": metrics.video_to_text(matrix, video_of_text),
@@ -165,23 +172,23 @@ def figures(
     return result, matrix
 
 
-def encode_text(params: optax.Params, batch: dict, model: HVPNet) -> Text:
-    """`text_ids` and `text_mask` [b, W] -> what scoring needs of the texts."""
-    return model.apply(
-        {"params": params}, batch["text_ids"], batch["text_mask"], method="encode_text"
-    )
+def encode_text(params: optax.Params, batch: TextBatch, model: HVPNet) -> TextFeatures:
+    """What scoring needs of the texts."""
+    return model.apply({"params": params}, *batch, method="encode_text")
 
 
 def encode_video(
-    params: optax.Params, batch: dict, model: HVPNet, noise_seed: int | None = None
-) -> Video:
-    """`video` [b, T, H, W, 3], `video_mask` [b, T] -> what scoring needs of the clips.
+    params: optax.Params,
+    batch: tuple[VideoBatch, np.ndarray],
+    model: HVPNet,
+    noise_seed: int | None = None,
+) -> VideoFeatures:
+    """What scoring needs of the clips; a batch comes with their numbers [b] in the gallery.
 
-    `noise_seed` turns the clustering's noise on (the reference), a key for each `index` [b].
+    `noise_seed` turns the clustering's noise on (the reference), with a key per number.
     """
+    (video, mask), index = batch
     keys = None
     if noise_seed is not None:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(noise_seed), batch["index"])
-    return model.apply(
-        {"params": params}, batch["video"], batch["video_mask"], keys, method="encode_video"
-    )
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(noise_seed), index)
+    return model.apply({"params": params}, video, mask, keys, method="encode_video")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.layers import ACTIVATIONS, attention, by_row, layer_norm
 
 # What a block keeps for the gradient: everything, its matrix products, or its input alone.
@@ -155,7 +155,7 @@ class VisionTransformer(nn.Module):
 
 class TextTransformer(nn.Module):
     context_length: int
-    vocabulary: int
+    vocab_size: int
     width: int
     layers: int
     embed_dim: int
@@ -172,7 +172,7 @@ class TextTransformer(nn.Module):
         The sentence is the word at the greatest token id, which is end-of-text.
         """
         normal = nn.initializers.normal
-        tokens = self.param("token_embedding", normal(0.02), (self.vocabulary, self.width))
+        tokens = self.param("token_embedding", normal(0.02), (self.vocab_size, self.width))
         position = self.param("position_embedding", normal(0.01), (self.context_length, self.width))
         projection = self.param(
             "projection", normal(self.width**-0.5), (self.width, self.embed_dim)
@@ -202,17 +202,17 @@ class TextTransformer(nn.Module):
         return words, jnp.take_along_axis(words, end[:, None, None], axis=1)[:, 0]
 
 
-class Clip(nn.Module):
+class CLIP(nn.Module):
     """CLIP's two towers and its temperature: what a pretrained checkpoint fills."""
 
-    sizes: Sizes
+    config: ClipConfig
     taps: tuple[int, ...]
     remat: str
     dtype: jnp.dtype
     freeze_patches: bool
 
     def setup(self):
-        s = self.sizes
+        s = self.config
         common = dict(activation=s.activation, remat=self.remat, dtype=self.dtype)
         self.visual = VisionTransformer(
             s.image_size,
@@ -221,19 +221,19 @@ class Clip(nn.Module):
             s.vision_layers,
             s.embed_dim,
             self.taps,
-            head=s.vision_head,
-            mlp=s.vision_mlp,
+            head=s.vision_head_dim,
+            mlp=s.vision_mlp_dim,
             freeze_patches=self.freeze_patches,
             **common,
         )
         self.text = TextTransformer(
             s.context_length,
-            s.vocabulary,
+            s.vocab_size,
             s.text_width,
             s.text_layers,
             s.embed_dim,
-            head=s.text_head,
-            mlp=s.text_mlp,
+            head=s.text_head_dim,
+            mlp=s.text_mlp_dim,
             **common,
         )
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())

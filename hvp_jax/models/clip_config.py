@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ClipConfig:
     image_size: int
     patch_size: int
     vision_width: int
@@ -17,36 +17,36 @@ class Sizes:
     text_layers: int
     embed_dim: int
     context_length: int = 77
-    vocabulary: int = 49408
+    vocab_size: int = 49408
     activation: str = "quick_gelu"  # quick_gelu, gelu
-    vision_head: int = 64  # width of an attention head
-    text_head: int = 64
-    vision_mlp: int | None = None  # None: four times the width
-    text_mlp: int | None = None
+    vision_head_dim: int = 64  # width of an attention head
+    text_head_dim: int = 64
+    vision_mlp_dim: int | None = None  # None: four times the width
+    text_mlp_dim: int | None = None
 
 
-class Told(NamedTuple):
+class ModelSpec(NamedTuple):
     """What the weights of a model tell of it."""
 
-    sizes: Sizes
+    clip_config: ClipConfig
     taps: tuple[int, ...] | None = None  # None: they do not tell
     stages: int = 0  # of distillation; 0: there are no weights, or CLIP's alone
     pretrained: bool = False  # training began, or begins, from weights of elsewhere
 
 
 VARIANTS = {
-    "ViT-B/32": Sizes(224, 32, 768, 12, 512, 12, 512),
-    "ViT-B/16": Sizes(224, 16, 768, 12, 512, 12, 512),
-    "ViT-L/14": Sizes(224, 14, 1024, 24, 768, 12, 768),
+    "ViT-B/32": ClipConfig(224, 32, 768, 12, 512, 12, 512),
+    "ViT-B/16": ClipConfig(224, 16, 768, 12, 512, 12, 512),
+    "ViT-L/14": ClipConfig(224, 14, 1024, 24, 768, 12, 768),
     # Trains from scratch on a CPU; for demonstrations and tests.
-    "tiny": Sizes(64, 16, 128, 4, 128, 2, 128),
+    "tiny": ClipConfig(64, 16, 128, 4, 128, 2, 128),
 }
 
 Shape = tuple[int, ...]
 
 # Which axes of which parameters tell a size. Several do, and the most frequent answer is
 # taken: a tensor of another shape is then the odd one out, and can be named.
-WITNESSES = {
+SIZE_SOURCES = {
     "vision_width": (
         ("clip/visual/norm_pre/scale", 0),
         ("clip/visual/norm_post/scale", 0),
@@ -70,22 +70,22 @@ WITNESSES = {
         ("distill/stage_0/norm/bias", 0),
         ("word_weight/dense_0/kernel", 0),
     ),
-    "vision_mlp": (
+    "vision_mlp_dim": (
         ("clip/visual/tower/blocks/mlp_in/bias", 0),
         ("clip/visual/tower/blocks/mlp_in/kernel", 1),
         ("clip/visual/tower/blocks/mlp_out/kernel", 0),
     ),
-    "text_mlp": (
+    "text_mlp_dim": (
         ("clip/text/tower/blocks/mlp_in/bias", 0),
         ("clip/text/tower/blocks/mlp_in/kernel", 1),
         ("clip/text/tower/blocks/mlp_out/kernel", 0),
     ),
     "context_length": (("clip/text/position_embedding", 0),),
-    "vocabulary": (("clip/text/token_embedding", 0),),
+    "vocab_size": (("clip/text/token_embedding", 0),),
 }
 
 
-def from_shapes(shapes: Mapping[str, Sequence[Shape]], **told: object) -> tuple[Sizes, int]:
+def from_shapes(shapes: Mapping[str, Sequence[Shape]], **told: object) -> tuple[ClipConfig, int]:
     """Shapes of our parameters, of every layer of a stack -> sizes, and stages of distillation.
 
     `told` are the sizes that no shape tells: the widths of heads, the activation. The grids
@@ -98,15 +98,15 @@ def from_shapes(shapes: Mapping[str, Sequence[Shape]], **told: object) -> tuple[
             for shape in shapes.get(path, ())
             if axis < len(shape)
         )
-        for size, witnesses in WITNESSES.items()
+        for size, witnesses in SIZE_SOURCES.items()
     }
     patch_size = math.isqrt(shapes["clip/visual/patch_embedding"][0][0] // 3)
     side = math.isqrt(shapes["clip/visual/position_embedding"][0][0] - 1)
     for tower in ("vision", "text"):
-        if found[f"{tower}_mlp"] == 4 * found[f"{tower}_width"]:
-            found[f"{tower}_mlp"] = None
+        if found[f"{tower}_mlp_dim"] == 4 * found[f"{tower}_width"]:
+            found[f"{tower}_mlp_dim"] = None
     stages = {path.split("/")[1] for path in shapes if path.startswith("distill/")}
-    sizes = Sizes(
+    sizes = ClipConfig(
         image_size=side * patch_size,
         patch_size=patch_size,
         vision_layers=len(shapes["clip/visual/tower/blocks/norm_1/scale"]),

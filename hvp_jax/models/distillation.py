@@ -17,7 +17,7 @@ from hvp_jax.models.layers import attention, by_row, layer_norm
 HEADS = 8
 NEIGHBOURS = 3
 EPSILON = 1e-6
-ALIKE = 64  # roundings a squared distance may be off by; 10 were seen, of 3,200 tokens
+ROUNDINGS = 64  # roundings a squared distance may be off by; 10 were seen, of 3,200 tokens
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -29,7 +29,7 @@ def squared_distances(x: jax.Array) -> jax.Array:
     norm = jnp.einsum("bnd,bnd->bn", x, x, precision=HIGHEST)
     norms = norm[:, :, None] + norm[:, None, :]
     squared = norms - 2 * product
-    squared = jnp.where(squared > ALIKE * jnp.finfo(x.dtype).eps * norms, squared, 0)
+    squared = jnp.where(squared > ROUNDINGS * jnp.finfo(x.dtype).eps * norms, squared, 0)
     return jnp.where(jnp.eye(x.shape[1], dtype=bool), 0, squared)
 
 
@@ -52,7 +52,7 @@ def mean_of_smallest(values: jax.Array, k: int) -> jax.Array:
     return total / jnp.maximum(taken, 1)
 
 
-def cluster(
+def dpc_knn_cluster(
     x: jax.Array, count: jax.Array, noise: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """DPC-KNN: [B, N, D], valid tokens [B], noise [B, N] in [0, 1) -> clusters, their count.
@@ -92,7 +92,7 @@ def cluster(
     return jnp.argmin(to_centre, axis=1).astype(jnp.int32), clusters
 
 
-def merge(
+def merge_clusters(
     x: jax.Array,
     score: jax.Array,
     clusters: jax.Array,
@@ -119,7 +119,7 @@ def merge(
     return merged / total[:, :, None]
 
 
-class Score(nn.Module):
+class TokenScore(nn.Module):
     """A linear score of each token, with its bias apart.
 
     The same bias for all tokens cancels in every softmax. Left in the sum, it would get
@@ -134,7 +134,7 @@ class Score(nn.Module):
         return (x @ kernel)[..., 0], bias[0]
 
 
-class Stage(nn.Module):
+class DistillationStage(nn.Module):
     """One halving of the tokens."""
 
     dtype: jnp.dtype
@@ -155,11 +155,11 @@ class Stage(nn.Module):
         x = jnp.where(valid[:, :, None], x, 0)
         conv = nn.Conv(width, (3,), padding=1, use_bias=False, dtype=self.dtype, name="conv")
         x = layer_norm("norm")(x + conv(x.astype(self.dtype)))  # float32 or better
-        score, score_bias = Score(name="score")(x)  # [B, N], []
+        score, score_bias = TokenScore(name="score")(x)  # [B, N], []
 
-        clusters, merged_count = cluster(x, count, noise)
+        clusters, merged_count = dpc_knn_cluster(x, count, noise)
         clusters = checkpoint_name(clusters, "clusters")
-        merged = merge(x, score, clusters, count, score_bias)
+        merged = merge_clusters(x, score, clusters, count, score_bias)
         self.sow("intermediates", "tokens", x)
         self.sow("intermediates", "scores", score + score_bias)
         self.sow("intermediates", "clusters", clusters)
@@ -176,7 +176,7 @@ class Stage(nn.Module):
         return merged + dense(width, "attention_out", y), merged_count
 
 
-class Distill(nn.Module):
+class TokenDistillation(nn.Module):
     """The hierarchy: one set of weights for all taps, which come stacked on the batch."""
 
     stages: int
@@ -191,10 +191,10 @@ class Distill(nn.Module):
 
         `key`: one random key a sample [B], for the noise that breaks ties of density.
         """
-        stage = Stage
+        stage = DistillationStage
         if self.remat:
             keep = jax.checkpoint_policies.save_only_these_names("clusters")
-            stage = nn.remat(Stage, policy=keep)
+            stage = nn.remat(DistillationStage, policy=keep)
         for i in range(self.stages):
             noise = None
             if key is not None:

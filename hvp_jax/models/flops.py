@@ -33,7 +33,7 @@ def word_patch(texts: int, words: int, clips: int, tokens: int, width: int) -> f
 
 def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
     """One update on `batch` clips of `frames` frames and captions of `words` words."""
-    s, taps = model.sizes, len(model.taps)
+    s, taps = model.clip_config, len(model.taps)
     patches = (s.image_size // s.patch_size) ** 2
     tokens = frames * (patches + 1)
     distilled = tokens

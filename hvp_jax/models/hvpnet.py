@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hvp_jax.models import similarity
-from hvp_jax.models.clip import Clip
-from hvp_jax.models.clip_config import VARIANTS, Sizes
-from hvp_jax.models.distillation import Distill
-from hvp_jax.models.similarity import Text, Video
+from hvp_jax.models.clip import CLIP
+from hvp_jax.models.clip_config import VARIANTS, ClipConfig
+from hvp_jax.models.distillation import TokenDistillation
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -42,7 +42,7 @@ class TokenWeight(nn.Module):
 
 
 class HVPNet(nn.Module):
-    sizes: Sizes
+    clip_config: ClipConfig
     taps: tuple[int, ...]  # layers of the vision tower, counted from 1
     stages: int = 3
     normalize: str = "softmax"
@@ -52,13 +52,13 @@ class HVPNet(nn.Module):
     freeze_patches: bool = True
 
     def setup(self):
-        self.clip = Clip(self.sizes, self.taps, self.remat, self.dtype, self.freeze_patches)
-        self.distill = Distill(self.stages, self.dtype, self.remat == "full")
+        self.clip = CLIP(self.clip_config, self.taps, self.remat, self.dtype, self.freeze_patches)
+        self.distill = TokenDistillation(self.stages, self.dtype, self.remat == "full")
         self.word_weight = TokenWeight(self.dtype)
         self.patch_weight = TokenWeight(self.dtype)
         self.frame_weight = TokenWeight(self.dtype)
 
-    def encode_text(self, ids: jax.Array, mask: jax.Array) -> Text:
+    def encode_text(self, ids: jax.Array, mask: jax.Array) -> TextFeatures:
         """Token ids and validity [A, W] -> words and sentence, normalised and weighed."""
         mask = mask.astype(bool)
         words, sentence = self.clip.text(ids, mask)
@@ -67,15 +67,15 @@ class HVPNet(nn.Module):
         valid = mask if self.mask_padding else jnp.ones_like(mask)
         raw = self.word_weight(words)
         self.sow("intermediates", "word_weights", raw)
-        return Text(
-            similarity.repeat_first(similarity.unit(words), valid),
-            similarity.token_weights(raw, valid, self.normalize),
-            similarity.unit(sentence),
+        return TextFeatures(
+            similarity.pad_with_first_token(similarity.l2_normalize(words), valid),
+            similarity.normalize_token_weights(raw, valid, self.normalize),
+            similarity.l2_normalize(sentence),
         )
 
     def encode_video(
         self, video: jax.Array, mask: jax.Array, key: jax.Array | None = None
-    ) -> Video:
+    ) -> VideoFeatures:
         """Frames [B, T, H, W, 3] and validity [B, T] -> tokens and frames of every tap.
 
         uint8 frames are normalised here; float frames must be already. `key` [B]: a
@@ -107,12 +107,12 @@ class HVPNet(nn.Module):
         self.sow("intermediates", "distilled", patch)
         self.sow("intermediates", "patch_weights", raw_patch)
         self.sow("intermediates", "frame_weights", raw_frame)
-        patch_weights = similarity.token_weights(raw_patch, patch_valid, self.normalize)
-        frame_weights = similarity.token_weights(raw_frame, frame_valid, self.normalize)
-        patch, frame = similarity.unit(patch), similarity.unit(frame)
+        patch_weights = similarity.normalize_token_weights(raw_patch, patch_valid, self.normalize)
+        frame_weights = similarity.normalize_token_weights(raw_frame, frame_valid, self.normalize)
+        patch, frame = similarity.l2_normalize(patch), similarity.l2_normalize(frame)
         highest = jax.lax.Precision.HIGHEST
-        return Video(
-            similarity.repeat_first(patch, patch_valid).swapaxes(0, 1),
+        return VideoFeatures(
+            similarity.pad_with_first_token(patch, patch_valid).swapaxes(0, 1),
             patch_weights.swapaxes(0, 1),
             jnp.einsum("lbm,lbmd->bld", patch_weights, patch, precision=highest),
             jnp.einsum("lbt,lbtd->bld", frame_weights, frame, precision=highest),
@@ -125,13 +125,13 @@ class HVPNet(nn.Module):
         video: jax.Array,
         video_mask: jax.Array,
         key: jax.Array | None = None,
-    ) -> tuple[Text, Video, jax.Array]:
+    ) -> tuple[TextFeatures, VideoFeatures, jax.Array]:
         """Both sides of a batch and the logarithm of the temperature."""
         text = self.encode_text(text_ids, text_mask)
         return text, self.encode_video(video, video_mask, key), self.clip.logit_scale
 
 
-def from_config(config, sizes: Sizes | None = None) -> HVPNet:
+def from_config(config, sizes: ClipConfig | None = None) -> HVPNet:
     """The model that a resolved config describes; `sizes` where its weights tell them."""
     return HVPNet(
         sizes or VARIANTS[config.model.variant],
@@ -147,7 +147,7 @@ def from_config(config, sizes: Sizes | None = None) -> HVPNet:
 
 def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> dict:
     """Random weights, from the seed alone."""
-    side = model.sizes.image_size
+    side = model.clip_config.image_size
     return model.init(
         jax.random.key(seed),
         jnp.zeros((1, words), jnp.int32),
@@ -157,7 +157,7 @@ def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> di
     )["params"]
 
 
-def shapes_of(sizes: Sizes, stages: int) -> dict:
+def shapes_of(sizes: ClipConfig, stages: int) -> dict:
     """The parameters' tree with shapes for arrays; the taps add none."""
     model = HVPNet(sizes, (sizes.vision_layers,), stages)
     return jax.eval_shape(lambda: init_params(model, 0))

@@ -17,28 +17,28 @@ TERMS = ("word_patch", "sentence_patch", "sentence_frame")
 
 
 @flax.struct.dataclass
-class Text:
+class TextFeatures:
     words: jax.Array  # [A, W, D], unit length; a padded word repeats the first
     word_weights: jax.Array  # [A, W]; 0 for a padded word
     sentence: jax.Array  # [A, D], unit length
 
 
 @flax.struct.dataclass
-class Video:
+class VideoFeatures:
     patches: jax.Array  # [B, L, M, D], unit length; a padded token repeats the first
     patch_weights: jax.Array  # [B, L, M]; 0 for a padded token
     patch_sum: jax.Array  # [B, L, D], the weighted sum of the patches
     frame_sum: jax.Array  # [B, L, D], the weighted sum of the unit frames
 
 
-def unit(x: jax.Array) -> jax.Array:
+def l2_normalize(x: jax.Array) -> jax.Array:
     """Features [..., D] over their length, in float32 or better; 0 stays 0."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def token_weights(raw: jax.Array, valid: jax.Array, normalize: str) -> jax.Array:
+def normalize_token_weights(raw: jax.Array, valid: jax.Array, normalize: str) -> jax.Array:
     """Outputs of a weighting network [..., N] -> weights [..., N], 0 where not valid.
 
     `normalize` is "softmax", over the valid tokens, or "none" (the reference).
@@ -49,7 +49,7 @@ def token_weights(raw: jax.Array, valid: jax.Array, normalize: str) -> jax.Array
     return jnp.where(valid, raw, 0)
 
 
-def repeat_first(x: jax.Array, valid: jax.Array) -> jax.Array:
+def pad_with_first_token(x: jax.Array, valid: jax.Array) -> jax.Array:
     """Tokens [..., N, D] with the first in the place of those not valid.
 
     A maximum over the tokens is then a maximum over the valid ones, without a mask
@@ -121,8 +121,8 @@ def word_patch(
 
 
 def scores(
-    text: Text,
-    video: Video,
+    text: TextFeatures,
+    video: VideoFeatures,
     paired_weights: jax.Array | None = None,
     clip_chunk: int = 16,
     dtype: jnp.dtype | None = None,

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.errors import BadData, BadUse
-from hvp_jax.monitoring.json_files import _replace, plain
-from hvp_jax.monitoring.tensorboard import Events
+from data.errors import DataError, UsageError
+from hvp_jax.monitoring.json_files import to_json_types, write_text_atomically
+from hvp_jax.monitoring.tensorboard import TensorBoardWriter
 
 
-class Monitor:
+class MetricsLogger:
     """Appends rows to `workdir`/metrics.jsonl and shows progress on `stream`, stderr by default.
 
     Their numbers also go to TensorBoard event files in `workdir`/tensorboard. A run that
@@ -23,7 +23,7 @@ class Monitor:
     line at most every `seconds`. With `writes` false, for a process beside the one that
     writes, no file is touched and nothing is shown. To be used in `with`.
 
-    Raises BadUse if a file cannot be written, BadData if metrics.jsonl does not hold JSON
+    Raises UsageError if a file cannot be written, DataError if metrics.jsonl does not hold JSON
     lines.
     """
 
@@ -45,16 +45,18 @@ class Monitor:
             return
         path = self._workdir / "metrics.jsonl"
         rows = read_rows(path) if step and path.exists() else []
-        _replace(path, "".join(_line(row) for row in rows if row["step"] <= step))
+        write_text_atomically(path, "".join(_line(row) for row in rows if row["step"] <= step))
         with _writing(self._workdir):
             self._file = open(path, "a", encoding="utf-8")
-            self._events = Events(self._workdir / "tensorboard", purge=step + 1 if step else 0)
+            self._events = TensorBoardWriter(
+                self._workdir / "tensorboard", purge=step + 1 if step else 0
+            )
         if self._stream.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=step, file=self._stream, unit="step")
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> "MetricsLogger":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -71,11 +73,11 @@ class Monitor:
 
         Numbers keep their full precision; one that is not finite becomes null. What was
         measured, and so differs from run to run, belongs in one nested dict `measured`.
-        Raises BadUse if it cannot be written.
+        Raises UsageError if it cannot be written.
         """
         if self._writes:
             with _writing(self._workdir):
-                self._file.write(_line({"step": step} | plain(row)))
+                self._file.write(_line({"step": step} | to_json_types(row)))
                 self._file.flush()
                 self._events.write(step, row)
 
@@ -87,11 +89,13 @@ class Monitor:
             return
         now = time.monotonic()
         if self._told is None:  # the time until here went into compiling
-            self.say(f"step {step}/{self._total}  loss {loss:.4f}")
+            self.print(f"step {step}/{self._total}  loss {loss:.4f}")
         elif now - self._told[0] >= self._seconds or step >= self._total:
             rate = (step - self._told[1]) / max(now - self._told[0], 1e-9)  # steps a second
             left = _clock((self._total - step) / rate) if rate else "?"
-            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {rate:.2f} steps/s  {left} left")
+            self.print(
+                f"step {step}/{self._total}  loss {loss:.4f}  {rate:.2f} steps/s  {left} left"
+            )
         else:
             return
         self._told = (now, step)
@@ -106,7 +110,7 @@ class Monitor:
         elif self._told is not None:
             self._told = (self._told[0] + time.monotonic() - begin, self._told[1])
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """A line of text on the stream, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
@@ -117,19 +121,19 @@ class Monitor:
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that was cut off is not one of them.
 
-    Raises BadData if the file is missing or another line is not an object with a `step`.
+    Raises DataError if the file is missing or another line is not an object with a `step`.
     """
     try:
         lines = Path(path).read_text("utf-8", "replace").split("\n")[:-1]
     except FileNotFoundError:
-        raise BadData(f"{path} does not exist: train first, it is written on the way") from None
+        raise DataError(f"{path} does not exist: train first, it is written on the way") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             row["step"] + 0  # raises TypeError unless it is a number
         except (ValueError, TypeError, KeyError):
-            raise BadData(
+            raise DataError(
                 f"{path} line {number} is not a JSON object with a step: mend or remove the file"
             ) from None
         found.append(row)
@@ -141,7 +145,7 @@ def _writing(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadUse(
+        raise UsageError(
             f"cannot write to {workdir}: {error.strerror}; once that is mended, the same command "
             "goes on from the last checkpoint"
         ) from None

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 
-class Trace:
+class StepProfiler:
     """Writes `folder`/plugins/profile/: what the host and the devices did in steps first to last.
 
     To be used in `with`, whose end ends the trace if it is still on. `steps` as of
@@ -16,7 +16,7 @@ class Trace:
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
         self._folder, self._steps, self._on = folder, steps, False
 
-    def __enter__(self) -> "Trace":
+    def __enter__(self) -> "StepProfiler":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Events:
+class TensorBoardWriter:
     """Writes the numbers of rows as scalars to a new event file in `folder`, which it makes.
 
     A reader drops what files of before hold from step `purge` on. Each row is on disk

@@ -12,7 +12,7 @@ import jax
 from hvp_jax.monitoring.accelerators import PEAKS
 
 
-class Meter:
+class ThroughputMeter:
     """Counts from when it is made, at `step`, and from then on between one row and the next.
 
     `examples_per_step` and `flops_per_step` are of all `devices` together, whose peak is
@@ -63,7 +63,7 @@ class Meter:
         finally:
             self._idle += time.monotonic() - begin
 
-    def row(self, step: int) -> dict[str, float]:
+    def measure(self, step: int) -> dict[str, float]:
         """What was measured since the last row, now that `step` steps are done.
 
         "steps/s" and "examples/s"; "input_wait_share": of the time, in which the loop

@@ -12,11 +12,11 @@ import threading
 import time
 from pathlib import Path
 
-EVERY = 5.0  # seconds between looks
-DEVICES = "waiting for the devices"
+CHECK_INTERVAL = 5.0  # seconds between looks
+WAITING_FOR_DEVICES = "waiting for the devices"
 
 
-class Watch:
+class Watchdog:
     """A thread that ends this process when nothing has been noted for `seconds`; 0: never.
 
     Where there are several processes, each leaves a note of what it is at in `folder`,
@@ -30,15 +30,15 @@ class Watch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
-    def note(self, step: int, doing: str) -> None:
+    def heartbeat(self, step: int, doing: str) -> None:
         """The run is alive, and what it does next: call it before whatever may hang."""
         self._last = (time.monotonic(), step, doing)
 
-    def again(self) -> None:
+    def keep_alive(self) -> None:
         """The run is alive, and goes on with what it said it does."""
-        self.note(*self._last[1:])
+        self.heartbeat(*self._last[1:])
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Watchdog":
         if self._seconds:
             self._thread.start()
         return self
@@ -53,13 +53,13 @@ class Watch:
         return self._folder / f"process_{process}.json"
 
     def _look(self) -> None:
-        while not self._done.wait(min(EVERY, self._seconds / 4)):
+        while not self._done.wait(min(CHECK_INTERVAL, self._seconds / 4)):
             since, step, doing = self._last
             if self._processes > 1:
                 self._leave_note(step, doing)
             if time.monotonic() - since > self._seconds:
                 # A moment, so that the notes of all who wait are there.
-                time.sleep(min(EVERY, self._seconds / 4))
+                time.sleep(min(CHECK_INTERVAL, self._seconds / 4))
                 print(f"error: {self._verdict(step, doing)}", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(sys.stderr)
                 os._exit(1)
@@ -84,7 +84,7 @@ class Watch:
         # Whoever waits for the devices waits for others; those who do not are what it waits for.
         first = min(note["step"] for note in notes.values())
         behind = {p: n for p, n in notes.items() if n["step"] == first}
-        behind = {p: n for p, n in behind.items() if n["doing"] != DEVICES} or behind
+        behind = {p: n for p, n in behind.items() if n["doing"] != WAITING_FOR_DEVICES} or behind
         told = ", ".join(f"process {p} ({n['doing']})" for p, n in behind.items())
         return (
             f"nothing has moved for {self._seconds:g} s at step {step}; it hangs in {told}. "

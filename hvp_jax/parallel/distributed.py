@@ -10,32 +10,32 @@ import os
 import re
 import sys
 
-from data.errors import BadUse
+from data.errors import UsageError
 
 # A process that has not been heard of for so long is taken for dead, and ends the others.
 SECONDS_TO_DEATH = 60
 log = logging.getLogger(__name__)
 
 
-def check(coordinator: str | None, processes: str | None, process: str | None) -> dict | None:
+def parse_flags(coordinator: str | None, processes: str | None, process: str | None) -> dict | None:
     """What `--coordinator`, `--processes` and `--process` say; None without any of them.
 
-    Raises BadUse unless they go together.
+    Raises UsageError unless they go together.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     if not any(given.values()):
         return None
     lacking = [name for name, value in given.items() if value is None]
     if lacking:
-        raise BadUse(
+        raise UsageError(
             f"--{lacking[0]} is missing; --coordinator, --processes and --process go together"
         )
     if not re.fullmatch(r".+:\d+", coordinator):
-        raise BadUse(f"--coordinator={coordinator} is not HOST:PORT")
+        raise UsageError(f"--coordinator={coordinator} is not HOST:PORT")
     if not processes.isdecimal() or int(processes) < 1:
-        raise BadUse(f"--processes={processes} is not the number of processes")
+        raise UsageError(f"--processes={processes} is not the number of processes")
     if not process.isdecimal() or int(process) >= int(processes):
-        raise BadUse(f"--process={process} must be from 0 to {int(processes) - 1}")
+        raise UsageError(f"--process={process} must be from 0 to {int(processes) - 1}")
     return {
         "coordinator_address": coordinator,
         "num_processes": int(processes),
@@ -43,7 +43,7 @@ def check(coordinator: str | None, processes: str | None, process: str | None) -
     }
 
 
-def start(told: dict | None) -> None:
+def initialize(told: dict | None) -> None:
     """Joins the other processes, if there are any; before JAX looks for its devices."""
     # {} is an answer: JAX finds all by itself.
     found = next((x for x in (told, _slurm(), _tpu_vm()) if x is not None), None)
@@ -55,7 +55,7 @@ def start(told: dict | None) -> None:
         jax.distributed.initialize(**found, heartbeat_timeout_seconds=SECONDS_TO_DEATH)
     except RuntimeError as error:
         where = found.get("coordinator_address", "the address that the cluster tells")
-        raise BadUse(f"cannot join the other processes at {where}: {error}") from None
+        raise UsageError(f"cannot join the other processes at {where}: {error}") from None
     if jax.process_index():
         # One voice is enough; warnings and errors are every process's own.
         for name in ("hvp_jax", "data"):
@@ -68,12 +68,12 @@ def _joined() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process gives the answer of all."""
     return not _joined() or sys.modules["jax"].process_index() == 0
 
 
-def leave(status: int) -> None:
+def exit_now(status: int) -> None:
     """Ends a process that has failed at once, so that the others hear of it.
 
     On the ordinary way out it would wait for them, while they wait for it.

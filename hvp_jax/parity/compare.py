@@ -9,13 +9,13 @@ TOLERANCE = {
 }
 
 
-def kind_of(name: str) -> str:
+def tolerance_kind(name: str) -> str:
     if name.startswith("grad"):
         return "gradient"
     return "optimizer" if name.startswith("after") or name == "loss/curve" else "forward"
 
 
-def thin(ours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def subsample(ours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Every n-th entry of each axis, as a golden array that is `shape` was thinned."""
     if ours.ndim != len(shape) or any(
         b < 1 or -(-a // -(-a // b)) != b for a, b in zip(ours.shape, shape, strict=True)
@@ -26,16 +26,16 @@ def thin(ours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     ]
 
 
-def compare(name: str, golden: np.ndarray, ours: np.ndarray | None, tolerance: dict) -> dict:
+def compare_arrays(name: str, golden: np.ndarray, ours: np.ndarray | None, tolerance: dict) -> dict:
     """One row of the table."""
     row = {"name": name, "shape": list(golden.shape), "absolute": None, "relative": None}
     if ours is None:
         return {**row, "ok": False, "reason": "not compared: nothing here computes it"}
-    ours = thin(np.asarray(ours), golden.shape)
+    ours = subsample(np.asarray(ours), golden.shape)
     if ours.shape != golden.shape:
         return {**row, "ok": False, "reason": f"ours is of shape {list(ours.shape)}"}
     exact = golden.dtype.kind in "iub"
-    limit = 0.0 if exact else tolerance[kind_of(name)]
+    limit = 0.0 if exact else tolerance[tolerance_kind(name)]
     difference = np.abs(ours.astype(np.float64) - golden.astype(np.float64))
     row["absolute"] = float(difference.max(initial=0.0))
     size = float(np.abs(golden.astype(np.float64)).max(initial=0.0))

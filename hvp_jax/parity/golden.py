@@ -14,39 +14,39 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from data.errors import BadData, BadUse
-from hvp_jax.parity.compare import TOLERANCE, compare, table
-from hvp_jax.parity.model_arrays import compute
+from data.errors import DataError, UsageError
+from hvp_jax.parity.compare import TOLERANCE, compare_arrays, table
+from hvp_jax.parity.model_arrays import compute_arrays
 from hvp_jax.weights import torch_params
-from hvp_jax.weights.infer_config import survey
+from hvp_jax.weights.infer_config import infer_config
 
 INPUTS = ("input/", "eval/text", "eval/video")
 METADATA = ("recorded_in",)
 DEFAULT_TAPS = (0, 5, 11)  # of the file by rule, counted from 0
 
 
-def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays of a golden file and the JSON beside it. Raises BadUse or BadData."""
+def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The arrays of a golden file and the JSON beside it. Raises UsageError or DataError."""
     if not path.is_file():
-        raise BadUse(f"{path}: no such golden file")
+        raise UsageError(f"{path}: no such golden file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and numpy each have their own
-        raise BadData(f"{path}: not a readable .npz file ({error})") from None
+        raise DataError(f"{path}: not a readable .npz file ({error})") from None
     beside = path.with_suffix(".json")
     if not beside.is_file():
-        raise BadUse(f"{beside}: no such file; a golden file has its JSON beside it")
+        raise UsageError(f"{beside}: no such file; a golden file has its JSON beside it")
     try:
         about = json.loads(beside.read_text())
     except ValueError as error:
-        raise BadData(f"{beside}: not JSON ({error})") from None
+        raise DataError(f"{beside}: not JSON ({error})") from None
     if not isinstance(about, dict):
-        raise BadData(f"{beside}: not a JSON object")
+        raise DataError(f"{beside}: not a JSON object")
     return arrays, about
 
 
-def state_by_rule(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
+def synthetic_weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
     """Weights that follow from their names, so that a full-size file need not store them."""
     state = {}
     for name, shape in shapes.items():
@@ -69,7 +69,7 @@ def state_by_rule(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
     return state
 
 
-def inputs_of(arrays: dict[str, np.ndarray], group: str, sizes, path: Path) -> dict:
+def golden_batch(arrays: dict[str, np.ndarray], group: str, sizes, path: Path) -> dict:
     """The batch stored under `group`, checked: ids in the vocabulary, masks of 0 and 1."""
     batch = {}
     for name in ("text_ids", "text_mask", "video", "video_mask"):
@@ -79,18 +79,20 @@ def inputs_of(arrays: dict[str, np.ndarray], group: str, sizes, path: Path) -> d
         if array is None and name == "video_mask" and "video" in batch:
             array = np.ones(batch["video"].shape[:2], np.int32)
         if array is None:
-            raise BadData(f"{path}: holds no array {group}/{name}")
+            raise DataError(f"{path}: holds no array {group}/{name}")
         if name.endswith("mask") and not np.isin(array, (0, 1)).all():
-            raise BadData(f"{path}: {group}/{name} holds values other than 0 and 1")
+            raise DataError(f"{path}: {group}/{name} holds values other than 0 and 1")
         batch[name] = array
     ids = batch["text_ids"]
-    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= sizes.vocabulary:
-        raise BadData(f"{path}: {group}/text_ids are not ids of a vocabulary of {sizes.vocabulary}")
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= sizes.vocab_size:
+        raise DataError(
+            f"{path}: {group}/text_ids are not ids of a vocabulary of {sizes.vocab_size}"
+        )
     for name, mask in (("text_ids", "text_mask"), ("video", "video_mask")):
         if batch[name].shape[:2] != batch[mask].shape:
-            raise BadData(f"{path}: {group}/{name} and {group}/{mask} differ in shape")
+            raise DataError(f"{path}: {group}/{name} and {group}/{mask} differ in shape")
     if batch["video"].shape[2:] != (3, sizes.image_size, sizes.image_size):
-        raise BadData(f"{path}: {group}/video is not of size {sizes.image_size}")
+        raise DataError(f"{path}: {group}/video is not of size {sizes.image_size}")
     return batch
 
 
@@ -103,32 +105,36 @@ def _small_video(arrays: dict, group: str, size: int) -> np.ndarray | None:
     return None
 
 
-def of_golden(golden: Path, precision: str) -> dict:
+def compare_golden(golden: Path, precision: str) -> dict:
     """Compares every array of `golden`."""
-    arrays, about = load(Path(golden))
+    arrays, about = load_golden(Path(golden))
     state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
     if not state:
         if "parameters" not in about:
-            raise BadData(f"{golden}: holds no state/ arrays, and no `parameters` in its JSON")
-        state = state_by_rule(about["parameters"])
-    sizes, stages = survey({name: x.shape for name, x in state.items()})
+            raise DataError(f"{golden}: holds no state/ arrays, and no `parameters` in its JSON")
+        state = synthetic_weights(about["parameters"])
+    sizes, stages = infer_config({name: x.shape for name, x in state.items()})
     params = torch_params.from_torch(state)
     taps = tuple(i + 1 for i in about.get("layers_zero_based", DEFAULT_TAPS))
     batches = {
-        group: inputs_of(arrays, group, sizes, Path(golden))
+        group: golden_batch(arrays, group, sizes, Path(golden))
         for group in ("input", "eval")
         if group == "input" or f"{group}/text_ids" in arrays
     }
-    ours = compute(params, sizes, stages, taps, batches, about, set(arrays), jnp.dtype(precision))
+    ours = compute_arrays(
+        params, sizes, stages, taps, batches, about, set(arrays), jnp.dtype(precision)
+    )
     ours |= {f"state/{name}": x for name, x in torch_params.to_torch(params).items()}
 
     rows = [
-        compare(name, array, ours.get(name), TOLERANCE[precision])
+        compare_arrays(name, array, ours.get(name), TOLERANCE[precision])
         for name, array in arrays.items()
         if not name.startswith(INPUTS) and name not in METADATA
     ]
     rows += [
-        compare(f"{name} (.json)", np.asarray(value, float), ours.get(name), TOLERANCE[precision])
+        compare_arrays(
+            f"{name} (.json)", np.asarray(value, float), ours.get(name), TOLERANCE[precision]
+        )
         for name, value in _of_json(about).items()
     ]
     failed = [row["name"] for row in rows if not row["ok"]]

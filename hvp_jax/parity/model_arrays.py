@@ -6,22 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.errors import BadData
+from data.batches.batch import Batch, TextBatch, VideoBatch
+from data.errors import DataError
 from hvp_jax.evaluation import metrics, scorer
 from hvp_jax.evaluation.scorer import score_matrix
 from hvp_jax.models import similarity
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.models.losses import contrastive
-from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import optimizer, step_spec, train_state
-from hvp_jax.training.train_step import batch_loss, train_step
+from hvp_jax.training.train_step import loss_fn, train_step
 from hvp_jax.weights import torch_params
 
 
-def compute(
+def compute_arrays(
     params: dict,
-    sizes: Sizes,
+    sizes: ClipConfig,
     stages: int,
     taps: tuple[int, ...],
     batches: dict[str, dict],
@@ -34,26 +35,26 @@ def compute(
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     batch = {group: _batch(arrays, dtype) for group, arrays in batches.items()}
     ours = _forward(model, params, batch["input"])
-    recipe = step_spec.Recipe(model, _optimizer(about), noise=False, paired=True)
+    spec = step_spec.StepSpec(model, _optimizer(about), noise=False, paired=True)
     if any(name.startswith("grad/") for name in wanted):
-        loss = functools.partial(batch_loss, recipe=recipe, axis=None)
+        loss = functools.partial(loss_fn, spec=spec, axis=None)
         grads = jax.jit(jax.grad(loss, has_aux=True))(params, 0, batch["input"])[0]
         ours |= {f"grad/{name}": x for name, x in torch_params.to_torch(grads).items()}
     if wanted & {"loss/curve", "grad_norm"} or any(n.startswith("after/") for n in wanted):
-        ours |= _train(params, batch["input"], recipe, about)
+        ours |= _train(params, batch["input"], spec, about)
     if "eval" in batch:
         ours |= _evaluate(model, params, batch["eval"])
     return ours
 
 
-def _batch(arrays: dict, dtype: jnp.dtype) -> dict[str, jax.Array]:
+def _batch(arrays: dict, dtype: jnp.dtype) -> Batch:
     video = np.moveaxis(arrays["video"], 2, -1)  # [B, T, 3, H, W] -> [B, T, H, W, 3]
-    return {
-        "text_ids": jnp.asarray(arrays["text_ids"]),
-        "text_mask": jnp.asarray(arrays["text_mask"], bool),
-        "video": jnp.asarray(video, dtype),
-        "video_mask": jnp.asarray(arrays["video_mask"], bool),
-    }
+    return Batch(
+        text_ids=jnp.asarray(arrays["text_ids"]),
+        text_mask=jnp.asarray(arrays["text_mask"], bool),
+        video=jnp.asarray(video, dtype),
+        video_mask=jnp.asarray(arrays["video_mask"], bool),
+    )
 
 
 def _optimizer(about: dict):
@@ -61,7 +62,7 @@ def _optimizer(about: dict):
         return None
     o = about["optimizer"]
     if "steps" not in o:
-        raise BadData("the golden file's JSON: `optimizer` has no 'steps'")
+        raise DataError("the golden file's JSON: `optimizer` has no 'steps'")
     try:
         return optimizer.make_optimizer(
             o["lr"],
@@ -74,14 +75,14 @@ def _optimizer(about: dict):
             epsilon=o["eps"],
         )
     except KeyError as error:
-        raise BadData(f"the golden file's JSON: `optimizer` has no {error}") from None
+        raise DataError(f"the golden file's JSON: `optimizer` has no {error}") from None
 
 
-def _forward(model: HVPNet, params: dict, batch: dict) -> dict[str, np.ndarray]:
+def _forward(model: HVPNet, params: dict, batch: Batch) -> dict[str, np.ndarray]:
     @jax.jit
     def forward(params, batch):
         (text, video, log_scale), kept = model.apply(
-            {"params": params}, **batch, mutable=["intermediates"]
+            {"params": params}, *batch, mutable=["intermediates"]
         )
         scores = similarity.scores(text, video, text.word_weights)
         return scores, contrastive(scores, log_scale), kept["intermediates"]
@@ -121,26 +122,27 @@ def _forward(model: HVPNet, params: dict, batch: dict) -> dict[str, np.ndarray]:
 
 
 def _train(
-    params: dict, batch: dict, recipe: step_spec.Recipe, about: dict
+    params: dict, batch: Batch, spec: step_spec.StepSpec, about: dict
 ) -> dict[str, np.ndarray]:
     """The optimiser's steps on the one batch, through the compiled step of training."""
-    if recipe.optimizer is None:
-        raise BadData("the golden file holds arrays of training, but its JSON no `optimizer`")
-    layout = Layout("pmap", devices=jax.devices()[:1])
-    state = layout.place(train_state.new_state(params, recipe.optimizer))
-    laid = layout.train(functools.partial(train_step, recipe=recipe), state)
+    if spec.optimizer is None:
+        raise DataError("the golden file holds arrays of training, but its JSON no `optimizer`")
+    partitioner = Partitioner("pmap", devices=jax.devices()[:1])
+    state = partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
+    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
     curve, norms = [], []
     for _ in range(about["optimizer"]["steps"]):
-        state, figures = laid(state, layout.put(batch))
+        state, figures = laid(state, partitioner.shard_batch(batch))
         curve.append(float(figures["loss"]))
         norms.append(float(figures["grad_norm"]))
     after = {f"after/{name}": x for name, x in torch_params.to_torch(state.params).items()}
     return {"loss/curve": np.array(curve), "grad_norm": norms[0], **after}
 
 
-def _evaluate(model: HVPNet, params: dict, batch: dict) -> dict[str, np.ndarray]:
-    text = jax.jit(functools.partial(scorer.encode_text, model=model))(params, batch)
-    video = jax.jit(functools.partial(scorer.encode_video, model=model))(params, batch)
+def _evaluate(model: HVPNet, params: dict, batch: Batch) -> dict[str, np.ndarray]:
+    texts, clips = TextBatch(*batch[:2]), VideoBatch(*batch[2:])
+    text = jax.jit(functools.partial(scorer.encode_text, model=model))(params, texts)
+    video = jax.jit(functools.partial(scorer.encode_video, model=model))(params, (clips, None))
     matrix = score_matrix(text, video, text.word_weights, text_block=4, clip_block=3)
     target = np.arange(len(matrix))
     ours = {"eval/similarity": matrix}

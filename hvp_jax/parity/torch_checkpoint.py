@@ -11,31 +11,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.parity.compare import compare, table
+from hvp_jax.parity.compare import compare_arrays, table
 from hvp_jax.weights import formats, param_mapping, torch_params
-from hvp_jax.weights.formats import Source
+from hvp_jax.weights.formats import TorchCheckpoint
 
 TOLERANCE = {"float32": {"forward": 1e-5}, "float64": {"forward": 1e-6}}
 FRAMES, TEXTS, WORDS = 2, 3, 12
 
 
-def inputs(source: Source) -> tuple[np.ndarray, np.ndarray]:
+def random_inputs(source: TorchCheckpoint) -> tuple[np.ndarray, np.ndarray]:
     """Random pixels [2, S, S, 3] and ids [3, W] that begin and end as captions do."""
-    sizes, rng = source.sizes, np.random.default_rng(0)
+    sizes, rng = source.clip_config, np.random.default_rng(0)
     pixels = rng.standard_normal((FRAMES, sizes.image_size, sizes.image_size, 3))
     length = min(WORDS, sizes.context_length)
-    ids = rng.integers(1, sizes.vocabulary - 2, (TEXTS, length))
-    ids[:, 0], ids[:, -1] = sizes.vocabulary - 2, sizes.vocabulary - 1
+    ids = rng.integers(1, sizes.vocab_size - 2, (TEXTS, length))
+    ids[:, 0], ids[:, -1] = sizes.vocab_size - 2, sizes.vocab_size - 1
     return pixels, ids
 
 
-def ours(
-    source: Source, params: dict, pixels: np.ndarray, ids: np.ndarray, dtype: jnp.dtype
+def jax_arrays(
+    source: TorchCheckpoint, params: dict, pixels: np.ndarray, ids: np.ndarray, dtype: jnp.dtype
 ) -> dict[str, np.ndarray]:
     """Hidden states of every layer of both towers, and features, through the model's own code."""
-    sizes = source.sizes
+    sizes = source.clip_config
     model = HVPNet(sizes, (sizes.vision_layers,), dtype=dtype)
     clip = jax.tree.map(lambda x: jnp.asarray(x, dtype), params["clip"])
 
@@ -60,14 +60,14 @@ def ours(
     return {name: np.asarray(x) for name, x in found.items()}
 
 
-def theirs(
-    source: Source, pixels: np.ndarray, ids: np.ndarray, precision: str
+def torch_arrays(
+    source: TorchCheckpoint, pixels: np.ndarray, ids: np.ndarray, precision: str
 ) -> tuple[str, dict[str, np.ndarray]]:
     """What ran, and the same arrays by PyTorch."""
     try:
         import torch
     except ImportError:
-        raise BadUse(
+        raise UsageError(
             "parity --source runs the checkpoint in PyTorch; install it (requirements-torch.txt)"
         ) from None
     dtype = getattr(torch, precision)
@@ -87,7 +87,7 @@ def theirs(
     found, by = source.tensors, f"PyTorch {torch.__version__}"
     if source.format == "huggingface":
         found = torch_params.to_torch(
-            torch_params.from_torch(found, source.scheme), param_mapping.Scheme(head=False)
+            torch_params.from_torch(found, source.scheme), param_mapping.NamingScheme(head=False)
         )
         by += ", its tensors named by our table, for `transformers` is not installed"
     tensors = {
@@ -96,8 +96,8 @@ def theirs(
         if name.startswith("clip.") or source.format != "hvpnet"
     }
     with torch.no_grad():
-        hidden = torch_clip.image(tensors, source.sizes, images)
-        hidden |= torch_clip.text(tensors, source.sizes, texts)
+        hidden = torch_clip.image(tensors, source.clip_config, images)
+        hidden |= torch_clip.text(tensors, source.clip_config, texts)
     return by, {name: x.numpy() for name, x in hidden.items()}
 
 
@@ -118,16 +118,16 @@ def _of_transformers(model, images, texts) -> dict[str, np.ndarray]:
         return {name: x.numpy() for name, x in found.items()}
 
 
-def run(path: Path, format: str, precision: str) -> dict:
+def compare_checkpoint(path: Path, format: str, precision: str) -> dict:
     """Compares layer by layer and returns the table; `ok` is false if one is off."""
-    source = formats.open_source(path, format)
-    pixels, ids = inputs(source)
-    by, golden = theirs(source, pixels, ids, precision)
-    source = formats.open_source(path, format)  # its tensors are let go as they are read
+    source = formats.open_checkpoint(path, format)
+    pixels, ids = random_inputs(source)
+    by, golden = torch_arrays(source, pixels, ids, precision)
+    source = formats.open_checkpoint(path, format)  # its tensors are let go as they are read
     params = torch_params.from_torch(source.tensors, source.scheme)
-    found = ours(source, params, pixels, ids, jnp.dtype(precision))
+    found = jax_arrays(source, params, pixels, ids, jnp.dtype(precision))
     rows = [
-        compare(name, array, found.get(name), TOLERANCE[precision])
+        compare_arrays(name, array, found.get(name), TOLERANCE[precision])
         for name, array in golden.items()
     ]
     failed = [row["name"] for row in rows if not row["ok"]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 
@@ -50,7 +50,7 @@ def _tower(
 
 
 @torch.no_grad()
-def image(state: Mapping, sizes: Sizes, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+def image(state: Mapping, sizes: ClipConfig, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Pixels [N, 3, S, S] -> hidden states [N, P, width] by layer, and features [N, embed]."""
     x = F.conv2d(pixels, state["visual.conv1.weight"], stride=sizes.patch_size)
     x = x.flatten(2).transpose(1, 2)
@@ -62,7 +62,7 @@ def image(state: Mapping, sizes: Sizes, pixels: torch.Tensor) -> dict[str, torch
         state,
         "visual.transformer",
         sizes.vision_layers,
-        sizes.vision_head,
+        sizes.vision_head_dim,
         sizes.activation,
     )
     found = {f"image/layer{i + 1}": x for i, x in enumerate(hidden)}
@@ -71,13 +71,13 @@ def image(state: Mapping, sizes: Sizes, pixels: torch.Tensor) -> dict[str, torch
 
 
 @torch.no_grad()
-def text(state: Mapping, sizes: Sizes, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def text(state: Mapping, sizes: ClipConfig, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Ids [N, W], no padding -> hidden states [N, W, width] by layer, and features [N, embed]."""
     length = ids.shape[1]
     x = state["token_embedding.weight"][ids] + state["positional_embedding"][:length]
     mask = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
     hidden = _tower(
-        x, state, "transformer", sizes.text_layers, sizes.text_head, sizes.activation, mask
+        x, state, "transformer", sizes.text_layers, sizes.text_head_dim, sizes.activation, mask
     )
     found = {f"text/layer{i + 1}": x for i, x in enumerate(hidden)}
     last = _norm(hidden[-1], state, "ln_final") @ state["text_projection"]

@@ -20,7 +20,7 @@ def warmup_cosine(progress: jax.Array, warmup: float) -> jax.Array:
     return jnp.where(progress < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
 
 
-def clip_by_norm(most: float) -> optax.GradientTransformationExtraArgs:
+def clip_by_known_norm(most: float) -> optax.GradientTransformationExtraArgs:
     """Scales updates so that their global norm is at most `most`.
 
     `norm` is the norm where it is known already: of updates that lie in parts on several
@@ -65,14 +65,14 @@ def _path(keys) -> str:
     return "/".join(key.key for key in keys)
 
 
-def group(path: str) -> str:
+def param_group(path: str) -> str:
     """Which rate a parameter has: "patches", "clip" or "new"."""
     if path == "clip/visual/patch_embedding":
         return "patches"
     return "clip" if path.startswith("clip/") else "new"
 
 
-def decays(params: optax.Params) -> optax.Params:
+def weight_decay_mask(params: optax.Params) -> optax.Params:
     """True for every tensor that weight decay falls on."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: not _path(keys).endswith("bias"), params
@@ -85,7 +85,7 @@ def scale_by_group(rates: dict[str, float]) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
         return jax.tree_util.tree_map_with_path(
-            lambda keys, u: -rates[group(_path(keys))] * u, updates
+            lambda keys, u: -rates[param_group(_path(keys))] * u, updates
         ), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -110,15 +110,15 @@ def make_optimizer(
         return warmup_cosine(step / schedule_steps, warmup)
 
     return optax.chain(
-        clip_by_norm(max_grad_norm),
+        clip_by_known_norm(max_grad_norm),
         scale_by_bert_adam(b1, b2, epsilon),
-        optax.add_decayed_weights(weight_decay, mask=decays),
+        optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
         scale_by_group(rates),
         optax.scale_by_schedule(factor),
     )
 
 
-def apply(params: optax.Params, updates: optax.Updates) -> optax.Params:
+def apply_updates_and_clamp(params: optax.Params, updates: optax.Updates) -> optax.Params:
     """Adds the updates and clamps the temperature's logarithm at ln 100."""
     params = optax.apply_updates(params, updates)
     scale = jnp.minimum(params["clip"]["logit_scale"], MAX_LOG_SCALE)

@@ -9,7 +9,7 @@ from hvp_jax.training.optimizer import make_optimizer
 
 
 @flax.struct.dataclass
-class Recipe:
+class StepSpec:
     """What a step needs beside arrays; hashable, so that it is compiled in."""
 
     model: HVPNet = flax.struct.field(pytree_node=False)
@@ -17,7 +17,7 @@ class Recipe:
     seed: int = flax.struct.field(pytree_node=False, default=0)
     noise: bool = flax.struct.field(pytree_node=False, default=True)
     paired: bool = flax.struct.field(pytree_node=False, default=False)
-    chunk: int = flax.struct.field(pytree_node=False, default=16)
+    chunk_size: int = flax.struct.field(pytree_node=False, default=16)
 
 
 def schedule_steps(config: ConfigDict, examples: int) -> int:
@@ -26,7 +26,7 @@ def schedule_steps(config: ConfigDict, examples: int) -> int:
     return config.optim.schedule_epochs * epoch or config.train.steps
 
 
-def warning_of_schedule(config: ConfigDict, examples: int) -> str:
+def schedule_warning(config: ConfigDict, examples: int) -> str:
     """What to know of a schedule that is shorter than the run; empty if it is not."""
     steps = schedule_steps(config, examples)
     if steps >= config.train.steps:
@@ -37,23 +37,23 @@ def warning_of_schedule(config: ConfigDict, examples: int) -> str:
     )
 
 
-def recipe_of(config: ConfigDict, model: HVPNet, examples: int) -> Recipe:
+def step_spec_from_config(config: ConfigDict, model: HVPNet, examples: int) -> StepSpec:
     """What a step needs beside arrays, from a config whose steps are resolved."""
     o = config.optim
     optimizer = make_optimizer(
-        o.rate,
-        o.clip_rate,
+        o.learning_rate,
+        o.clip_learning_rate,
         schedule_steps(config, examples),
-        o.warmup,
+        o.warmup_fraction,
         o.weight_decay,
         o.max_grad_norm,
         freeze_patches=config.model.freeze_patches,
     )
-    return Recipe(
+    return StepSpec(
         model,
         optimizer,
         seed=config.seed,
         noise=config.distill.noise != "never",
         paired=config.similarity.word_weights == "paired",
-        chunk=config.similarity.chunk,
+        chunk_size=config.similarity.chunk_size,
     )

@@ -9,7 +9,7 @@ from hvp_jax.training.optimizer import BertAdamState, make_optimizer
 
 
 @flax.struct.dataclass
-class State:
+class TrainState:
     step: jax.Array  # batches seen
     skipped: jax.Array  # of them, how many had a loss that is not finite
     params: optax.Params
@@ -21,23 +21,23 @@ class State:
         return {"params": self.params, "rest": rest}
 
     @classmethod
-    def from_items(cls, items: dict) -> "State":
+    def from_items(cls, items: dict) -> "TrainState":
         return cls(params=items["params"], **items["rest"])
 
 
-def new_state(params: optax.Params, optimizer: optax.GradientTransformation) -> State:
+def create_train_state(params: optax.Params, optimizer: optax.GradientTransformation) -> TrainState:
     # Two counters, not one twice: a donated buffer must be the only one of its kind.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return State(step, skipped, params, optimizer.init(params))
+    return TrainState(step, skipped, params, optimizer.init(params))
 
 
-def state(params: optax.Params, first: dict, second: dict, steps: int) -> State:
+def imported_train_state(params: optax.Params, first: dict, second: dict, steps: int) -> TrainState:
     """The state of training from which the next update is the one PyTorch would make.
 
     `first` and `second` are the moments after `steps` updates, trees like the parameters.
     """
     # Rates and schedule are compiled into the step; the state has none of them.
-    begin = new_state(params, make_optimizer(0.0, 0.0, 1))
+    begin = create_train_state(params, make_optimizer(0.0, 0.0, 1))
     steps = jnp.asarray(steps, jnp.int32)
     parts = tuple(
         BertAdamState(first, second)

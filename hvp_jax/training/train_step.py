@@ -12,25 +12,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from data.batches.batch import Batch
 from hvp_jax.models.losses import contrastive
-from hvp_jax.models.similarity import Text, Video, scores
-from hvp_jax.parallel.sharding import Shards
-from hvp_jax.training.optimizer import apply
-from hvp_jax.training.step_spec import Recipe
-from hvp_jax.training.train_state import State
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores
+from hvp_jax.parallel.sharding import Collectives
+from hvp_jax.training.optimizer import apply_updates_and_clamp
+from hvp_jax.training.step_spec import StepSpec
+from hvp_jax.training.train_state import TrainState
 
-ALONE = Shards()
+SINGLE_DEVICE = Collectives()
 
 
-def clip_keys(seed: int, step: jax.Array, first: jax.Array, count: int) -> jax.Array:
+def per_clip_keys(seed: int, step: jax.Array, first: jax.Array, count: int) -> jax.Array:
     """A random key for each clip of a global batch [count], the same on any number of devices."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
-def loss_of_features(
-    text: Text,
-    video: Video,
+def loss_from_features(
+    text: TextFeatures,
+    video: VideoFeatures,
     log_scale: jax.Array,
     paired: bool = False,
     chunk: int = 16,
@@ -44,11 +45,11 @@ def loss_of_features(
     return contrastive(scores(text, video, paired_weights, chunk, dtype), log_scale, axis)
 
 
-def batch_loss(
+def loss_fn(
     params: optax.Params,
     step: jax.Array,
-    batch: dict,
-    recipe: Recipe,
+    batch: Batch,
+    spec: StepSpec,
     axis: str | None = None,
     whole: Callable[[optax.Params], optax.Params] = lambda params: params,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -56,40 +57,36 @@ def batch_loss(
 
     `whole` makes whole parameters of those that a device holds.
     """
-    local = batch["video"].shape[0]
+    local = batch.video.shape[0]
     keys = None
-    if recipe.noise:
+    if spec.noise:
         first = 0 if axis is None else jax.lax.axis_index(axis) * local
-        keys = clip_keys(recipe.seed, step, first, local)
-    text, video, log_scale = recipe.model.apply(
+        keys = per_clip_keys(spec.seed, step, first, local)
+    text, video, log_scale = spec.model.apply(
         {"params": whole(params)},
-        batch["text_ids"],
-        batch["text_mask"],
-        batch["video"],
-        batch["video_mask"],
+        *batch,
         keys,
     )
-    return loss_of_features(
-        text, video, log_scale, recipe.paired, recipe.chunk, recipe.model.dtype, axis
+    return loss_from_features(
+        text, video, log_scale, spec.paired, spec.chunk_size, spec.model.dtype, axis
     )
 
 
 def train_step(
-    state: State, batch: dict, recipe: Recipe, shards: Shards = ALONE
-) -> tuple[State, dict[str, jax.Array]]:
+    state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives = SINGLE_DEVICE
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update and its metrics. A loss that is not finite changes nothing but the count.
 
-    The batch is this device's part: `video` [b, T, H, W, 3], `video_mask` [b, T],
-    `text_ids` and `text_mask` [b, W].
+    The batch is this device's part of the global batch.
     """
-    grad_of = jax.value_and_grad(batch_loss, has_aux=True)
+    grad_of = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, terms), grads = grad_of(
-        state.params, state.step, batch, recipe, shards.axis, shards.whole
+        state.params, state.step, batch, spec, collectives.axis, collectives.all_gather_params
     )
-    grads = shards.mean(grads)
-    norm = shards.norm(grads)
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params, norm=norm)
-    params = apply(state.params, updates)
+    grads = collectives.mean_gradients(grads)
+    norm = collectives.global_norm(grads)
+    updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params, norm=norm)
+    params = apply_updates_and_clamp(state.params, updates)
 
     sound = jnp.isfinite(loss) & jnp.isfinite(norm)
     params, opt_state = jax.tree.map(
@@ -105,4 +102,4 @@ def train_step(
         "log_scale": params["clip"]["logit_scale"],
         "skipped": skipped,
     }
-    return State(state.step + 1, skipped, params, opt_state), metrics
+    return TrainState(state.step + 1, skipped, params, opt_state), metrics

@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.weights import param_mapping, torch_params
 
 
 def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
     """Writes model.safetensors with PyTorch's names, and config.json for Hugging Face."""
-    sizes, left_out = Sizes(**card["sizes"]), []
+    sizes, left_out = ClipConfig(**card["clip_config"]), []
     if export == "huggingface":
         scheme = param_mapping.HUGGING_FACE
         left_out = sorted(set(params) - {"clip"})
-        text = json.dumps(hugging_face_config(sizes), indent=2) + "\n"
+        text = json.dumps(huggingface_config(sizes), indent=2) + "\n"
         (folder / "config.json").write_text(text)
     else:
-        scheme = param_mapping.Scheme(head=bool(card["stages"]))
+        scheme = param_mapping.NamingScheme(head=bool(card["stages"]))
     state = torch_params.to_torch(params, scheme)
     params.clear()  # what is not shared with `state` is let go
     for name in list(state):
@@ -30,7 +30,7 @@ def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
     return {"export": export, "left_out": left_out, "tensors": len(state)}
 
 
-def hugging_face_config(sizes: Sizes) -> dict:
+def huggingface_config(sizes: ClipConfig) -> dict:
     """The config.json of a CLIPModel of these sizes."""
     common = {
         "hidden_act": sizes.activation,
@@ -47,22 +47,22 @@ def hugging_face_config(sizes: Sizes) -> dict:
         | {
             "model_type": "clip_text_model",
             "hidden_size": sizes.text_width,
-            "intermediate_size": sizes.text_mlp or 4 * sizes.text_width,
+            "intermediate_size": sizes.text_mlp_dim or 4 * sizes.text_width,
             "num_hidden_layers": sizes.text_layers,
-            "num_attention_heads": sizes.text_width // sizes.text_head,
+            "num_attention_heads": sizes.text_width // sizes.text_head_dim,
             "max_position_embeddings": sizes.context_length,
-            "vocab_size": sizes.vocabulary,
+            "vocab_size": sizes.vocab_size,
             # The two greatest ids begin and end a text.
-            "bos_token_id": sizes.vocabulary - 2,
-            "eos_token_id": sizes.vocabulary - 1,
+            "bos_token_id": sizes.vocab_size - 2,
+            "eos_token_id": sizes.vocab_size - 1,
         },
         "vision_config": common
         | {
             "model_type": "clip_vision_model",
             "hidden_size": sizes.vision_width,
-            "intermediate_size": sizes.vision_mlp or 4 * sizes.vision_width,
+            "intermediate_size": sizes.vision_mlp_dim or 4 * sizes.vision_width,
             "num_hidden_layers": sizes.vision_layers,
-            "num_attention_heads": sizes.vision_width // sizes.vision_head,
+            "num_attention_heads": sizes.vision_width // sizes.vision_head_dim,
             "image_size": sizes.image_size,
             "patch_size": sizes.patch_size,
         },

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.errors import BadData, BadUse
-from hvp_jax.checkpoints.model_card import CARD
-from hvp_jax.models.clip_config import Sizes
+from data.errors import DataError, UsageError
+from hvp_jax.checkpoints.model_card import CARD_FILE
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.weights import infer_config, param_mapping, tensor_files
-from hvp_jax.weights.param_mapping import Scheme
-from hvp_jax.weights.tensor_files import Tensors
+from hvp_jax.weights.param_mapping import NamingScheme
+from hvp_jax.weights.tensor_files import LazyTensors
 
 FORMATS = ("openai", "open_clip", "huggingface", "hvpnet")
 
@@ -36,15 +36,15 @@ OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
-class Source(NamedTuple):
+class TorchCheckpoint(NamedTuple):
     """An opened checkpoint: what it is, and its tensors, not yet read."""
 
     path: Path
     files: tuple[Path, ...]  # that hold the tensors
     format: str
-    scheme: Scheme
-    tensors: Tensors
-    sizes: Sizes
+    scheme: NamingScheme
+    tensors: LazyTensors
+    clip_config: ClipConfig
     stages: int  # of distillation; 0: of CLIP alone
     taps: tuple[int, ...] | None  # None: not told
     ignored: dict[str, str]  # tensor: reason
@@ -52,18 +52,18 @@ class Source(NamedTuple):
     rest: dict[str, Any]  # beside the tensors: optimizer, steps
 
 
-def open_source(path: Path, format: str = "auto") -> Source:
-    """Opens a file or a directory. Raises BadUse or BadData that names it, or the tensor."""
+def open_checkpoint(path: Path, format: str = "auto") -> TorchCheckpoint:
+    """Opens a file or a directory. Raises UsageError or DataError that names it, or the tensor."""
     path = Path(path)
     if format not in ("auto", *FORMATS):
-        raise BadUse(f"--format={format}: it is auto or one of {', '.join(FORMATS)}")
+        raise UsageError(f"--format={format}: it is auto or one of {', '.join(FORMATS)}")
     files = _files(path)
     found, rest = tensor_files.open_files(files)
     found = _unwrapped(found)
     kind = _detect(path, found, files, rest)
     alike = {kind} | ({"openai", "open_clip"} if kind in ("openai", "open_clip") else set())
     if format != "auto" and format not in alike:
-        raise BadUse(f"{path}: its tensors are named as in {kind}, not as in {format}")
+        raise UsageError(f"{path}: its tensors are named as in {kind}, not as in {format}")
     kind = kind if format == "auto" else format
     ignored = {
         name: reason
@@ -75,15 +75,15 @@ def open_source(path: Path, format: str = "auto") -> Source:
     scheme = _scheme(kind, found)
     try:
         sizes, stages, notes = _sizes(path, files, kind, scheme, found)
-    except BadData as error:
-        raise BadData(f"{path}: {error}") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     rest = rest if kind == "hvpnet" else {}
-    return Source(
+    return TorchCheckpoint(
         path, files, kind, scheme, found, sizes, stages, _taps(files), ignored, notes, rest
     )
 
 
-def is_source(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     """Whether there is something at `path` that could be a checkpoint of PyTorch's world."""
     if not path.is_dir():
         return path.exists()
@@ -93,7 +93,7 @@ def is_source(path: Path) -> bool:
 
 def _files(path: Path) -> tuple[Path, ...]:
     if not path.exists():
-        raise BadUse(f"{path}: no such file or directory")
+        raise UsageError(f"{path}: no such file or directory")
     if not path.is_dir():
         return (path,)
     for name in HUGGING_FACE:
@@ -103,25 +103,25 @@ def _files(path: Path) -> tuple[Path, ...]:
         if index.is_file():
             parts = set(_json(index).get("weight_map", {}).values())
             if not parts or any(Path(part).name != part for part in parts):
-                raise BadData(f"{index}: has no `weight_map` to files beside it")
+                raise DataError(f"{index}: has no `weight_map` to files beside it")
             return tuple(path / part for part in sorted(parts))
     for name in OPEN_CLIP:
         if (path / name).is_file():
             return (path / name,)
-    raise BadUse(f"{path}: holds none of {', '.join((*HUGGING_FACE, *OPEN_CLIP))}")
+    raise UsageError(f"{path}: holds none of {', '.join((*HUGGING_FACE, *OPEN_CLIP))}")
 
 
 def _json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadData(f"{path}: not readable as JSON ({error})") from None
+        raise DataError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
-        raise BadData(f"{path}: not a JSON object")
+        raise DataError(f"{path}: not a JSON object")
     return value
 
 
-def _unwrapped(found: Tensors) -> Tensors:
+def _unwrapped(found: LazyTensors) -> LazyTensors:
     """Without a prefix that all names share because a module was wrapped."""
     for _ in WRAPPERS:
         for prefix in WRAPPERS:
@@ -141,14 +141,14 @@ def _detect(path: Path, found: Mapping, files: tuple[Path, ...], rest: Mapping) 
         by_trainer = {"epoch", "name"} <= set(rest)  # which is open_clip's, and OpenAI's has none
         return "open_clip" if "text" in heads or beside or by_trainer else "openai"
     some = ", ".join(sorted(found)[:3]) or "none"
-    raise BadData(f"{path}: holds no CLIP and no HVP-Net; its tensors are {some} ...")
+    raise DataError(f"{path}: holds no CLIP and no HVP-Net; its tensors are {some} ...")
 
 
-def _scheme(kind: str, found: Mapping) -> Scheme:
+def _scheme(kind: str, found: Mapping) -> NamingScheme:
     if kind == "huggingface":
         return param_mapping.HUGGING_FACE
     if kind == "hvpnet":
-        return Scheme(head=any(not name.startswith("clip.") for name in found))
+        return NamingScheme(head=any(not name.startswith("clip.") for name in found))
     nested = any(name.startswith("text.") for name in found)
 
     def spell(name: str) -> str:
@@ -156,36 +156,40 @@ def _scheme(kind: str, found: Mapping) -> Scheme:
         of_text = not name.startswith("visual.") and name != "logit_scale"
         return f"text.{name}" if nested and of_text else name
 
-    return Scheme(head=False, spell=spell)
+    return NamingScheme(head=False, spell=spell)
 
 
 def _sizes(
-    path: Path, files: tuple[Path, ...], kind: str, scheme: Scheme, found: Tensors
-) -> tuple[Sizes, int, tuple[str, ...]]:
+    path: Path, files: tuple[Path, ...], kind: str, scheme: NamingScheme, found: LazyTensors
+) -> tuple[ClipConfig, int, tuple[str, ...]]:
     told, notes, check = {}, [], {}
     beside = files[0].parent
     if kind == "huggingface":
         config = _json(beside / "config.json") if (beside / "config.json").is_file() else None
         if config is None:
-            raise BadUse(f"{beside}: has no config.json, which tells the activation and the heads")
-        told, check = infer_config.told_by_hugging_face(config, beside / "config.json")
+            raise UsageError(
+                f"{beside}: has no config.json, which tells the activation and the heads"
+            )
+        told, check = infer_config.config_from_huggingface(config, beside / "config.json")
     elif (beside / OPEN_CLIP_CONFIG).is_file():
-        told = infer_config.told_by_open_clip(
+        told = infer_config.config_from_open_clip(
             _json(beside / OPEN_CLIP_CONFIG), beside / OPEN_CLIP_CONFIG
         )
-    elif (beside / CARD).is_file():  # an export of ours
-        told = {"activation": _json(beside / CARD).get("sizes", {}).get("activation")}
+    elif (beside / CARD_FILE).is_file():  # an export of ours
+        card = _json(beside / CARD_FILE)
+        sizes = card.get("clip_config") or card.get("sizes") or {}
+        told = {"activation": sizes.get("activation")}
     elif kind == "open_clip":
         notes.append(
             f"no {OPEN_CLIP_CONFIG} beside it: QuickGELU is assumed, as in OpenAI's weights; "
             "put that file there if the model was trained with GELU"
         )
-    sizes, stages = infer_config.survey(found.shapes, scheme, told, check)
+    sizes, stages = infer_config.infer_config(found.shapes, scheme, told, check)
     return sizes, stages, tuple(notes)
 
 
 def _taps(files: tuple[Path, ...]) -> tuple[int, ...] | None:
     """Those that `port --export` noted beside the tensors; no other checkpoint tells any."""
-    path = files[0].parent / CARD
+    path = files[0].parent / CARD_FILE
     taps = _json(path).get("taps") if path.is_file() else None
     return tuple(taps) if taps else None

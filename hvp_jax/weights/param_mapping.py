@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 
-class Rule(NamedTuple):
+class ParamRule(NamedTuple):
     ours: str
     original: str
     layout: str
@@ -17,7 +17,7 @@ class Rule(NamedTuple):
     huggingface_layout: str | None = None  # None: the same layout
 
 
-def _block(ours: str, original: str, huggingface: str) -> Iterator[Rule]:
+def _block(ours: str, original: str, huggingface: str) -> Iterator[ParamRule]:
     for path, name, hub_name, layout in (
         ("norm_1/scale", "ln_1.weight", "layer_norm1.weight", "same"),
         ("norm_1/bias", "ln_1.bias", "layer_norm1.bias", "same"),
@@ -32,7 +32,7 @@ def _block(ours: str, original: str, huggingface: str) -> Iterator[Rule]:
         ("mlp_out/kernel", "mlp.c_proj.weight", "mlp.fc2.weight", "linear"),
         ("mlp_out/bias", "mlp.c_proj.bias", "mlp.fc2.bias", "same"),
     ):
-        yield Rule(
+        yield ParamRule(
             f"{ours}/tower/blocks/{path}",
             f"{original}.resblocks.{{i}}.{name}",
             layout,
@@ -40,7 +40,7 @@ def _block(ours: str, original: str, huggingface: str) -> Iterator[Rule]:
         )
 
 
-def _stage() -> Iterator[Rule]:
+def _stage() -> Iterator[ParamRule]:
     for path, name, layout in (
         ("conv/kernel", "pcm.conv.conv.weight", "conv1d"),
         ("norm/scale", "pcm.norm.weight", "same"),
@@ -56,56 +56,58 @@ def _stage() -> Iterator[Rule]:
         ("attention_out/kernel", "att.attn.proj.weight", "linear"),
         ("attention_out/bias", "att.attn.proj.bias", "same"),
     ):
-        yield Rule(
+        yield ParamRule(
             f"distill/stage_{{i}}/{path}", f"PatchListProcessing.blocks.{{i}}.{name}", layout
         )
 
 
-def _token_weights() -> Iterator[Rule]:
+def _token_weights() -> Iterator[ParamRule]:
     for ours, name in (
         ("patch_weight", "p_feat_w"),
         ("frame_weight", "f_feat_w"),
         ("word_weight", "w_feat_w"),
     ):
         for layer in range(3):
-            yield Rule(f"{ours}/dense_{layer}/kernel", f"{name}.{2 * layer}.weight", "linear")
-            yield Rule(f"{ours}/dense_{layer}/bias", f"{name}.{2 * layer}.bias", "same")
+            yield ParamRule(f"{ours}/dense_{layer}/kernel", f"{name}.{2 * layer}.weight", "linear")
+            yield ParamRule(f"{ours}/dense_{layer}/bias", f"{name}.{2 * layer}.bias", "same")
 
 
 V, T = "vision_model", "text_model"
-CLIP = (
-    Rule("clip/logit_scale", "clip.logit_scale", "same", "logit_scale"),
-    Rule("clip/visual/patch_embedding", "clip.visual.conv1.weight", "patches",
+CLIP_RULES = (
+    ParamRule("clip/logit_scale", "clip.logit_scale", "same", "logit_scale"),
+    ParamRule("clip/visual/patch_embedding", "clip.visual.conv1.weight", "patches",
          f"{V}.embeddings.patch_embedding.weight"),
-    Rule("clip/visual/class_embedding", "clip.visual.class_embedding", "same",
+    ParamRule("clip/visual/class_embedding", "clip.visual.class_embedding", "same",
          f"{V}.embeddings.class_embedding"),
-    Rule("clip/visual/position_embedding", "clip.visual.positional_embedding", "same",
+    ParamRule("clip/visual/position_embedding", "clip.visual.positional_embedding", "same",
          f"{V}.embeddings.position_embedding.weight"),
-    Rule("clip/visual/norm_pre/scale", "clip.visual.ln_pre.weight", "same",
+    ParamRule("clip/visual/norm_pre/scale", "clip.visual.ln_pre.weight", "same",
          f"{V}.pre_layrnorm.weight"),
-    Rule("clip/visual/norm_pre/bias", "clip.visual.ln_pre.bias", "same", f"{V}.pre_layrnorm.bias"),
+    ParamRule("clip/visual/norm_pre/bias", "clip.visual.ln_pre.bias", "same",
+         f"{V}.pre_layrnorm.bias"),
     *_block("clip/visual", "clip.visual.transformer", V),
-    Rule("clip/visual/norm_post/scale", "clip.visual.ln_post.weight", "same",
+    ParamRule("clip/visual/norm_post/scale", "clip.visual.ln_post.weight", "same",
          f"{V}.post_layernorm.weight"),
-    Rule("clip/visual/norm_post/bias", "clip.visual.ln_post.bias", "same",
+    ParamRule("clip/visual/norm_post/bias", "clip.visual.ln_post.bias", "same",
          f"{V}.post_layernorm.bias"),
-    Rule("clip/visual/projection", "clip.visual.proj", "same",
+    ParamRule("clip/visual/projection", "clip.visual.proj", "same",
          "visual_projection.weight", "linear"),
-    Rule("clip/text/token_embedding", "clip.token_embedding.weight", "same",
+    ParamRule("clip/text/token_embedding", "clip.token_embedding.weight", "same",
          f"{T}.embeddings.token_embedding.weight"),
-    Rule("clip/text/position_embedding", "clip.positional_embedding", "same",
+    ParamRule("clip/text/position_embedding", "clip.positional_embedding", "same",
          f"{T}.embeddings.position_embedding.weight"),
     *_block("clip/text", "clip.transformer", T),
-    Rule("clip/text/norm_final/scale", "clip.ln_final.weight", "same",
+    ParamRule("clip/text/norm_final/scale", "clip.ln_final.weight", "same",
          f"{T}.final_layer_norm.weight"),
-    Rule("clip/text/norm_final/bias", "clip.ln_final.bias", "same", f"{T}.final_layer_norm.bias"),
-    Rule("clip/text/projection", "clip.text_projection", "same",
+    ParamRule("clip/text/norm_final/bias", "clip.ln_final.bias", "same",
+         f"{T}.final_layer_norm.bias"),
+    ParamRule("clip/text/projection", "clip.text_projection", "same",
          "text_projection.weight", "linear"),
 )  # fmt: skip
-HEAD = (*_stage(), *_token_weights())
+HVPNET_HEAD = (*_stage(), *_token_weights())
 
 
-class Scheme(NamedTuple):
+class NamingScheme(NamedTuple):
     """A way of naming: the rules of a checkpoint and how it spells their names."""
 
     huggingface: bool = False
@@ -114,7 +116,7 @@ class Scheme(NamedTuple):
 
     def rules(self) -> Iterator[tuple[str, str, str]]:
         """(path here, name there, layout there)."""
-        for rule in CLIP + HEAD if self.head else CLIP:
+        for rule in CLIP_RULES + HVPNET_HEAD if self.head else CLIP_RULES:
             if not self.huggingface:
                 yield rule.ours, self.spell(rule.original), rule.layout
             elif rule.huggingface:
@@ -122,5 +124,5 @@ class Scheme(NamedTuple):
                 yield rule.ours, self.spell(rule.huggingface), layout
 
 
-ORIGINAL = Scheme()
-HUGGING_FACE = Scheme(huggingface=True, head=False)
+ORIGINAL = NamingScheme()
+HUGGING_FACE = NamingScheme(huggingface=True, head=False)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from hvp_jax.models.clip_config import Shape
 
 NEEDS_TORCH = "is a pickle of PyTorch's: to read it, install PyTorch (requirements-torch.txt)"
 
 
-class Tensors(Mapping[str, np.ndarray]):
+class LazyTensors(Mapping[str, np.ndarray]):
     """float32 arrays by name, in the file's order. A second look at a tensor may fail."""
 
     def __init__(self, read: dict[str, Callable[[], np.ndarray]], shapes: dict[str, Shape]):
@@ -34,20 +34,20 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._read)
 
-    def renamed(self, new: Mapping[str, str]) -> "Tensors":
-        return Tensors(
+    def renamed(self, new: Mapping[str, str]) -> "LazyTensors":
+        return LazyTensors(
             {new[name]: read for name, read in self._read.items()},
             {new[name]: shape for name, shape in self.shapes.items()},
         )
 
-    def without(self, unwanted: Mapping | set) -> "Tensors":
+    def without(self, unwanted: Mapping | set) -> "LazyTensors":
         kept = [name for name in self._read if name not in unwanted]
-        return Tensors(
+        return LazyTensors(
             {name: self._read[name] for name in kept}, {name: self.shapes[name] for name in kept}
         )
 
 
-def open_files(paths: tuple[Path, ...]) -> tuple[Tensors, dict]:
+def open_files(paths: tuple[Path, ...]) -> tuple[LazyTensors, dict]:
     """The tensors of all files, and what else a single pickle holds: optimizer, steps."""
     read: dict[str, Callable] = {}
     shapes: dict[str, Shape] = {}
@@ -56,31 +56,31 @@ def open_files(paths: tuple[Path, ...]) -> tuple[Tensors, dict]:
         part, rest = _open(path)
         read |= {name: part._read[name] for name in part}
         shapes |= part.shapes
-    return Tensors(read, shapes), rest
+    return LazyTensors(read, shapes), rest
 
 
-def _open(path: Path) -> tuple[Tensors, dict]:
+def _open(path: Path) -> tuple[LazyTensors, dict]:
     try:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
-        raise BadUse(f"{path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     if not head:
-        raise BadData(f"{path}: is empty")
+        raise DataError(f"{path}: is empty")
     if path.suffix == ".safetensors" or head[8:] == b"{":
         return _safetensors(path), {}
     if head[:4] == b"PK\x03\x04":
         if not zipfile.is_zipfile(path):
-            raise BadData(f"{path}: is cut short; get the file again")
+            raise DataError(f"{path}: is cut short; get the file again")
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):
                 return _torchscript(path), {}
     elif head[:1] != b"\x80":
-        raise BadData(f"{path}: is neither safetensors nor a checkpoint of PyTorch")
+        raise DataError(f"{path}: is neither safetensors nor a checkpoint of PyTorch")
     return _pickle(path)
 
 
-def _safetensors(path: Path) -> Tensors:
+def _safetensors(path: Path) -> LazyTensors:
     # By PyTorch's names for types, for numpy lacks bfloat16; JAX's brings it along.
     import ml_dtypes  # noqa: F401
     import safetensors
@@ -89,7 +89,7 @@ def _safetensors(path: Path) -> Tensors:
         with safetensors.safe_open(path, framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except Exception as error:  # the library has an error of its own for each defect
-        raise BadData(f"{path}: is no whole safetensors file ({error})") from None
+        raise DataError(f"{path}: is no whole safetensors file ({error})") from None
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
@@ -99,7 +99,7 @@ def _safetensors(path: Path) -> Tensors:
 
         return read
 
-    return Tensors({name: reader(name) for name in shapes}, shapes)
+    return LazyTensors({name: reader(name) for name in shapes}, shapes)
 
 
 def to_numpy(tensor) -> np.ndarray:
@@ -113,20 +113,20 @@ def _import_torch(path: Path):
     try:
         import torch
     except ImportError:
-        raise BadUse(f"{path} {NEEDS_TORCH}") from None
+        raise UsageError(f"{path} {NEEDS_TORCH}") from None
     return torch
 
 
-def _torchscript(path: Path) -> Tensors:
+def _torchscript(path: Path) -> LazyTensors:
     torch = _import_torch(path)
     try:
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     except Exception as error:
-        raise BadData(f"{path}: no whole TorchScript archive ({_first_line(error)})") from None
+        raise DataError(f"{path}: no whole TorchScript archive ({_first_line(error)})") from None
     return _of_torch(path, state)
 
 
-def _pickle(path: Path) -> tuple[Tensors, dict]:
+def _pickle(path: Path) -> tuple[LazyTensors, dict]:
     torch = _import_torch(path)
     try:
         with torch.serialization.safe_globals(_harmless()):
@@ -134,14 +134,14 @@ def _pickle(path: Path) -> tuple[Tensors, dict]:
     except pickle.UnpicklingError as error:
         wanted = _refused(path, str(error))
         if wanted:
-            raise BadData(
+            raise DataError(
                 f"{path}: refused, it wants to run code when it is read ({wanted})"
             ) from None
-        raise BadData(f"{path}: is no whole checkpoint ({_first_line(error)})") from None
+        raise DataError(f"{path}: is no whole checkpoint ({_first_line(error)})") from None
     except Exception as error:  # PyTorch has many ways to say that a file is broken
-        raise BadData(f"{path}: is no whole checkpoint ({_first_line(error)})") from None
+        raise DataError(f"{path}: is no whole checkpoint ({_first_line(error)})") from None
     if not isinstance(found, Mapping):
-        raise BadData(f"{path}: holds a {type(found).__name__}, not tensors by name")
+        raise DataError(f"{path}: holds a {type(found).__name__}, not tensors by name")
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found.get(key), Mapping):
             return _of_torch(path, found[key]), {k: v for k, v in found.items() if k != key}
@@ -163,18 +163,18 @@ def _harmless() -> list:
     ]
 
 
-def _of_torch(path: Path, state: Mapping) -> Tensors:
+def _of_torch(path: Path, state: Mapping) -> LazyTensors:
     torch = _import_torch(path)
     state = dict(state)
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise BadData(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
+            raise DataError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         return lambda: to_numpy(state.pop(name))
 
-    return Tensors({name: reader(name) for name in shapes}, shapes)
+    return LazyTensors({name: reader(name) for name in shapes}, shapes)
 
 
 def _first_line(error: Exception) -> str:

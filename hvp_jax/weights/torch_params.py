@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.errors import BadData
-from hvp_jax.weights.param_mapping import ORIGINAL, Scheme
+from data.errors import DataError
+from hvp_jax.weights.param_mapping import ORIGINAL, NamingScheme
 
 
-class Place(NamedTuple):
+class ParamSource(NamedTuple):
     """A parameter of ours, and the tensors it is made of: by layer if it is stacked, and part."""
 
     path: str
@@ -54,12 +54,12 @@ def _layers(name: str, names: Iterable[str]) -> list[int]:
     layers = sorted({int(m[1]) for m in map(pattern.match, names) if m})
     for expected, layer in enumerate(layers):
         if layer != expected:
-            raise BadData(f"{stack}{expected}: a layer that is missing, of 0 to {layers[-1]}")
+            raise DataError(f"{stack}{expected}: a layer that is missing, of 0 to {layers[-1]}")
     return layers
 
 
-def places(names: Iterable[str], scheme: Scheme = ORIGINAL) -> list[Place]:
-    """Which tensors make each of our parameters. Raises BadData that names one too few or many."""
+def match_tensors(names: Iterable[str], scheme: NamingScheme = ORIGINAL) -> list[ParamSource]:
+    """Which tensors make each of our parameters; DataError names one too few or too many."""
     names = set(names)
     found, used = [], set()
     for path, name, layout in scheme.rules():
@@ -67,23 +67,25 @@ def places(names: Iterable[str], scheme: Scheme = ORIGINAL) -> list[Place]:
         spelled = [_parts(name.replace("{i}", str(i))) for i in layers] or [_parts(name)]
         for tensor in (tensor for parts in spelled for tensor in parts):
             if tensor not in names:
-                raise BadData(f"{tensor}: not among the {len(names)} tensors of the checkpoint")
+                raise DataError(f"{tensor}: not among the {len(names)} tensors of the checkpoint")
             used.add(tensor)
         if "{i}" in path:
             found += [
-                Place(path.replace("{i}", str(i)), (parts,), layout, False)
+                ParamSource(path.replace("{i}", str(i)), (parts,), layout, False)
                 for i, parts in zip(layers, spelled, strict=True)
             ]
         else:
-            found.append(Place(path, tuple(spelled), layout, "{i}" in name))
+            found.append(ParamSource(path, tuple(spelled), layout, "{i}" in name))
     unknown = sorted(names - used)
     if unknown:
         more = f", nor {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise BadData(f"{unknown[0]}: a tensor that such a checkpoint does not have{more}")
+        raise DataError(f"{unknown[0]}: a tensor that such a checkpoint does not have{more}")
     return found
 
 
-def layer_shapes(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+def layer_shapes(
+    place: ParamSource, shapes: Mapping[str, tuple[int, ...]]
+) -> list[tuple[int, ...]]:
     """The shape, in our layout, of each layer of a parameter, from those of its tensors."""
     found = []
     for names in place.layers:
@@ -101,16 +103,16 @@ def torch_shape(ours: tuple[int, ...], layout: str, parts: int = 1) -> tuple[int
     return (shape[0] // parts, *shape[1:]) if parts > 1 else shape
 
 
-def from_torch(state: Mapping[str, np.ndarray], scheme: Scheme = ORIGINAL) -> dict:
+def from_torch(state: Mapping[str, np.ndarray], scheme: NamingScheme = ORIGINAL) -> dict:
     """The tensors of a checkpoint -> our tree of parameters, each tensor looked up once.
 
-    Strict: raises BadData that names a tensor which is missing, unknown or, in a stack of
+    Strict: raises DataError that names a tensor which is missing, unknown or, in a stack of
     layers, of another shape than the others.
     """
-    return unflatten({place.path: _fill(place, state) for place in places(state, scheme)})
+    return unflatten({place.path: _fill(place, state) for place in match_tensors(state, scheme)})
 
 
-def _fill(place: Place, state: Mapping[str, np.ndarray]) -> np.ndarray:
+def _fill(place: ParamSource, state: Mapping[str, np.ndarray]) -> np.ndarray:
     stack = None
     for i, names in enumerate(place.layers):
         # Name by name, so that no more than one layer is in memory twice.
@@ -124,7 +126,7 @@ def _fill(place: Place, state: Mapping[str, np.ndarray]) -> np.ndarray:
     return stack
 
 
-def to_torch(params: Mapping, scheme: Scheme = ORIGINAL) -> dict[str, np.ndarray]:
+def to_torch(params: Mapping, scheme: NamingScheme = ORIGINAL) -> dict[str, np.ndarray]:
     """Our tree (of parameters, gradients or moments) -> names and layouts of PyTorch."""
     flat = {path: np.asarray(x) for path, x in flatten(params).items()}
     state = {}

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 from configs.base import get_config
 from hvp_jax.bench import memory
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.models.similarity import Text, Video, unit
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures, l2_normalize
 from hvp_jax.parallel.partitioner import AXIS
 from hvp_jax.training import train_step
 from tests.helpers.command import run_command
@@ -27,15 +27,21 @@ def mesh():
 
 def random_features(batch):
     """Features of the shapes that the encoders give, all different."""
-    text, video, log_scale = memory.features(MODEL, batch, 2, 4)
+    text, video, log_scale = memory.feature_shapes(MODEL, batch, 2, 4)
     leaves, tree = jax.tree.flatten((text, video))
-    drawn = [np.asarray(unit(normal(i, *x.shape)), np.float32) for i, x in enumerate(leaves)]
+    drawn = [
+        np.asarray(l2_normalize(normal(i, *x.shape)), np.float32) for i, x in enumerate(leaves)
+    ]
     return *jax.tree.unflatten(tree, drawn), np.full(log_scale.shape, 2.0, np.float32)
 
 
 def test_features_are_those_of_the_encoders():
-    text, video, log_scale = memory.features(MODEL, 16, 2, 4)
-    assert isinstance(text, Text) and isinstance(video, Video) and log_scale.shape == ()
+    text, video, log_scale = memory.feature_shapes(MODEL, 16, 2, 4)
+    assert (
+        isinstance(text, TextFeatures)
+        and isinstance(video, VideoFeatures)
+        and log_scale.shape == ()
+    )
     assert text.words.shape == (16, 4, 32)
     assert video.patches.shape == (16, 2, 2, 32)  # 2 frames of 5 tokens, halved three times
 
@@ -45,10 +51,10 @@ def test_every_way_is_the_loss_of_the_whole_batch(way, mesh):
     inputs = random_features(16)
 
     def whole(text, video, log_scale):
-        return train_step.loss_of_features(text, video, log_scale, False, 16, jnp.float32)[0]
+        return train_step.loss_from_features(text, video, log_scale, False, 16, jnp.float32)[0]
 
     loss, gradients = jax.jit(jax.value_and_grad(whole, argnums=(0, 1, 2)))(*inputs)
-    found, theirs = memory.gradient(way, False, jnp.float32, mesh)(*inputs)
+    found, theirs = memory.loss_and_grad(way, False, jnp.float32, mesh)(*inputs)
     np.testing.assert_allclose(found, loss, rtol=1e-5)
     # A gather's gradient sums what the eight devices, each with the same loss, pass back.
     for (_, x), y in zip(
@@ -58,9 +64,9 @@ def test_every_way_is_the_loss_of_the_whole_batch(way, mesh):
 
 
 def test_the_whole_table_needs_more_than_chunks_and_eight_devices_of_it_more_still(mesh):
-    shapes = memory.place(memory.features(MODEL, 256, 8, 24), mesh)
+    shapes = memory.shard_shapes(memory.feature_shapes(MODEL, 256, 8, 24), mesh)
     chunked, naive, original = (
-        memory.temporary(memory.gradient(way, False, jnp.float32, mesh), shapes)
+        memory.temp_bytes(memory.loss_and_grad(way, False, jnp.float32, mesh), shapes)
         for way in (2, "naive", "original")
     )
     # 2 taps, 256 texts of 24 words, this device's 32 clips of 5 tokens, in float32
@@ -74,8 +80,8 @@ def test_the_tables_tell_every_batch_and_way(monkeypatch):
     monkeypatch.setattr(memory, "TIMED", 16)
     monkeypatch.setattr(memory, "CHUNKS", (2,))
     config = get_config()
-    config.similarity.chunk = 3
-    config.data.frames, config.data.words = 1, 4
+    config.similarity.chunk_size = 3
+    config.data.max_frames, config.data.max_words = 1, 4
     result = memory.bench_memory(config, MODEL)
     ways = ["chunk 2", "chunk 3", "naive", "original"]
     assert {batch: list(row) for batch, row in result["temporary_MiB"].items()} == {

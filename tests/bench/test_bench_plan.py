@@ -21,7 +21,7 @@ GIB = 2**30
 @pytest.fixture
 def config():
     config = get_config()
-    config.data.frames, config.data.words, config.train.steps = 2, 4, 10
+    config.data.max_frames, config.data.max_words, config.train.steps = 2, 4, 10
     config.model.variant, config.model.taps = "tiny", (3,)
     return resolve(config)
 
@@ -38,7 +38,7 @@ def test_operations_are_counted_as_xla_counts_them(config):
 def test_what_is_exchanged_is_the_text_and_the_weights(config):
     words = 16 * (4 * 32 + 4 + 32) * 4  # words, their weights, the sentence: float32
     expected = 7 / 8 * 2 * (words + 4 * parameters())
-    np.testing.assert_allclose(plan.exchanged(config, MODEL, 16, 8), expected)
+    np.testing.assert_allclose(plan.bytes_sent(config, MODEL, 16, 8), expected)
 
 
 def test_a_step_takes_its_operations_at_a_share_of_the_peak(config):
@@ -47,7 +47,7 @@ def test_a_step_takes_its_operations_at_a_share_of_the_peak(config):
     found = plan.step_seconds(config, MODEL, machine, 64)
     expected = 1000 * operations / 16 / (0.4 * PEAKS["TPU v4"].flops_float32)
     np.testing.assert_allclose(found["compute_ms"], expected)
-    assert found["links_ms"] == 1000 * plan.exchanged(config, MODEL, 64, 16) / 300e9
+    assert found["links_ms"] == 1000 * plan.bytes_sent(config, MODEL, 64, 16) / 300e9
 
 
 def test_the_plan_adds_the_loss_to_the_line_and_strikes_out_what_does_not_fit(config, monkeypatch):
@@ -60,7 +60,7 @@ def test_the_plan_adds_the_loss_to_the_line_and_strikes_out_what_does_not_fit(co
         count = len(devices)
         return (2 + each[model.remat] * batch / count) * GIB + loss(config, model, batch, count)
 
-    monkeypatch.setattr(plan, "memory", memory)
+    monkeypatch.setattr(plan, "step_memory", memory)
     monkeypatch.setattr(plan, "loss_memory", loss)
     monkeypatch.setattr(plan, "counted_over_cost_analysis", lambda *_: 0.9)
     monkeypatch.setattr(plan, "some_devices", lambda count: [None] * count)

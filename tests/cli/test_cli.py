@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.errors import BadData, BadUse
-from hvp_jax.cli import console
-from hvp_jax.cli import main as cli
+from data.errors import DataError, UsageError
+from hvp_jax.cli import main
 from hvp_jax.config.overrides import load
 from hvp_jax.config.saved import to_json
+from hvp_jax.monitoring import json_files
 from tests.helpers.command import ROOT, run_command
 
 FOLDER = f"--config={ROOT / 'configs' / 'folder.py'}"
@@ -31,9 +31,9 @@ def fake(monkeypatch):
 
     def install(run):
         monkeypatch.setitem(sys.modules, "fake_verb", types.SimpleNamespace(run=run))
-        for name, verb in cli.VERBS.items():
+        for name, verb in main.VERBS.items():
             fake = dataclasses.replace(verb, target="fake_verb:run")
-            monkeypatch.setitem(cli.VERBS, name, fake)
+            monkeypatch.setitem(main.VERBS, name, fake)
 
     return install
 
@@ -69,7 +69,7 @@ def fake(monkeypatch):
     ],
 )
 def test_bad_use_of_the_flags(arguments, says, capfd):
-    assert cli.main(arguments) == 2
+    assert main.main(arguments) == 2
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -83,30 +83,30 @@ def test_eval_takes_the_config_of_the_run(tmp_path, fake):
     config = load(str(ROOT / "configs" / "folder.py"))
     config.model.taps = (1, 12)
     (tmp_path / "config.json").write_text(to_json(config))
-    assert cli.main(["eval", workdir, "--config.eval.split=val"]) == 0
+    assert main.main(["eval", workdir, "--config.eval.split=val"]) == 0
     assert seen["config"].model.taps == (1, 12) and seen["config"].eval.split == "val"
     assert seen["config"].is_locked and seen["workdir"] == tmp_path
-    assert cli.main(["eval", FOLDER, workdir]) == 0
+    assert main.main(["eval", FOLDER, workdir]) == 0
     assert seen["config"].model.taps is None
-    assert cli.main(["eval", workdir, "--config.model.taps=none"]) == 0
+    assert main.main(["eval", workdir, "--config.model.taps=none"]) == 0
     assert seen["config"].model.taps is None
 
 
 def test_eval_without_a_run(tmp_path, capfd):
-    assert cli.main(["eval", f"--workdir={tmp_path}"]) == 2
+    assert main.main(["eval", f"--workdir={tmp_path}"]) == 2
     assert f"{tmp_path / 'config.json'} does not exist" in capfd.readouterr().err
     (tmp_path / "config.json").write_bytes(b"\xff{")
-    assert cli.main(["eval", f"--workdir={tmp_path}"]) == 1
+    assert main.main(["eval", f"--workdir={tmp_path}"]) == 1
     assert f"error: {tmp_path / 'config.json'}: " in capfd.readouterr().err
 
 
 def test_flags_reach_the_verb(fake, tmp_path):
     seen = []
     fake(lambda **values: seen.append(values) or {})
-    assert cli.main(["parity", "--golden=a.npz"]) == 0
-    assert cli.main(["--precision", "float32", "parity", "--golden", "a.npz"]) == 0
-    assert cli.main(["bench", FOLDER]) == 0
-    assert cli.main(["--golden", "eval", "--format", "openai", "parity"]) == 0
+    assert main.main(["parity", "--golden=a.npz"]) == 0
+    assert main.main(["--precision", "float32", "parity", "--golden", "a.npz"]) == 0
+    assert main.main(["bench", FOLDER]) == 0
+    assert main.main(["--golden", "eval", "--format", "openai", "parity"]) == 0
     golden = Path("a.npz")
     rest = {"source": None, "format": "auto"}
     assert seen[0] == {"golden": golden, "precision": None, **rest}
@@ -128,20 +128,20 @@ def raising(error):
         (lambda **_: {"ok": True}, 0, ""),
         (lambda **_: {"figure": 1}, 0, ""),
         (lambda **_: {"ok": False}, 1, ""),
-        (raising(BadData("clip\n   one")), 1, "error: clip one\n"),
-        (raising(BadUse("no such")), 2, "error: no such\n"),
+        (raising(DataError("clip\n   one")), 1, "error: clip one\n"),
+        (raising(UsageError("no such")), 2, "error: no such\n"),
         (raising(KeyboardInterrupt()), 130, "error: interrupted\n"),
     ],
 )
 def test_exit_status(run, status, says, fake, capfd):
     fake(run)
-    assert cli.main(["parity", "--golden=g"]) == status
+    assert main.main(["parity", "--golden=g"]) == status
     assert capfd.readouterr().err == says
 
 
 def test_a_bug_keeps_its_traceback(fake, capfd):
     fake(raising(ZeroDivisionError("by zero")))
-    assert cli.main(["parity", "--golden=g"]) == 1
+    assert main.main(["parity", "--golden=g"]) == 1
     captured = capfd.readouterr()
     assert captured.err.startswith("Traceback") and "ZeroDivisionError: by zero" in captured.err
     assert captured.out == ""
@@ -149,10 +149,10 @@ def test_a_bug_keeps_its_traceback(fake, capfd):
 
 def test_without_json_a_result_is_readable(fake, capfd):
     fake(lambda **_: {"text": "a table", "ok": True})
-    cli.main(["parity", "--golden=g"])
+    main.main(["parity", "--golden=g"])
     assert capfd.readouterr().out == "a table\n"
     fake(lambda **_: {"clips": 3, "error": 0.5, "recall": {"R@1": 40.0}})
-    cli.main(["parity", "--golden=g"])
+    main.main(["parity", "--golden=g"])
     assert capfd.readouterr().out == "clips: 3\nerror: 0.5\nrecall:\n  R@1: 40.0\n"
 
 
@@ -164,7 +164,7 @@ def test_results_become_plain_json():
         "path": Path("x"),
         "bool": np.bool_(True),
     }
-    assert console.plain(result) == {
+    assert json_files.to_json_types(result) == {
         "a": 0.5,
         "b": [0, 1],
         "3": [1, {"nan": None, "inf": None}],
@@ -255,27 +255,27 @@ def test_no_verb(arguments, run_cli):
     if arguments:
         assert json.loads(done.stdout)["error"].startswith("no verb given")
     else:
-        assert all(f"  {verb} " in done.stderr for verb in cli.VERBS) and not done.stdout
+        assert all(f"  {verb} " in done.stderr for verb in main.VERBS) and not done.stdout
 
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["-h"], ["train", "--help"], ["--help", "parity"], [*TRAIN, "-h"]]
 )
 def test_help_works_everywhere(arguments, capfd):
-    assert cli.main(arguments) == 0
+    assert main.main(arguments) == 0
     captured = capfd.readouterr()
     assert captured.err == "" and captured.out.startswith("usage: python run.py ")
-    verb = next((word for word in arguments if word in cli.VERBS), None)
-    for expected in cli.VERBS[verb].names() if verb else cli.VERBS:
+    verb = next((word for word in arguments if word in main.VERBS), None)
+    for expected in main.VERBS[verb].names() if verb else main.VERBS:
         assert expected in captured.out
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", main.VERBS)
 def test_help_tells_every_flag_of_a_verb(verb, capfd):
-    assert cli.main([verb, "--help"]) == 0
+    assert main.main([verb, "--help"]) == 0
     usage, *_, flags = capfd.readouterr().out.split("\n\n")
     assert usage.startswith(f"usage: python run.py {verb} ")
-    for name in (*cli.VERBS[verb].names(), "--json"):
+    for name in (*main.VERBS[verb].names(), "--json"):
         assert name in usage and f"\n  {name}" in flags
 
 

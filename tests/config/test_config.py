@@ -8,7 +8,7 @@ import pytest
 
 from configs.base import get_config, with_form
 from data import annotations
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from hvp_jax.config import resolve, saved, schema
 from hvp_jax.config.overrides import load, override
 from hvp_jax.models import clip_config
@@ -39,21 +39,21 @@ def test_taps_are_first_middle_last(variant, taps):
 
 def test_rates_from_scratch_and_on_a_pretrained_clip():
     scratch = resolve.resolve(changed()).optim
-    assert (scratch.rate, scratch.clip_rate) == (1e-3, 1e-3)
-    assert resolve.resolve(changed(optim__rate=0.5)).optim.clip_rate == 0.5
-    told = clip_config.Told(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
+    assert (scratch.learning_rate, scratch.clip_learning_rate) == (1e-3, 1e-3)
+    assert resolve.resolve(changed(optim__learning_rate=0.5)).optim.clip_learning_rate == 0.5
+    told = clip_config.ModelSpec(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
     resolved = resolve.resolve(changed(model__weights="clip.npz"), told)
     assert (resolved.model.taps, resolved.distill.stages) == ((2, 24), 2)
     assert resolved.model.freeze_patches and resolved.model.variant is None
     pretrained = resolved.optim
-    assert (pretrained.rate, pretrained.clip_rate) == (1e-4, 1e-7)
+    assert (pretrained.learning_rate, pretrained.clip_learning_rate) == (1e-4, 1e-7)
 
 
 def test_resolving_keeps_what_was_given_and_its_argument():
-    config = changed(model__taps="3", optim__rate="0.25", optim__clip_rate="0")
+    config = changed(model__taps="3", optim__learning_rate="0.25", optim__clip_learning_rate="0")
     resolved = resolve.resolve(config)
     assert resolved.model.taps == (3,)
-    assert (resolved.optim.rate, resolved.optim.clip_rate) == (0.25, 0)
+    assert (resolved.optim.learning_rate, resolved.optim.clip_learning_rate) == (0.25, 0)
     untouched = changed()
     resolve.resolve_steps(resolve.resolve(untouched), 100)
     assert untouched.model.taps is None and untouched.train.steps is None
@@ -84,10 +84,10 @@ def test_nothing_is_left_at_none():
     ("key", "value", "says"),
     [
         *((key, "nonsense", choices[0]) for key, choices in schema.CHOICES.items()),
-        *((key, least - 1, f"at least {least}") for key, least in schema.LEAST.items()),
-        ("data.words", 78, "at most 77"),
-        ("optim.warmup", 1, "below 1"),
-        ("data.held_out", 1, "share of the training videos, below 1"),
+        *((key, least - 1, f"at least {least}") for key, least in schema.MINIMUM.items()),
+        ("data.max_words", 78, "at most 77"),
+        ("optim.warmup_fraction", 1, "below 1"),
+        ("data.val_fraction", 1, "share of the training videos, below 1"),
         ("optim.max_grad_norm", 0, "above 0"),
         ("augment.crop", 0, "above 0"),
         ("augment.crop", 1.1, "at most 1"),
@@ -101,17 +101,17 @@ def test_nothing_is_left_at_none():
 def test_a_value_that_is_not_allowed_names_its_key(key, value, says):
     config = get_config()
     override(config, key, str(value))
-    with pytest.raises(BadUse) as refused:
+    with pytest.raises(UsageError) as refused:
         schema.validate(config)
     assert f"config.{key} " in str(refused.value) and says in str(refused.value)
 
 
 def test_the_ends_of_what_is_allowed():
-    for key, least in schema.LEAST.items():
+    for key, least in schema.MINIMUM.items():
         config = get_config()
         override(config, key, str(least))
         schema.validate(config)
-    schema.validate(changed(data__words=77))
+    schema.validate(changed(data__max_words=77))
     schema.validate(changed(model__taps="1,2,3,4", model__variant="tiny"))
     schema.validate(resolve.resolve_steps(resolve.resolve(changed()), 100))
 
@@ -119,10 +119,10 @@ def test_the_ends_of_what_is_allowed():
 def test_every_key_that_has_a_rule_is_needed():
     config = get_config()
     del config.distill.stages
-    with pytest.raises(BadUse, match="no key config.distill.stages"):
+    with pytest.raises(UsageError, match="no key config.distill.stages"):
         schema.validate(config)
     known = schema.flatten(get_config())
-    assert {*schema.CHOICES, *schema.LEAST, *schema.OPTIONAL, *schema.AUGMENT} <= known.keys()
+    assert {*schema.CHOICES, *schema.MINIMUM, *schema.OPTIONAL, *schema.AUGMENT} <= known.keys()
 
 
 def test_keys_that_are_none_are_the_optional_ones():
@@ -134,7 +134,7 @@ def test_keys_that_are_none_are_the_optional_ones():
 def test_json_and_back(resolved):
     config = get_config()
     config.optim.weight_decay = 1
-    config.data.sizes = (64, 32)
+    config.data.clip_config = (64, 32)
     config.lock()
     if resolved:
         config = resolve.resolve_steps(resolve.resolve(config), 1000)
@@ -143,15 +143,15 @@ def test_json_and_back(resolved):
     assert again.is_locked and again.model.taps == config.model.taps
     for text in ("1,4", "none"):
         override(again, "model.taps", text)
-    override(again, "optim.rate", "1")
+    override(again, "optim.learning_rate", "1")
     override(again, "optim.weight_decay", "0.5")
     override(again, "train.steps", "9")
-    assert (again.optim.rate, again.train.steps, again.model.taps) == (1.0, 9, None)
+    assert (again.optim.learning_rate, again.train.steps, again.model.taps) == (1.0, 9, None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"seed": 1'])
 def test_text_that_is_no_config(text):
-    with pytest.raises(BadData, match="not the JSON of a config"):
+    with pytest.raises(DataError, match="not the JSON of a config"):
         saved.from_json(text)
 
 
@@ -190,12 +190,16 @@ def test_a_reference_config_is_the_original(name):
         "word_weights": "paired",
         "normalize": "none",
         "mask_padding": False,
-        "chunk": 16,
+        "chunk_size": 16,
         "stages": None,  # 3 where no weights tell another
         "noise": "always",
     }
-    assert (config.optim.schedule_epochs, config.data.frames, config.data.words) == (5, 12, 24)
-    assert (config.train.choose_on, config.data.held_out) == ("test", 0)
+    assert (config.optim.schedule_epochs, config.data.max_frames, config.data.max_words) == (
+        5,
+        12,
+        24,
+    )
+    assert (config.train.select_on, config.data.val_fraction) == ("test", 0)
     assert config.data.dataset == name.partition(":")[0]
     says = importlib.import_module(f"configs.{config.data.dataset}").__doc__
     assert ":reference" in says and "configs/base.py" in says
@@ -205,10 +209,10 @@ def test_a_reference_config_is_the_original(name):
 
 @pytest.mark.parametrize("argument", ["refrence", "", "sound", "reference:reference"])
 def test_another_form_is_refused(argument):
-    with pytest.raises(BadUse, match="configs/msrvtt.py") as error:
+    with pytest.raises(UsageError, match="configs/msrvtt.py") as error:
         load(f"{ROOT / 'configs/msrvtt.py'}:{argument}")
     assert "'reference'" in str(error.value) or "does not exist" in str(error.value)
-    with pytest.raises(BadUse, match="configs/msrvtt.py:reference"):
+    with pytest.raises(UsageError, match="configs/msrvtt.py:reference"):
         load("configs/msrvtt_reference.py")
 
 
@@ -219,9 +223,9 @@ def test_every_data_set_has_a_config_and_its_twin():
         assert config.data.dataset == dataset
         paragraphs = dataset in ("didemo", "activitynet")
         size = (64, 64) if paragraphs else (12, 24)
-        assert (config.data.frames, config.data.words) == size
+        assert (config.data.max_frames, config.data.max_words) == size
         held_out = 0.05 if dataset in ("msrvtt", "activitynet", "charades") else 0
-        assert (config.data.held_out, config.train.choose_on) == (held_out, "val")
+        assert (config.data.val_fraction, config.train.select_on) == (held_out, "val")
 
 
 def test_only_reference_configs_leave_what_is_sound():
@@ -232,7 +236,7 @@ def test_only_reference_configs_leave_what_is_sound():
             and config.similarity.normalize == "softmax"
             and config.similarity.mask_padding
             and config.distill.noise != "always"
-            and config.train.choose_on == "val"
+            and config.train.select_on == "val"
         )
         assert is_sound != (name in REFERENCES)
 

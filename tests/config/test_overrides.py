@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.errors import BadUse
-from hvp_jax.cli import main as cli
+from data.errors import UsageError
+from hvp_jax.cli import main
 from hvp_jax.cli.flags import CONFIG, WORKDIR, Verb
 from hvp_jax.config.overrides import load
 from tests.helpers.command import ROOT
@@ -15,13 +15,13 @@ TRAIN = ("train", FOLDER, "--workdir=never-made")
 def config_of(*arguments):
     """The config that `train` gets."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(cli.VERBS, "train", Verb("builtins:dict", "", (CONFIG, WORKDIR)))
-        _, values = cli.check([*TRAIN, *arguments])
+        patch.setitem(main.VERBS, "train", Verb("builtins:dict", "", (CONFIG, WORKDIR)))
+        _, values = main.check([*TRAIN, *arguments])
     return values["config"]
 
 
 def refusal(*arguments):
-    with pytest.raises(BadUse) as refused:
+    with pytest.raises(UsageError) as refused:
         config_of(*arguments)
     assert refused.value.status == 2
     return str(refused.value)
@@ -33,8 +33,8 @@ def refusal(*arguments):
         (("--config.train.steps=100",), "train", "steps", 100),
         (("--config.train.steps", "100"), "train", "steps", 100),
         (("--config.train.steps=5", "--config.train.steps=none"), "train", "steps", None),
-        (("--config.optim.rate=1e-3",), "optim", "rate", 1e-3),
-        (("--config.optim.rate=1",), "optim", "rate", 1.0),
+        (("--config.optim.learning_rate=1e-3",), "optim", "learning_rate", 1e-3),
+        (("--config.optim.learning_rate=1",), "optim", "learning_rate", 1.0),
         (("--config.optim.weight_decay=0",), "optim", "weight_decay", 0.0),
         (("--config.model.taps=6",), "model", "taps", (6,)),
         (("--config.model.taps=1,6,12",), "model", "taps", (1, 6, 12)),
@@ -84,8 +84,8 @@ def test_an_unknown_key_is_told_the_nearest(argument, nearest):
         ("--config.seed=", "int"),
         ("--config.seed=none", "int"),
         ("--config.train.steps=ten", "int"),
-        ("--config.optim.rate=fast", "float"),
-        ("--config.optim.rate=nan", "float"),
+        ("--config.optim.learning_rate=fast", "float"),
+        ("--config.optim.learning_rate=nan", "float"),
         ("--config.optim.weight_decay=inf", "float"),
         ("--config.similarity.mask_padding=2", "true or false"),
         ("--config.similarity.mask_padding=", "true or false"),
@@ -117,7 +117,7 @@ def test_a_key_without_a_value(then):
         "--config.distill.noise=eval",
         "--config.data.dataset=imagenet",
         "--config.bench=all",
-        "--config.data.words=78",
+        "--config.data.max_words=78",
         "--config.train.batch_size=0",
         "--config.model.taps=12,6",
     ],
@@ -147,7 +147,7 @@ def test_validation_is_part_of_the_command(argument):
 def test_a_config_file_that_gives_no_config(text, says, tmp_path, capfd):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    assert cli.main(["train", f"--config={path}", f"--workdir={tmp_path / 'w'}"]) == 2
+    assert main.main(["train", f"--config={path}", f"--workdir={tmp_path / 'w'}"]) == 2
     captured = capfd.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert says in captured.err and (str(path) in captured.err or "start it" in says)
@@ -157,7 +157,7 @@ def test_a_config_file_that_gives_no_config(text, says, tmp_path, capfd):
 @pytest.mark.parametrize("name", ["nowhere.py", "nowhere.py:arg", "", "."])
 def test_a_config_file_that_is_not_there(name, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", f"--config={name}", "--workdir=w"]) == 2
+    assert main.main(["train", f"--config={name}", "--workdir=w"]) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and (
         "does not exist" in error or "--config: expected a value" in error
@@ -175,5 +175,5 @@ def test_the_argument_of_a_config(tmp_path):
     )
     assert load(str(path)).data.root == "none"
     assert load(f"{path}:a/b").data.root == "a/b"
-    with pytest.raises(BadUse, match="takes no argument"):
+    with pytest.raises(UsageError, match="takes no argument"):
         load(f"{ROOT / 'configs' / 'demo.py'}:more")

@@ -13,7 +13,7 @@ ACTIVITYNET = {"train": (10009, 10024), "test": (4917, 4926)}
 
 def counts(dataset, folder, protocol=""):
     """{split: (videos, captions)}, ids without captions, number of ids in no list."""
-    found = inputs.read_all(dataset, "", str(folder), "", protocol)
+    found = inputs.read_annotations(dataset, "", str(folder), "", protocol)
     videos = collections.Counter(clip.split for clip in found.clips)
     captions = collections.Counter()
     for clip in found.clips:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from tests.helpers import published
 from tests.helpers.published import clips, found, refused, touch
 
@@ -51,7 +51,7 @@ def test_msrvtt_as_two_files_of_captions(tmp_path):
 
 def test_msrvtt_faults(tmp_path):
     published.msrvtt(tmp_path)
-    with pytest.raises(BadUse, match="'1k' is unknown; msrvtt has 9k, 7k, full"):
+    with pytest.raises(UsageError, match="'1k' is unknown; msrvtt has 9k, 7k, full"):
         found("msrvtt", tmp_path, "", "1k")
     published.table(tmp_path / "MSRVTT_train.9k.csv", ["video_id"], ["video0"], ["video7"])
     refused("msrvtt", tmp_path, "'video7' is in test and in train")
@@ -98,7 +98,9 @@ def test_activitynet_ids_with_and_without_v(tmp_path):
     assert result.clips[0].captions == ("A b. C d.",)
     assert result.uncaptioned == {"train": ["v_train000003"], "test": []}
     touch(tmp_path / "videos", "more/train000000.mkv")
-    with pytest.raises(BadData, match=r"'v_train000000' fits both .*v_train000000\.mp4 and .*mkv"):
+    with pytest.raises(
+        DataError, match=r"'v_train000000' fits both .*v_train000000\.mp4 and .*mkv"
+    ):
         found("activitynet", tmp_path, tmp_path / "videos")
 
 
@@ -161,12 +163,12 @@ def test_vatex_asks_which_test_list(tmp_path):
     both = found("vatex", tmp_path)
     published.write(tmp_path / "test1k5_list.txt", "test_000001_000012_000022\n")
     says = r"test1k5_list\.txt, test_list\.txt; say which one with --config\.data\.protocol"
-    refused("vatex", tmp_path, says, kind=BadUse)
+    refused("vatex", tmp_path, says, kind=UsageError)
     assert found("vatex", tmp_path, "", "test_list") == both
     other = found("vatex", tmp_path, "", "test1k5_list")
     assert [c.clip_id for c in other.clips if c.split == "test"] == ["test_000001_000012_000022"]
     assert other.unlisted == ["test_000000_000012_000022"]
-    refused("vatex", tmp_path, "no test list test3.txt", "test3", kind=BadUse)
+    refused("vatex", tmp_path, "no test list test3.txt", "test3", kind=UsageError)
 
 
 def test_vatex_captions_of_all_files(tmp_path):

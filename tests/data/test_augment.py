@@ -7,8 +7,16 @@ import pytest
 from PIL import Image
 
 from configs.base import get_config
-from data.batches.augment import FILL, OPERATIONS, Augment, draw, draw_crop, open_augment, parse
-from data.errors import BadUse
+from data.batches.augment import (
+    FILL,
+    OPERATIONS,
+    Augment,
+    open_augment,
+    parse,
+    sample_crop,
+    sample_operations,
+)
+from data.errors import UsageError
 
 TEXT = "rand-m7-n4-mstd0.5-inc1"
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
@@ -49,7 +57,7 @@ def test_parse():
     wrong = ["rand", "m7", TEXT + "-p0.3", TEXT[:-1] + "0", "rand-m7-n4-inc1", TEXT.upper()]
     wrong += [TEXT.replace(*pair) for pair in (("m7", "m11"), ("n4", "n0"), ("0.5", "11"))]
     for text in (*wrong, "", TEXT + "\n"):
-        with pytest.raises(BadUse, match="not of the form rand-m7-n4-mstd0.5-inc1") as refused:
+        with pytest.raises(UsageError, match="not of the form rand-m7-n4-mstd0.5-inc1") as refused:
             parse(text)
         assert "\n" not in str(refused.value)
 
@@ -150,7 +158,7 @@ def test_slides_are_those_of_pillow(name, magnitude, sign):
 
 def test_draws_are_of_the_right_distribution():
     n, tries = 4, 6000
-    drawn = [draw(parse(TEXT), stream(i)) for i in range(tries)]
+    drawn = [sample_operations(parse(TEXT), stream(i)) for i in range(tries)]
     flat = [step for steps in drawn for step in steps]
     counts = collections.Counter(operation.name for operation, _ in flat)
     even = len(flat) / len(OPERATIONS)
@@ -172,13 +180,13 @@ def test_draws_are_of_the_right_distribution():
     pairs = [[abs(10 * x / moves[o.name]) for o, x in s if o.name in moves] for s in twos]
     a, b = np.array([pair for pair in pairs if len(pair) == 2]).T
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.25
-    at_top = [draw(parse(TEXT.replace("m7", "m10")), stream(i)) for i in range(300)]
+    at_top = [sample_operations(parse(TEXT.replace("m7", "m10")), stream(i)) for i in range(300)]
     turns = [abs(x) for steps in at_top for o, x in steps if o.name == "Rotate"]
     assert max(turns) == 30 and 0.3 < np.mean(np.array(turns) == 30) < 0.7
 
 
 def test_crops_fit_and_are_as_large_as_asked():
-    boxes = np.array([draw_crop(100, 0.3, stream(i)) for i in range(3000)])
+    boxes = np.array([sample_crop(100, 0.3, stream(i)) for i in range(3000)])
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     assert boxes.min() == 0 and boxes.max() == 100 and width.min() < 55 and height.min() < 55
     share = width * height / 1e4
@@ -198,7 +206,7 @@ def test_crop_and_flip_show_what_they_should():
         seen = Augment(7, crop=0.3)(ramp, i)[0, 0, :, 0].astype(int)
         key = np.array([7, i], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
-        left, _, right, _ = draw_crop(40, 0.3, rng)
+        left, _, right, _ = sample_crop(40, 0.3, rng)
         assert abs(seen[0] - 6 * left) <= 6 and abs(seen[-1] - 6 * (right - 1)) <= 6
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
+from data import inputs
 from data.batches import pipeline
 from data.batches.augment import Augment, parse
+from data.batches.batch import Batch
 from data.records import Clip
 from data.synthetic import shapes
 from hvp_jax.cli import train
@@ -43,19 +45,19 @@ def take(batches, n: int) -> list[dict]:
 
 def assert_same(one: list[dict], other: list[dict]) -> None:
     for a, b in zip(one, other, strict=True):
-        for key in ("video", "video_mask", "text_ids"):
-            np.testing.assert_array_equal(a[key], b[key])
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 def test_pixels_depend_on_the_place_in_the_stream_alone():
     whole = take(start(), 12)  # three epochs
     parts = [take(start(1, host=(i, 2)), 12) for i in range(2)]
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
+    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in zip(*parts)]
     assert_same(joined, whole)
     half = take(start(4), 6)
     np.testing.assert_array_equal(
-        np.concatenate([batch["video"] for batch in half]),
-        np.concatenate([batch["video"] for batch in whole]),
+        np.concatenate([batch.video for batch in half]),
+        np.concatenate([batch.video for batch in whole]),
     )
     run = start()
     take(run, 5)
@@ -73,9 +75,9 @@ def test_an_example_is_drawn_anew_in_every_epoch_and_padding_left_alone():
     looks = collections.defaultdict(set)
     for before, after in zip(plain, drawn, strict=True):
         for key in ("video_mask", "text_ids", "text_mask"):
-            np.testing.assert_array_equal(before[key], after[key])
-        assert not after["video"][~after["video_mask"]].any()
-        for ids, video in zip(after["text_ids"], after["video"], strict=True):
+            np.testing.assert_array_equal(getattr(before, key), getattr(after, key))
+        assert not after.video[~after.video_mask].any()
+        for ids, video in zip(after.text_ids, after.video, strict=True):
             looks[ids.tobytes()].add(video.tobytes())
     assert len(looks) == 8 and all(len(seen) == 3 for seen in looks.values())
 
@@ -85,18 +87,18 @@ class Reached(Exception):
 
 
 def test_training_is_augmented_as_the_keys_say(tmp_path, monkeypatch):
-    shapes.make(str(tmp_path / "clips"), seed=5, train=8, val=0, test=8)
+    shapes.make_dataset(str(tmp_path / "clips"), seed=5, train=8, val=0, test=8)
     config = get_config()
     config.model.variant = "tiny"
     config.data.root = str(tmp_path / "clips")
-    config.data.frames, config.train.batch_size, config.eval.batch_size = 1, 8, 8
+    config.data.max_frames, config.train.batch_size, config.eval.batch_size = 1, 8, 8
     asked = []
 
     def asked_for(*arguments, augment, **hosts):
         asked.append(augment)
         raise Reached
 
-    monkeypatch.setattr(train.pipeline, "numbered_batches", asked_for)
+    monkeypatch.setattr(inputs.pipeline, "numbered_batches", asked_for)
     for text, crop, flip in (("", 1.0, False), ("rand-m7-n4-mstd0.5-inc1", 0.7, True)):
         config.augment.update(rand_augment=text, crop=crop, flip=flip)
         with pytest.raises(Reached):

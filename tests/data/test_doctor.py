@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data.checks import doctor, exclude
-from data.errors import BadUse
+from data.errors import UsageError
 from data.records import Annotations, Clip
 from data.shards.prepare import open_shards
 from data.video.decode import read_frames
-from data.video.inspection import Job, Take, examine, take
+from data.video.inspection import DecodeRequest, FileJob, decode_checked, inspect_file
 from hvp_jax.cli.doctor import table
 from tests.helpers.clips import numbered, spoil_packets, write_video
 from tests.helpers.damaged import KINDS, examine_or_misbehave, flip, make_folder, packets_of, write
@@ -69,7 +69,7 @@ def test_a_file_that_hangs_or_crashes_the_decoder_costs_itself_alone(tmp_path):
     names = ["hang", "crash", "hoard", "crash", "hang"]
     clips = [Clip(str(i), str(tmp_path / name), ("x",), "train") for i, name in enumerate(names)]
     clips += [Clip(f"good{i}", path, ("x",), "train", i / 10, 1.0) for i in range(5)]
-    found = doctor.look(
+    found = doctor.inspect_clips(
         clips, 4, 2, seconds=3, memory=1 << 29, progress=False, work=examine_or_misbehave
     )
     faults = [patient.found.fault for patient in found]
@@ -86,7 +86,7 @@ def broken_work(job):
 def test_a_bug_of_ours_is_no_fault_of_a_file(tmp_path):
     clip = Clip("a", str(tmp_path / "a"), ("x",), "train")
     with pytest.raises(RuntimeError, match="KeyError.*ours"):
-        doctor.look([clip], 4, progress=False, work=broken_work)
+        doctor.inspect_clips([clip], 4, progress=False, work=broken_work)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_bug_of_ours_is_no_fault_of_a_file(tmp_path):
 def test_damage_is_bad_where_frames_are_taken(tmp_path, spoilt, fault, damage):
     path = write_video(tmp_path / "a.mov", numbered(40), "png", "rgb24", rate=5)
     spoil_packets(path, *spoilt)
-    found = examine(Job(str(path), WHOLE, 12)).stretches[0]
+    found = inspect_file(FileJob(str(path), WHOLE, 12)).stretches[0]
     assert (found.fault, found.damage) == (fault, damage)
 
 
@@ -111,17 +111,23 @@ def test_what_is_taken_is_what_training_reads(tmp_path, kind):
     path = str(write(tmp_path / f"a.{kind}", kind, 0))
     for start, end in ((None, None), (0.3, 1.4), (1.0, 1.0)):
         expected = read_frames(path, 24, 4, start, end)
-        np.testing.assert_array_equal(take(Take(path, start, end, 4, 24)), expected)
-    assert "beyond the end" in take(Take(path, 9.0, None, 4, 24))
+        np.testing.assert_array_equal(
+            decode_checked(DecodeRequest(path, start, end, 4, 24)), expected
+        )
+    assert "beyond the end" in decode_checked(DecodeRequest(path, 9.0, None, 4, 24))
 
 
 def test_what_is_taken_of_a_damaged_file_is_what_training_reads(tmp_path):
     path = write_video(tmp_path / "a.mov", numbered(40), "png", "rgb24", rate=5)
     spoil_packets(path, 37, 37)
     expected = read_frames(str(path), 24, 12)
-    np.testing.assert_array_equal(take(Take(str(path), None, None, 12, 24)), expected)
+    np.testing.assert_array_equal(
+        decode_checked(DecodeRequest(str(path), None, None, 12, 24)), expected
+    )
     spoil_packets(path, 10, 10)
-    assert take(Take(str(path), None, None, 12, 24)).startswith("1 of the 8 frames")
+    assert decode_checked(DecodeRequest(str(path), None, None, 12, 24)).startswith(
+        "1 of the 8 frames"
+    )
 
 
 def test_frames_that_lean_on_a_damaged_one_are_damaged(tmp_path):
@@ -129,7 +135,7 @@ def test_frames_that_lean_on_a_damaged_one_are_damaged(tmp_path):
     path = write_video(tmp_path / "a.mkv", numbered(60), options=options)
     spoil_packets(path, 25, 25)
     stretches = ((0.0, 1.9), (2.8, 3.9), (4.0, 5.9), (7.0, 8.0))
-    before, behind, next_key, late = examine(Job(str(path), stretches, 12)).stretches
+    before, behind, next_key, late = inspect_file(FileJob(str(path), stretches, 12)).stretches
     assert behind.fault.startswith("2 of the 2 frames to take are damaged")
     assert before.fault == next_key.fault == "15 of its 60 frames are damaged"
     assert "beyond the end" in late.fault
@@ -141,7 +147,7 @@ def test_frames_that_a_decoder_patches_up_are_damaged(tmp_path):
     for seed in range(10):
         path = tmp_path / f"{seed}.mp4"
         path.write_bytes(flip(content, seed, packets[8:9]))
-        found += examine(Job(str(path), ((1.0, 1.9),), 12)).stretches
+        found += inspect_file(FileJob(str(path), ((1.0, 1.9),), 12)).stretches
     # Other bytes may still be a picture; what is noticed is never taken for a frame.
     assert sum(s.fault.startswith("1 of the 1 frames to take") for s in found) >= 5
     assert not any(s.damage for s in found)
@@ -153,7 +159,7 @@ def clip(name, captions, split="test", path=""):
 
 def findings(clips, words=8, dataset="folder", uncaptioned=None, unlisted=()):
     told = Annotations(clips, uncaptioned or {}, list(unlisted))
-    patients = doctor.look(clips, 4, progress=False)
+    patients = doctor.inspect_clips(clips, 4, progress=False)
     return doctor.report(dataset, told, patients, words, progress=False)
 
 
@@ -238,15 +244,15 @@ def test_exclude_reads_what_was_written(tmp_path, caplog):
     ids = exclude.read_ids(str(tmp_path / "plain.txt"))
     assert ids == {"a b", '"half', "clip.mp4@1-2", "x"}
     with caplog.at_level(logging.INFO):
-        out = exclude.left_out([clip("x", ["1"]), clip("y", ["2"])], ids)
+        out = exclude.excluded_clips([clip("x", ["1"]), clip("y", ["2"])], ids)
     assert [c.clip_id for c in out] == ["x"]
     assert "leaves out 1 clips: 1 test" in caplog.text and "3 ids are of no clip" in caplog.text
     assert exclude.read_ids("") == frozenset()
     stretch = Clip("v@0-2", "", ("1",), "train", 0.0, 2.0)
     ids = frozenset({"v"})  # of the video: every stretch of it goes
-    assert exclude.left_out([stretch, clip("x", ["1"])], ids) == [stretch]
-    patients = doctor.look([stretch], 4, progress=False)
+    assert exclude.excluded_clips([stretch, clip("x", ["1"])], ids) == [stretch]
+    patients = doctor.inspect_clips([stretch], 4, progress=False)
     result = doctor.report("folder", Annotations([stretch], {}, []), patients, 24, ids, False)
     assert result["ok"] and result["bad"][0]["excluded"]
-    with pytest.raises(BadUse, match=r"data\.exclude .*gone\.txt"):
+    with pytest.raises(UsageError, match=r"data\.exclude .*gone\.txt"):
         exclude.read_ids(str(tmp_path / "gone.txt"))

@@ -8,9 +8,9 @@ import pytest
 
 from data import inputs
 from data.annotations import common, folder
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Clip
-from data.splits import select
+from data.splits import clips_of_split
 
 
 def lay(root: Path, table: str | bytes, *files: str) -> str:
@@ -24,7 +24,7 @@ def lay(root: Path, table: str | bytes, *files: str) -> str:
 
 
 def read(root: str) -> list[Clip]:
-    return inputs.read("folder", root, "", "")
+    return inputs.read_dataset("folder", root, "", "")
 
 
 def brief(root: str) -> list[tuple]:
@@ -90,7 +90,7 @@ def test_without_a_split_column_the_id_decides(tmp_path):
     ids = [f"video{i}" for i in range(1000)]
     table = "video_id,caption\n" + "".join(f"{i},x\n" for i in ids)
     clips = read(lay(tmp_path, table, *(f"{i}.mp4" for i in ids)))
-    sizes = {s: len(select(clips, s)) for s in ("train", "val", "test")}
+    sizes = {s: len(clips_of_split(clips, s)) for s in ("train", "val", "test")}
     assert sizes == {"train": 805, "val": 88, "test": 107}
     splits = {clip.clip_id: clip.split for clip in clips}
     # Whoever reads them, wherever and whenever: these never change.
@@ -141,7 +141,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_bad_tables_are_told_in_one_line(tmp_path, fault):
     table, expected = FAULTS[fault]
-    with pytest.raises(BadData, match=expected) as caught:
+    with pytest.raises(DataError, match=expected) as caught:
         read(lay(tmp_path, table))
     assert str(tmp_path / "captions.csv") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -149,7 +149,7 @@ def test_bad_tables_are_told_in_one_line(tmp_path, fault):
 
 def test_two_files_of_one_name(tmp_path):
     root = lay(tmp_path, HEAD + b"b,x\na,y\n", "a.mp4", "a.webm", "b.mp4")
-    with pytest.raises(BadData, match=r"row 3: .*'a' fits both .*a\.mp4 and .*a\.webm"):
+    with pytest.raises(DataError, match=r"row 3: .*'a' fits both .*a\.mp4 and .*a\.webm"):
         read(root)
     exact = lay(tmp_path, HEAD + b"a.webm,x\na.mp4,y\n")
     assert [Path(clip.path).name for clip in read(exact)] == ["a.webm", "a.mp4"]
@@ -159,22 +159,22 @@ def test_missing_places(tmp_path):
     file = tmp_path / "file"
     file.touch()
     for root, fault in ((tmp_path / "none", "does not exist"), (file, "is not a directory")):
-        with pytest.raises(BadUse, match=f"{re.escape(str(root))}.*{fault}"):
+        with pytest.raises(UsageError, match=f"{re.escape(str(root))}.*{fault}"):
             read(str(root))
-    with pytest.raises(BadData, match="captions.csv: no such file"):
+    with pytest.raises(DataError, match="captions.csv: no such file"):
         read(str(tmp_path))
     (tmp_path / "captions.csv").write_bytes(HEAD + b"a,x\n")
-    with pytest.raises(BadData, match="videos: no such directory"):
+    with pytest.raises(DataError, match="videos: no such directory"):
         read(str(tmp_path))
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / ".DS_Store").touch()
-    with pytest.raises(BadData, match="videos: holds no files"):
+    with pytest.raises(DataError, match="videos: holds no files"):
         read(str(tmp_path))
 
 
 def test_without_videos_there_are_clips_all_the_same(tmp_path):
     (tmp_path / "captions.csv").write_bytes(HEAD + b"a,x\nb.mp4,y\n  \na.mp4,z\n")
-    clips = inputs.read("folder", str(tmp_path), "", "", splits=())  # shards have pictures
+    clips = inputs.read_dataset("folder", str(tmp_path), "", "", splits=())  # shards have pictures
     assert [(c.clip_id, c.path, c.captions) for c in clips] == [
         ("a", "", ("x", "z")),
         ("b.mp4", "", ("y",)),
@@ -203,17 +203,17 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path, caplog):
 
 def test_data_sets_are_known_by_name(tmp_path):
     root = lay(tmp_path, HEAD + b"a,x\n")
-    assert inputs.read("folder", root, "", "") == folder.read_all(root)
-    assert inputs.read("shapes", root, "", "") == folder.read_all(root)
-    with pytest.raises(BadUse, match="'imagenet' is unknown; known are folder, shapes"):
-        inputs.read("imagenet", root, "", "")
-    with pytest.raises(BadUse, match="data.root is empty"):
-        inputs.read("folder", "", "", "")
+    assert inputs.read_dataset("folder", root, "", "") == folder.read_all(root)
+    assert inputs.read_dataset("shapes", root, "", "") == folder.read_all(root)
+    with pytest.raises(UsageError, match="'imagenet' is unknown; known are folder, shapes"):
+        inputs.read_dataset("imagenet", root, "", "")
+    with pytest.raises(UsageError, match="data.root is empty"):
+        inputs.read_dataset("folder", "", "", "")
 
 
 def test_an_empty_split_is_told(tmp_path):
     table = "video_id,caption,split\na,1,train\nb,2,train\nc,3,val\n"
     clips = read(lay(tmp_path, table))
-    assert [clip.clip_id for clip in select(clips, "train")] == ["a", "b"]
-    with pytest.raises(BadData, match=r"'test' .* train \(2 clips\), val \(1 clips\)"):
-        select(clips, "test")
+    assert [clip.clip_id for clip in clips_of_split(clips, "train")] == ["a", "b"]
+    with pytest.raises(DataError, match=r"'test' .* train \(2 clips\), val \(1 clips\)"):
+        clips_of_split(clips, "test")

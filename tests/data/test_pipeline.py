@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.batches import frame_sources, pipeline
-from data.errors import BadData, BadUse
+from data.batches.batch import Batch
+from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import prepare
 from data.tokenizer import tokenize
@@ -56,23 +57,23 @@ def pairs(batches: list[dict], clips=CLIPS) -> list[tuple[int, str]]:
     return [
         (int(video[0, 0, 0, 0]) - 1, known[ids.tobytes()])
         for batch in batches
-        for video, ids in zip(batch["video"], batch["text_ids"], strict=True)
+        for video, ids in zip(batch.video, batch.text_ids, strict=True)
     ]
 
 
-def assert_same(one: list[dict], other: list[dict]) -> None:
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        assert set(a) == set(b)
-        for key in a:
-            assert a[key].dtype == b[key].dtype
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+        assert type(a) is type(b)
+        for name, x, y in zip(a._fields, a, b, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y, err_msg=name)
 
 
 def test_batch_holds_pairs_in_the_agreed_format():
     batches = take(start(), 3)
     for batch in batches:
-        assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
+        assert {key: (value.dtype.name, value.shape) for key, value in batch._asdict().items()} == {
             "video": ("uint8", (4, FRAMES, SIZE, SIZE, 3)),
             "video_mask": ("bool", (4, FRAMES)),
             "text_ids": ("int32", (4, WORDS)),
@@ -81,11 +82,11 @@ def test_batch_holds_pairs_in_the_agreed_format():
         for row, (clip, caption) in enumerate(pairs([batch])):
             assert caption in CLIPS[clip].captions
             shown = np.arange(FRAMES) < 1 + clip % FRAMES
-            np.testing.assert_array_equal(batch["video_mask"][row], shown)
-            assert (batch["video"][row][shown] == clip + 1).all()
-            assert not batch["video"][row][~shown].any()
+            np.testing.assert_array_equal(batch.video_mask[row], shown)
+            assert (batch.video[row][shown] == clip + 1).all()
+            assert not batch.video[row][~shown].any()
             ids, mask = tokenize([caption], WORDS)
-            np.testing.assert_array_equal(batch["text_mask"][row], mask[0])
+            np.testing.assert_array_equal(batch.text_mask[row], mask[0])
 
 
 def test_an_epoch_is_every_pair_once_in_an_order_of_its_own():
@@ -112,9 +113,7 @@ def test_the_remainder_differs_from_epoch_to_epoch():
 def test_hosts_share_the_batches_of_a_single_host(batch_size):
     whole = take(start(batch_size=2 * batch_size), 8)
     parts = [take(start(batch_size=batch_size, host=(i, 2)), 8) for i in range(2)]
-    joined = [
-        {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)
-    ]
+    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in zip(*parts)]
     assert_same(joined, whole)
     epoch = 12 // (2 * batch_size)
     assert not set(pairs(parts[0][:epoch])) & set(pairs(parts[1][:epoch]))
@@ -160,7 +159,7 @@ def filmed(tmp_path_factory) -> list[Clip]:
 
 
 def test_workers_change_no_batch_and_resume_exactly(filmed):
-    source = frame_sources.open_source(filmed, SIZE, FRAMES)
+    source = frame_sources.open_frames(filmed, SIZE, FRAMES)
     expected = take(start(clips=filmed, source=source), 9)
     run = start(clips=filmed, source=source, workers=2)
     assert_same(take(run, 3), expected[:3])
@@ -176,7 +175,7 @@ def test_workers_change_no_batch_and_resume_exactly(filmed):
 
 
 def test_workers_work_on_after_a_ctrl_c_and_end_with_their_iterator(filmed):
-    source = frame_sources.open_source(filmed, SIZE, FRAMES)
+    source = frame_sources.open_frames(filmed, SIZE, FRAMES)
     expected = take(start(clips=filmed, source=source), 16)
     run = start(clips=filmed, source=source, workers=2)
     begun = take(run, 2)  # one of each worker
@@ -195,7 +194,7 @@ def test_a_worker_that_dies_is_named(end):
     take(run, 2)
     worker = multiprocessing.active_children()[0]
     os.kill(worker.pid, end)
-    with pytest.raises(BadData, match=rf"a worker process .* \({end.name}\).*: the same command"):
+    with pytest.raises(DataError, match=rf"a worker process .* \({end.name}\).*: the same command"):
         take(run, 16)  # far more than was read ahead
     run.close()
     assert not multiprocessing.active_children()
@@ -218,38 +217,38 @@ def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
     clips = [*filmed, Clip("broken", str(path), ("text",), "train")]
-    source = frame_sources.FileSource(clips, SIZE, FRAMES)
+    source = frame_sources.FileFrames(clips, SIZE, FRAMES)
     run = start(clips=clips, source=source, batch_size=11, workers=workers)
-    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
+    with pytest.raises(DataError, match=r"clip broken: .*text\.mp4"):
         next(run)
     run.close()
-    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
+    with pytest.raises(DataError, match=r"clip broken: .*text\.mp4"):
         list(pipeline.eval_videos(clips, source, FRAMES, 4))
 
 
 def test_a_small_set_is_decoded_once_and_a_broken_clip_found_then(filmed, tmp_path):
     kept, files = (
-        frame_sources.open_source(filmed, SIZE, FRAMES),
-        frame_sources.FileSource(filmed, SIZE, FRAMES),
+        frame_sources.open_frames(filmed, SIZE, FRAMES),
+        frame_sources.FileFrames(filmed, SIZE, FRAMES),
     )
-    assert isinstance(kept, frame_sources.MemorySource)
+    assert isinstance(kept, frame_sources.MemoryFrames)
     assert kept.longest == max(len(files[clip.clip_id]) for clip in filmed)
     for clip in filmed:
         assert kept[clip.clip_id] is kept[clip.clip_id]
         np.testing.assert_array_equal(kept[clip.clip_id], files[clip.clip_id])
     (tmp_path / "text.mp4").write_text("not a video")
     broken = Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")
-    with pytest.raises(BadData, match=r"clip broken: .*text\.mp4"):
-        frame_sources.open_source([*filmed, broken], SIZE, FRAMES)
+    with pytest.raises(DataError, match=r"clip broken: .*text\.mp4"):
+        frame_sources.open_frames([*filmed, broken], SIZE, FRAMES)
 
 
 def test_shards_give_the_batches_of_the_files(filmed, tmp_path):
     prepare.prepare(filmed, str(tmp_path), SIZE, FRAMES)
-    files = frame_sources.FileSource(filmed, SIZE, FRAMES)
-    stored = frame_sources.open_source(filmed, SIZE, FRAMES, str(tmp_path))
-    assert isinstance(stored, frame_sources.ShardSource)
+    files = frame_sources.FileFrames(filmed, SIZE, FRAMES)
+    stored = frame_sources.open_frames(filmed, SIZE, FRAMES, str(tmp_path))
+    assert isinstance(stored, frame_sources.ShardFrames)
     runs = [take(start(clips=filmed, source=source), 6) for source in (files, stored)]
-    assert runs[0][0]["video"].any()
+    assert runs[0][0].video.any()
     assert_same(*runs)
     whole = [list(pipeline.eval_videos(filmed, source, FRAMES, 2)) for source in (files, stored)]
     assert_same(*[[batch for batch, _ in run] for run in whole])
@@ -258,18 +257,18 @@ def test_shards_give_the_batches_of_the_files(filmed, tmp_path):
 def test_shards_of_something_else_are_refused(filmed, tmp_path):
     prepare.prepare(filmed[:4], str(tmp_path), SIZE, FRAMES)
     for size, frames in ((SIZE + 1, FRAMES), (SIZE, FRAMES + 1)):
-        with pytest.raises(BadUse, match=f"3 frames of 8 px.* {frames} of {size} px"):
-            frame_sources.open_source(filmed[:4], size, frames, str(tmp_path))
-    with pytest.raises(BadData, match="lacks 1 of 5 clips, such as id4"):
-        frame_sources.open_source(filmed, SIZE, FRAMES, str(tmp_path))
+        with pytest.raises(UsageError, match=f"3 frames of 8 px.* {frames} of {size} px"):
+            frame_sources.open_frames(filmed[:4], size, frames, str(tmp_path))
+    with pytest.raises(DataError, match="lacks 1 of 5 clips, such as id4"):
+        frame_sources.open_frames(filmed, SIZE, FRAMES, str(tmp_path))
 
 
 def test_too_few_pairs_and_a_wrong_seed_are_refused():
-    with pytest.raises(BadData, match="12 pairs .* batch of 13"):
+    with pytest.raises(DataError, match="12 pairs .* batch of 13"):
         start(batch_size=13)
-    with pytest.raises(BadData, match="12 pairs .* batch of 14"):
+    with pytest.raises(DataError, match="12 pairs .* batch of 14"):
         start(batch_size=7, host=(1, 2))
-    with pytest.raises(BadUse, match="seed"):
+    with pytest.raises(UsageError, match="seed"):
         start(seed=-1)
 
 
@@ -277,22 +276,22 @@ def test_too_few_pairs_and_a_wrong_seed_are_refused():
 def test_evaluation_sees_everything_once_in_order(batch_size):
     seen = []
     for batch, valid in pipeline.eval_texts(CLIPS, WORDS, batch_size):
-        assert batch["text_ids"].shape == batch["text_mask"].shape == (batch_size, WORDS)
-        assert batch["text_ids"].dtype == np.int32 and batch["text_mask"].dtype == bool
-        assert batch["text_mask"][:valid].any(1).all() and not batch["text_mask"][valid:].any()
-        assert not batch["text_ids"][valid:].any()
-        seen += batch["text_ids"][:valid].tolist()
+        assert batch.text_ids.shape == batch.text_mask.shape == (batch_size, WORDS)
+        assert batch.text_ids.dtype == np.int32 and batch.text_mask.dtype == bool
+        assert batch.text_mask[:valid].any(1).all() and not batch.text_mask[valid:].any()
+        assert not batch.text_ids[valid:].any()
+        seen += batch.text_ids[:valid].tolist()
     captions = [caption for clip in CLIPS for caption in clip.captions]
     assert seen == tokenize(captions, WORDS)[0].tolist()
 
     colours = []
     for batch, valid in pipeline.eval_videos(CLIPS, Painted(), FRAMES, batch_size):
-        assert batch["video"].shape == (batch_size, FRAMES, SIZE, SIZE, 3)
-        assert batch["video_mask"].sum(1)[:valid].tolist() == [
+        assert batch.video.shape == (batch_size, FRAMES, SIZE, SIZE, 3)
+        assert batch.video_mask.sum(1)[:valid].tolist() == [
             1 + i % FRAMES for i in range(len(colours), len(colours) + valid)
         ]
-        assert not batch["video"][valid:].any() and not batch["video_mask"][valid:].any()
-        colours += batch["video"][:valid, 0, 0, 0, 0].tolist()
+        assert not batch.video[valid:].any() and not batch.video_mask[valid:].any()
+        colours += batch.video[:valid, 0, 0, 0, 0].tolist()
     assert colours == [i + 1 for i in range(len(CLIPS))]
 
 

@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import builder, prepare, writer
 from data.video import inspection
-from data.worker_pool import Guard
+from data.worker_pool import IsolatedProcess
 from tests.helpers.clips import write_video
 from tests.helpers.command import ROOT
 from tests.helpers.damaged import take_or_misbehave
@@ -112,7 +112,7 @@ def test_killed_at_any_moment_and_started_again(clips, undisturbed, tmp_path):
     for files in (1, rng.randrange(5, 30), rng.randrange(35, 50)):
         run = start(clips, directory, workers=2)
         kill_after(run, directory, files, rng.uniform(0, 0.02))
-        with pytest.raises(BadUse, match="no finished shards"):
+        with pytest.raises(UsageError, match="no finished shards"):
             prepare.open_shards(str(directory), "train")
     before = {path: path.stat().st_mtime_ns for path in directory.glob("clips/*/files/*")}
     finished = [path.stem for path in staged(directory)]
@@ -140,9 +140,9 @@ def test_killed_while_the_finished_files_get_their_name(
             conclude(folder, tasks, directory, write_info)
         raise KeyboardInterrupt
 
-    conclude = writer.conclude
+    conclude = writer.publish
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writer, "conclude", interrupted)
+        patch.setattr(writer, "publish", interrupted)
         prepare.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
     made = []
     examples = builder.examples
@@ -201,7 +201,7 @@ def test_says_how_much_room_it_needs_and_refuses_where_it_lacks(
 
     free(1000)
     directory = tmp_path / "shards"
-    with pytest.raises(BadUse, match=r"0\.0 MiB free, 60 clips need about .*: make room"):
+    with pytest.raises(UsageError, match=r"0\.0 MiB free, 60 clips need about .*: make room"):
         prepare.prepare(clips, str(directory), SIZE, FRAMES)
     assert not directory.exists()
     free(1 << 30)
@@ -209,7 +209,7 @@ def test_says_how_much_room_it_needs_and_refuses_where_it_lacks(
         half_done(clips, directory, monkeypatch)
     assert f"{directory}: 60 clips need about" in caplog.text and "1.0 GiB are free" in caplog.text
     free(1000)
-    with pytest.raises(BadUse, match="50 clips need"):
+    with pytest.raises(UsageError, match="50 clips need"):
         prepare.prepare(clips, str(directory), SIZE, FRAMES)
     assert len(staged(directory)) == 10
 
@@ -233,22 +233,22 @@ REFUSED = (
 def test_all_broken_clips_are_counted_and_nothing_is_left(broken, tmp_path, workers):
     seen = []
     progress = lambda *counts: seen.append(counts)  # noqa: E731
-    with pytest.raises(BadData, match=REFUSED):
+    with pytest.raises(DataError, match=REFUSED):
         prepare.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, progress, workers)
     assert seen[-1] == (64, 64)
     assert not (tmp_path / "shards").exists()
 
 
 def test_clips_that_hang_or_crash_the_decoder_are_named(clips, tmp_path, monkeypatch):
-    guard = functools.partial(Guard, seconds=2, memory=1 << 29)
+    guard = functools.partial(IsolatedProcess, seconds=2, memory=1 << 29)
     for module in (writer, prepare):
-        monkeypatch.setattr(module, "Guard", guard)
-    monkeypatch.setattr(inspection, "take", take_or_misbehave)
+        monkeypatch.setattr(module, "IsolatedProcess", guard)
+    monkeypatch.setattr(inspection, "decode_checked", take_or_misbehave)
     some = list(clips[:12])
     for i, name in ((2, "crash"), (5, "hoard"), (8, "hang")):
         shutil.copy(clips[0].path, tmp_path / f"{name}.mp4")
         some.insert(i, Clip(name, str(tmp_path / f"{name}.mp4"), ("text",), "train"))
-    with pytest.raises(BadData) as raised:
+    with pytest.raises(DataError) as raised:
         prepare.prepare(some, str(tmp_path / "shards"), SIZE, FRAMES, workers=2)
     said = str(raised.value)
     assert said.startswith("3 of 15 clips")
@@ -259,7 +259,7 @@ def test_clips_that_hang_or_crash_the_decoder_are_named(clips, tmp_path, monkeyp
 
 
 def test_an_interruption_does_not_wait_for_a_clip_that_hangs(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection, "take", take_or_misbehave)
+    monkeypatch.setattr(inspection, "decode_checked", take_or_misbehave)
     monkeypatch.setattr(prepare, "_require_room", lambda *arguments: None)
     shutil.copy(clips[0].path, tmp_path / "hang.mp4")
     hang = Clip("hang", str(tmp_path / "hang.mp4"), ("text",), "train")
@@ -286,12 +286,12 @@ def test_beam_makes_the_same(clips, undisturbed, tmp_path, monkeypatch):
 
 def test_beam_tells_of_all_broken_clips(broken, tmp_path):
     pytest.importorskip("apache_beam")
-    with pytest.raises(BadData, match=REFUSED):
+    with pytest.raises(DataError, match=REFUSED):
         prepare.prepare(broken, str(tmp_path / "shards"), SIZE, FRAMES, beam_options=BEAM)
     assert not (tmp_path / "shards").exists()
 
 
 def test_beam_that_is_not_there_is_asked_for(clips, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(BadUse, match="requirements-beam.txt"):
+    with pytest.raises(UsageError, match="requirements-beam.txt"):
         prepare.prepare(clips, str(tmp_path), SIZE, FRAMES, beam_options=BEAM)

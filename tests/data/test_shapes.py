@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import inputs, splits
-from data.errors import BadUse
+from data.errors import UsageError
 from data.synthetic import drawing, shapes
 from data.video.decode import read_frames
 
@@ -25,7 +25,7 @@ def scenes():
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     root = tmp_path_factory.mktemp("made") / "shapes"
-    shapes.make(str(root), seed=3, train=6, val=2, test=4)
+    shapes.make_dataset(str(root), seed=3, train=6, val=2, test=4)
     return root
 
 
@@ -86,20 +86,20 @@ def test_files_are_h264_and_small(few):
 
 def test_they_read_as_a_folder_and_are_made_once(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(shapes, "make", lambda root: made.append(root) or small(root))
+    monkeypatch.setattr(shapes, "make_dataset", lambda root: made.append(root) or small(root))
 
     def small(root, make=shapes_make):
         make(root, train=2, val=1, test=1)
 
     root = str(tmp_path / "deep" / "shapes")
-    clips = inputs.read("shapes", root, "", "")
+    clips = inputs.read_dataset("shapes", root, "", "")
     assert Counter(clip.split for clip in clips) == {"train": 2, "val": 1, "test": 1}
-    assert [len(clip.captions) for clip in splits.select(clips, "train")] == [2, 2]
-    assert inputs.read("shapes", root, "", "") == clips
+    assert [len(clip.captions) for clip in splits.clips_of_split(clips, "train")] == [2, 2]
+    assert inputs.read_dataset("shapes", root, "", "") == clips
     assert made == [root]
 
 
-shapes_make = shapes.make
+shapes_make = shapes.make_dataset
 
 
 def test_a_seed_gives_the_same_clips_and_another_others(few, tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_seed_gives_the_same_clips_and_another_others(few, tmp_path, monkeypat
     monkeypatch.setattr(shapes, "_scenes", lambda seed, counts: scenes)
     for seed, same in ((3, True), (4, False)):
         root = tmp_path / str(seed)
-        shapes.make(str(root), seed=seed, train=6, val=2, test=4)
+        shapes.make_dataset(str(root), seed=seed, train=6, val=2, test=4)
         assert (table(root) == table(few)) is same
         for name in ("clip0000.mp4", "clip0011.mp4"):
             ours, theirs = (read_frames(str(r / "videos" / name), 96, 12) for r in (root, few))
@@ -121,16 +121,16 @@ def test_nothing_is_left_half_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "captions", fail)
     root = tmp_path / "shapes"
     with pytest.raises(KeyboardInterrupt):
-        shapes.make(str(root), train=2, val=1, test=1)
+        shapes.make_dataset(str(root), train=2, val=1, test=1)
     assert os.listdir(tmp_path) == []
 
 
 def test_other_things_are_not_overwritten(tmp_path):
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(BadUse, match="holds other things"):
-        shapes.make(str(tmp_path))
-    with pytest.raises(BadUse, match="holds other things"):
-        shapes.make(str(tmp_path / "thesis.txt"))
+    with pytest.raises(UsageError, match="holds other things"):
+        shapes.make_dataset(str(tmp_path))
+    with pytest.raises(UsageError, match="holds other things"):
+        shapes.make_dataset(str(tmp_path / "thesis.txt"))
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 

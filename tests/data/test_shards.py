@@ -9,7 +9,7 @@ import pytest
 
 from configs.folder import get_config as folder_config
 from data.batches import frame_sources
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import builder, prepare
 from data.video.decode import read_frames
@@ -91,7 +91,7 @@ def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypat
         (other_caption, SIZE, FRAMES, "other clips "),
         (other_file, SIZE, FRAMES, "other clips "),
     ):
-        with pytest.raises(BadUse, match=word) as raised:
+        with pytest.raises(UsageError, match=word) as raised:
             prepare.prepare(other, str(tmp_path), size, frames)
         assert str(tmp_path) in str(raised.value)
 
@@ -105,8 +105,8 @@ def test_clips_that_changed_since_are_refused(clips, tmp_path):
     train = [clip for clip in clips if clip.split == "train"]
 
     def refused(changed: list[Clip], *words: str) -> None:
-        with pytest.raises(BadData) as raised:
-            frame_sources.open_source(changed, SIZE, FRAMES, directory)
+        with pytest.raises(DataError) as raised:
+            frame_sources.open_frames(changed, SIZE, FRAMES, directory)
         for word in (directory, "run `prepare` into another directory", *words):
             assert word in str(raised.value)
 
@@ -117,13 +117,13 @@ def test_clips_that_changed_since_are_refused(clips, tmp_path):
         file.write(b"more")
     size = Path(clips[0].path).stat().st_size
     refused(clips, f"clip0 ({clips[0].path} had {size - 4} bytes, has {size})")
-    with pytest.raises(BadUse, match="other clips "):
+    with pytest.raises(UsageError, match="other clips "):
         prepare.prepare(clips, directory, SIZE, FRAMES)
     assert len(prepare.open_shards(directory, "train", train[1:])) == 5
 
     shutil.rmtree(folder)
     gone = other(clips[5], path="", end=2.0)  # a reader may not know the end without the file
-    assert frame_sources.open_source([gone], SIZE, FRAMES, directory)["clip5"].shape[1] == SIZE
+    assert frame_sources.open_frames([gone], SIZE, FRAMES, directory)["clip5"].shape[1] == SIZE
     assert len(prepare.open_shards(directory, "train", clips)) == 5
     assert not prepare.prepare(clips, directory, SIZE, FRAMES)["written"]
 
@@ -133,19 +133,19 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
     text.write_text("not a video")
     broken = [*clips[:5], dataclasses.replace(clips[5], path=str(text)), clips[6]]
     directory = tmp_path / "shards"
-    with pytest.raises(BadData, match=r"^1 of 7 clips .*: clip5 \(.*text\.mp4: a text"):
+    with pytest.raises(DataError, match=r"^1 of 7 clips .*: clip5 \(.*text\.mp4: a text"):
         prepare.prepare(broken, str(directory), SIZE, FRAMES)
     assert files(directory) == []
-    with pytest.raises(BadUse, match="no finished shards"):
+    with pytest.raises(UsageError, match="no finished shards"):
         prepare.open_shards(str(directory), "train")
 
     absent = dataclasses.replace(clips[0], path=str(tmp_path / "absent.mp4"))
-    with pytest.raises(BadData, match=r"^1 of 1 .*: clip0 \(.*absent\.mp4: no such file"):
+    with pytest.raises(DataError, match=r"^1 of 1 .*: clip0 \(.*absent\.mp4: no such file"):
         prepare.prepare([absent], str(tmp_path / "none"), SIZE, FRAMES)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(BadData, match="no clips"):
+    with pytest.raises(DataError, match="no clips"):
         prepare.prepare([], str(tmp_path / "none"), SIZE, FRAMES)
-    with pytest.raises(BadUse, match=r"text\.mp4"):
+    with pytest.raises(UsageError, match=r"text\.mp4"):
         prepare.prepare(clips, str(text), SIZE, FRAMES)
 
 
@@ -158,7 +158,7 @@ def test_the_verb_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
         (root / f"videos/{i}.mp4").write_text("not a video")
     config.model.variant = "tiny"
     config.data.root, config.data.shards = str(root), str(tmp_path / "shards")
-    with pytest.raises(BadData, match=r"^4 of 7 clips .*: 1 \(.*, 3 \(.*, 4 \(.*, \.\.\.;"):
+    with pytest.raises(DataError, match=r"^4 of 7 clips .*: 1 \(.*, 3 \(.*, 4 \(.*, \.\.\.;"):
         verb.run(config)
     assert not (tmp_path / "shards").exists()
 
@@ -171,25 +171,25 @@ def test_the_verb_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
 def test_damaged_or_absent_shards_are_named(clips, tmp_path):
     directory = str(tmp_path)
     prepare.prepare(clips, directory, SIZE, FRAMES)
-    with pytest.raises(BadUse, match="no split val, only train, test"):
+    with pytest.raises(UsageError, match="no split val, only train, test"):
         prepare.open_shards(directory, "val")
-    with pytest.raises(BadUse, match="nowhere"):
+    with pytest.raises(UsageError, match="nowhere"):
         prepare.open_shards(str(tmp_path / "nowhere"), "train")
 
     (path,) = tmp_path.rglob("*-train.*")
     whole = path.read_bytes()
     path.write_bytes(whole[:200] + bytes(50) + whole[250:])
-    with pytest.raises(BadData, match="clip0"):
+    with pytest.raises(DataError, match="clip0"):
         prepare.open_shards(directory, "train")[0]
     path.write_bytes(whole)
     (facts,) = tmp_path.rglob("metadata.json")
     facts.write_text(facts.read_text().replace('"clip0"', '"moved"'))
-    with pytest.raises(BadData, match="clip0 in the place of moved"):
+    with pytest.raises(DataError, match="clip0 in the place of moved"):
         prepare.open_shards(directory, "train")[0]
     path.write_bytes(whole[:-1])
-    with pytest.raises(BadData, match="train are missing or cut short"):
+    with pytest.raises(DataError, match="train are missing or cut short"):
         prepare.open_shards(directory, "train")
     path.unlink()
-    with pytest.raises(BadData, match="train are missing or cut short"):
+    with pytest.raises(DataError, match="train are missing or cut short"):
         prepare.open_shards(directory, "train")
     assert len(prepare.open_shards(directory, "test")) == 2

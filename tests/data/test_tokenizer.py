@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data import tokenizer
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from tests.helpers.command import GOLDEN
 
 CASES = json.loads((GOLDEN / "tokens.json").read_text())
@@ -78,18 +78,18 @@ def test_no_captions():
 
 
 def test_tokens_are_within_the_vocabulary():
-    assert tokenizer.VOCABULARY == tokenizer.END + 1 == tokenizer.START + 2
+    assert tokenizer.VOCAB_SIZE == tokenizer.END + 1 == tokenizer.START + 2
 
 
 @pytest.mark.parametrize("caption", [None, float("nan"), b"a dog", ["a dog"]])
 def test_caption_that_is_not_text(caption):
-    with pytest.raises(BadData, match=f"must be text, got {type(caption).__name__}"):
+    with pytest.raises(DataError, match=f"must be text, got {type(caption).__name__}"):
         tokenizer.tokenize([caption], 5)
 
 
 @pytest.mark.parametrize("words", [2, 0, -1])
 def test_too_few_words(words):
-    with pytest.raises(BadUse, match="at least 3"):
+    with pytest.raises(UsageError, match="at least 3"):
         tokenizer.tokenize(["a dog"], words)
 
 

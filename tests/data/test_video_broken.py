@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.checks.quick_check import check_clips, require_sound
-from data.errors import BadData
+from data.errors import DataError
 from data.records import Clip
 from data.video.decode import probe, read_frames
 from tests.helpers.clips import cover, numbered, numbers, spoil_packets, write_sound, write_video
@@ -35,7 +35,7 @@ def test_a_file_that_is_cut_off(tmp_path):
 def test_start_beyond_the_end_is_said(tmp_path):
     path = str(write_video(tmp_path / "a.mp4", numbered(20)))
     for use in (lambda: read_frames(path, 32, 12, 2.0, 9.0), lambda: probe(path, 2.0)):
-        with pytest.raises(BadData, match=r"a\.mp4: start 2 s lies beyond .* \(2\.00 s\)"):
+        with pytest.raises(DataError, match=r"a\.mp4: start 2 s lies beyond .* \(2\.00 s\)"):
             use()
     assert numbers(read_frames(path, 32, 12, 1.95, 9.0)) == [19]
     probe(path, 1.95)
@@ -66,7 +66,7 @@ def broken_files(folder: Path) -> dict[str, str]:
 def test_what_is_no_video_is_named_in_one_line(tmp_path):
     for path, reason in broken_files(tmp_path).items():
         for use in (probe, lambda path: read_frames(path, 32, 12)):
-            with pytest.raises(BadData) as caught:
+            with pytest.raises(DataError) as caught:
                 use(path)
             message = str(caught.value)
             assert message.startswith(f"{path}: not a readable video ({reason}"), message
@@ -80,7 +80,7 @@ def test_nothing_stays_open(tmp_path):
         try:
             read_frames(path, 32, 12)
             probe(path)
-        except BadData:
+        except DataError:
             pass
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -99,7 +99,7 @@ def test_bad_clips_are_found_and_told(tmp_path, capfd):
     assert "beyond the end" in reasons["late"]
     assert any(reason == "no such file" for reason in reasons.values())
     assert capfd.readouterr().err == ""
-    with pytest.raises(BadData) as caught:
+    with pytest.raises(DataError) as caught:
         require_sound(clips)
     message = str(caught.value)
     assert message.startswith(f"{len(bad) + 1} of {len(clips)} clips")

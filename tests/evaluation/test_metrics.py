@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from data.errors import BadData
+from data.errors import DataError
 from hvp_jax.evaluation import metrics
 from tests.helpers.command import GOLDEN
 
@@ -98,13 +98,13 @@ def test_one_caption_a_video_is_the_transpose(transposed):
 def test_a_number_that_is_not_finite_is_an_error(figures, bad):
     similarity, video_of_text = many_captions(4)
     similarity[[70, 31], [5, 0]] = bad
-    with pytest.raises(BadData, match="^2 of 90 rows .* NaN or infinity, the first is row 31"):
+    with pytest.raises(DataError, match="^2 of 90 rows .* NaN or infinity, the first is row 31"):
         figures(similarity, video_of_text, chunk=16)
 
 
 def test_a_video_without_a_caption_is_an_error_for_video_to_text():
     similarity = np.zeros((3, 4))
-    with pytest.raises(BadData, match="^2 of 4 videos have no caption, the first is number 1"):
+    with pytest.raises(DataError, match="^2 of 4 videos have no caption, the first is number 1"):
         metrics.video_to_text(similarity, [0, 2, 2])
     assert metrics.text_to_video(similarity, [0, 2, 2])["MnR"] == 2.5
 
@@ -122,7 +122,7 @@ def test_a_video_without_a_caption_is_an_error_for_video_to_text():
 )
 def test_arguments_that_do_not_fit(similarity, target, says):
     for figures in BOTH:
-        with pytest.raises(BadData, match=says):
+        with pytest.raises(DataError, match=says):
             figures(similarity, target)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import BadData
+from data.errors import DataError
 from data.records import Clip
 from hvp_jax.evaluation import contact_sheet, metrics, report
 
@@ -76,9 +76,9 @@ def test_loss_curve_with_few_rows_and_losses_that_are_not_finite(tmp_path):
         image = curve(tmp_path / "nan.jsonl", [3.0, None, 2.0, None, 1.0])
     assert share(image, (0xD9, 0x82, 0x2B)) > 0  # marked
     for losses in ([], [None, None]):
-        with pytest.raises(BadData, match="holds no loss"):
+        with pytest.raises(DataError, match="holds no loss"):
             curve(tmp_path / "none.jsonl", losses)
-    with pytest.raises(BadData, match="absent.jsonl does not exist"):
+    with pytest.raises(DataError, match="absent.jsonl does not exist"):
         report.loss_curve(tmp_path / "absent.jsonl", tmp_path / "a.png")
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import shapes_of
 from hvp_jax.weights import param_mapping, torch_params
 
-SMALL = Sizes(32, 16, 64, 3, 64, 2, 32, context_length=16, vocabulary=100)
+SMALL = ClipConfig(32, 16, 64, 3, 64, 2, 32, context_length=16, vocab_size=100)
 
 
-def random_state(sizes: Sizes = SMALL, seed: int = 0, head: bool = False) -> dict:
+def random_state(sizes: ClipConfig = SMALL, seed: int = 0, head: bool = False) -> dict:
     """Tensors with the original's names, their sizes such that no layer dies or explodes."""
     rng = np.random.default_rng(seed)
     shapes = torch_params.flatten(shapes_of(sizes, 3))
@@ -25,7 +25,9 @@ def random_state(sizes: Sizes = SMALL, seed: int = 0, head: bool = False) -> dic
         w = rng.standard_normal(x.shape, np.float32)
         fan = x.shape[-2] if len(x.shape) > 1 else 100
         tree[path] = np.float32(path.endswith("scale")) + w / np.float32(np.sqrt(fan))
-    state = torch_params.to_torch(torch_params.unflatten(tree), param_mapping.Scheme(head=head))
+    state = torch_params.to_torch(
+        torch_params.unflatten(tree), param_mapping.NamingScheme(head=head)
+    )
     return {name: torch.tensor(np.array(x, order="C")) for name, x in state.items()}
 
 
@@ -43,7 +45,7 @@ def nested_names(state: dict) -> dict:
 
 def hugging_face_names(state: dict) -> dict:
     params = torch_params.from_torch(
-        {name: x.numpy() for name, x in state.items()}, param_mapping.Scheme(head=False)
+        {name: x.numpy() for name, x in state.items()}, param_mapping.NamingScheme(head=False)
     )
     found = torch_params.to_torch(params, param_mapping.HUGGING_FACE)
     return {name: torch.tensor(np.array(x, order="C")) for name, x in found.items()}
@@ -74,22 +76,22 @@ def write_torchscript(path: Path, state: dict) -> None:
     torch.jit.save(torch.jit.trace(tree, torch.zeros(1)), str(path))
 
 
-def hugging_face_config(sizes: Sizes, activation: str = "quick_gelu") -> dict:
+def hugging_face_config(sizes: ClipConfig, activation: str = "quick_gelu") -> dict:
     text = {
         "hidden_size": sizes.text_width,
         "intermediate_size": 4 * sizes.text_width,
         "num_hidden_layers": sizes.text_layers,
-        "num_attention_heads": sizes.text_width // sizes.text_head,
+        "num_attention_heads": sizes.text_width // sizes.text_head_dim,
         "max_position_embeddings": sizes.context_length,
-        "vocab_size": sizes.vocabulary,
-        "eos_token_id": sizes.vocabulary - 1,
+        "vocab_size": sizes.vocab_size,
+        "eos_token_id": sizes.vocab_size - 1,
         "hidden_act": activation,
     }
     vision = {
         "hidden_size": sizes.vision_width,
         "intermediate_size": 4 * sizes.vision_width,
         "num_hidden_layers": sizes.vision_layers,
-        "num_attention_heads": sizes.vision_width // sizes.vision_head,
+        "num_attention_heads": sizes.vision_width // sizes.vision_head_dim,
         "image_size": sizes.image_size,
         "patch_size": sizes.patch_size,
         "hidden_act": activation,
@@ -98,7 +100,7 @@ def hugging_face_config(sizes: Sizes, activation: str = "quick_gelu") -> dict:
     return common | {"text_config": text, "vision_config": vision}
 
 
-def write(folder: Path, kind: str, state: dict, sizes: Sizes = SMALL) -> Path:
+def write(folder: Path, kind: str, state: dict, sizes: ClipConfig = SMALL) -> Path:
     """Writes `state` (of CLIP alone but for hvpnet) in one of KINDS and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     flat, module = openai_names(state), {}

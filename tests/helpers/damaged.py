@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data.video.inspection import Examined, Job, Take, examine, take
+from data.video.inspection import DecodeRequest, FileJob, FileReport, decode_checked, inspect_file
 from tests.helpers.clips import cover, encode, numbered, overstate_frames, write_sound, write_video
 
 NAMES = (
@@ -182,11 +182,11 @@ def _misbehave(path: str) -> None:
         np.ones(1 << 30, np.uint8)
 
 
-def examine_or_misbehave(job: Job) -> Examined:
+def examine_or_misbehave(job: FileJob) -> FileReport:
     _misbehave(job.path)
-    return examine(job)
+    return inspect_file(job)
 
 
-def take_or_misbehave(clip: Take) -> np.ndarray | str:
+def take_or_misbehave(clip: DecodeRequest) -> np.ndarray | str:
     _misbehave(clip.path)
-    return take(clip)
+    return decode_checked(clip)

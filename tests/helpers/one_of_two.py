@@ -1,4 +1,4 @@
-"""One of two processes of four devices each: five steps of every layout, and some figures.
+"""One of two processes of four devices each: five steps of every partitioner, and some figures.
 
 `tests/parallel/test_processes.py` starts both, and compares what they leave with what one
 process does.
@@ -20,26 +20,26 @@ STEPS = 5
 def main(address: str, process: int, out: Path) -> None:
     """Process 0 writes what it found to the file `out`."""
     jax.distributed.initialize(address, num_processes=2, process_id=process)
-    from hvp_jax.parallel.partitioner import Layout
-    from hvp_jax.parallel.processes import gather, is_first, wait
+    from hvp_jax.parallel.partitioner import Partitioner
+    from hvp_jax.parallel.processes import all_gather_hosts, barrier, is_primary
 
     assert (jax.local_device_count(), jax.device_count()) == (4, 8)
-    assert gather(np.array([process])).ravel().tolist() == [0, 1]
+    assert all_gather_hosts(np.array([process])).ravel().tolist() == [0, 1]
     found = {}
     for name, how in LAYOUTS.items():
-        for key, value in steps(Layout(*how), process).items():
+        for key, value in steps(Partitioner(*how), process).items():
             found[f"{name}/{key}"] = value
-    found["scores"] = scores(Layout("shard_map"))
-    if is_first():
+    found["scores"] = scores(Partitioner("shard_map"))
+    if is_primary():
         np.savez(out, **found)
-    wait("the end")
+    barrier("the end")
 
 
 class Pictures(dict):
     """A source of pictures."""
 
 
-def scores(layout) -> np.ndarray:
+def scores(partitioner) -> np.ndarray:
     """Of five captions and clips of noise, with the weights that the steps began with."""
     from configs.base import get_config
     from data.records import Clip
@@ -48,43 +48,49 @@ def scores(layout) -> np.ndarray:
     from tests.helpers.train_steps import FRAMES, MODEL, WORDS, batch_of
 
     config = get_config()
-    config.eval.batch_size, config.data.frames, config.data.words = 2, FRAMES, WORDS
+    config.eval.batch_size, config.data.max_frames, config.data.max_words = 2, FRAMES, WORDS
     clips = [Clip(f"clip{i}", "", (f"{i} is a clip",), "test") for i in range(5)]
-    side = MODEL.sizes.image_size
+    side = MODEL.clip_config.image_size
     noise = np.random.default_rng(0).integers(0, 256, (5, FRAMES, side, side, 3), np.uint8)
     source = Pictures((clip.clip_id, noise[i]) for i, clip in enumerate(clips))
     source.size, source.longest = side, FRAMES
-    params = layout.whole(layout.place(random_params(MODEL, *batch_of(0).values())))
-    return scorer.figures(scorer.Scorer(MODEL, config, layout, FRAMES), params, clips, source)[1]
+    params = partitioner.replicate_params(
+        partitioner.shard_state(random_params(MODEL, *batch_of(0)))
+    )
+    return scorer.evaluate_split(
+        scorer.Scorer(MODEL, config, partitioner, FRAMES), params, clips, source
+    )[1]
 
 
-def steps(layout, process: int) -> dict[str, np.ndarray]:
+def steps(partitioner, process: int) -> dict[str, np.ndarray]:
     """Losses and norms of the gradients of five steps, and the weights after them."""
-    from hvp_jax.parallel.processes import wait
-    from hvp_jax.training.step_spec import Recipe
-    from hvp_jax.training.train_state import new_state
+    from hvp_jax.parallel.processes import barrier
+    from hvp_jax.training.step_spec import StepSpec
+    from hvp_jax.training.train_state import create_train_state
     from hvp_jax.training.train_step import train_step
     from hvp_jax.weights import torch_params
     from tests.helpers.small import random_params
     from tests.helpers.train_steps import BATCH, MODEL, OPTIMIZER, batch_of
 
-    params = random_params(MODEL, *batch_of(0).values())
-    state = layout.place(new_state(params, OPTIMIZER))
-    recipe = Recipe(MODEL, OPTIMIZER, seed=3)
-    laid = layout.train(functools.partial(train_step, recipe=recipe), state)
+    params = random_params(MODEL, *batch_of(0))
+    state = partitioner.shard_state(create_train_state(params, OPTIMIZER))
+    spec = StepSpec(MODEL, OPTIMIZER, seed=3)
+    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
     half = slice(process * BATCH // 2, (process + 1) * BATCH // 2)
     losses, norms = [], []
     for i in range(STEPS):
-        batch = layout.put({key: x[half] for key, x in batch_of(i).items()}, stop=process == 1)
+        batch = partitioner.shard_batch(
+            jax.tree.map(lambda x: x[half], batch_of(i)), stop=process == 1
+        )
         if i == 0:
             laid.lower(state, batch).compile()
-            wait("compiled")
+            barrier("compiled")
         state, metrics = laid(state, batch)
         metrics = jax.device_get(metrics)
         losses.append(metrics["loss"])
         norms.append(metrics["grad_norm"])
         assert metrics["stop"] == 1  # process 0 hears of the wish of process 1
     # There and back, as to a checkpoint and from it.
-    state = layout.from_store(layout.to_store(state))
-    whole = torch_params.flatten(jax.device_get(layout.whole(state.params)))
+    state = partitioner.from_global(partitioner.to_global(state))
+    whole = torch_params.flatten(jax.device_get(partitioner.replicate_params(state.params)))
     return {"losses": losses, "norms": norms} | {f"params/{k}": v for k, v in whole.items()}

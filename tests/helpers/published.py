@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data import inputs
-from data.errors import BadData
+from data.errors import DataError
 
 
 def write(path: Path, text: str) -> None:
@@ -149,7 +149,7 @@ def charades(folder: Path, train: int = 2, test: int = 1) -> None:
 
 
 def found(dataset, folder, videos="", protocol=""):
-    return inputs.read_all(dataset, "", str(folder), str(videos), protocol)
+    return inputs.read_annotations(dataset, "", str(folder), str(videos), protocol)
 
 
 def clips(dataset, folder, videos="", protocol=""):
@@ -163,7 +163,7 @@ def touch(folder, *names):
     return folder
 
 
-def refused(dataset, folder, says, protocol="", kind=BadData):
+def refused(dataset, folder, says, protocol="", kind=DataError):
     with pytest.raises(kind, match=says) as caught:
         found(dataset, folder, "", protocol)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

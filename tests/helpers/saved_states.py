@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hvp_jax.training.train_state import new_state
+from hvp_jax.training.train_state import create_train_state
 
 MESH = Mesh(np.array(jax.devices()), ("batch",))
 SPLIT, WHOLE = (NamedSharding(MESH, PartitionSpec(*axes)) for axes in (("batch",), ()))
@@ -20,7 +20,7 @@ def state_of(seed, width=256):
     rng = np.random.default_rng(seed)
     half = rng.standard_normal(16).astype(jnp.bfloat16)
     params = {"clip": {"w": rng.standard_normal((64, width), np.float32), "half": half}}
-    state = new_state(params | {"scale": np.float32(seed)}, optax.adam(1e-3)).items()
+    state = create_train_state(params | {"scale": np.float32(seed)}, optax.adam(1e-3)).items()
     return jax.device_put(state, jax.tree.map(lambda x: SPLIT if np.ndim(x) else WHOLE, state))
 
 

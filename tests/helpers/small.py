@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 
-SIZES = Sizes(
+SIZES = ClipConfig(
     image_size=32,
     patch_size=16,
     vision_width=64,
@@ -14,9 +14,9 @@ SIZES = Sizes(
     text_layers=2,
     embed_dim=32,
     context_length=32,
-    vocabulary=128,
+    vocab_size=128,
 )
-END = SIZES.vocabulary - 1
+END = SIZES.vocab_size - 1
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

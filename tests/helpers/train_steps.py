@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data.batches.batch import Batch
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.training import optimizer
 from tests.helpers.small import SIZES, captions, normal
@@ -11,10 +12,10 @@ MODEL = HVPNet(SIZES, (1, 3), stages=1)
 OPTIMIZER = optimizer.make_optimizer(1e-4, 1e-4, 10)
 
 
-def batch_of(seed: int) -> dict[str, np.ndarray]:
+def batch_of(seed: int) -> Batch:
     """Clips as floats, so that a pixel can be no number; half of them have a padded frame."""
     ids, text_mask = captions(seed, BATCH, WORDS)
     video = np.float32(normal(seed, BATCH, FRAMES, SIZES.image_size, SIZES.image_size, 3))
     video_mask = np.ones((BATCH, FRAMES), bool)
     video_mask[::2, 1] = False
-    return {"text_ids": ids, "text_mask": text_mask, "video": video, "video_mask": video_mask}
+    return Batch(ids, text_mask, video, video_mask)

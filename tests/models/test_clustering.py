@@ -13,8 +13,8 @@ from tests.helpers.small import normal
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 WIDTH = 16
-cluster = jax.jit(distillation.cluster)
-merge = jax.jit(distillation.merge)
+cluster = jax.jit(distillation.dpc_knn_cluster)
+merge = jax.jit(distillation.merge_clusters)
 
 
 def numpy_cluster(x: np.ndarray) -> tuple[list[int], float]:
@@ -178,20 +178,21 @@ def test_no_gradient_flows_through_the_clustering():
 
     def through(x):
         return (
-            distillation.merge(x, score, distillation.cluster(x, count)[0], count) * probe
+            distillation.merge_clusters(x, score, distillation.dpc_knn_cluster(x, count)[0], count)
+            * probe
         ).sum()
 
     def given(x):
-        return (distillation.merge(x, score, fixed, count) * probe).sum()
+        return (distillation.merge_clusters(x, score, fixed, count) * probe).sum()
 
     found = jax.jit(jax.grad(through))(x)
     np.testing.assert_allclose(found, jax.jit(jax.grad(given))(x), atol=1e-6)
     assert jnp.isfinite(found).all()
     # Not even the distances, which are real numbers and have a gradient of their own.
     jaxpr = str(
-        jax.make_jaxpr(lambda x, t: jax.jvp(lambda x: distillation.cluster(x, count), (x,), (t,)))(
-            x, x
-        )
+        jax.make_jaxpr(
+            lambda x, t: jax.jvp(lambda x: distillation.dpc_knn_cluster(x, count), (x,), (t,))
+        )(x, x)
     )
-    plain = str(jax.make_jaxpr(lambda x: distillation.cluster(x, count))(x))
+    plain = str(jax.make_jaxpr(lambda x: distillation.dpc_knn_cluster(x, count))(x))
     assert jaxpr.count("dot_general") == plain.count("dot_general")

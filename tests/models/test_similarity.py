@@ -124,10 +124,10 @@ def test_padded_tokens_change_no_score_and_no_gradient(sides):
 
     def score(words, word_raw, patches, patch_raw, valid_words, valid_tokens):
         table = similarity.word_patch(
-            similarity.repeat_first(similarity.unit(words), valid_words),
-            similarity.token_weights(word_raw, valid_words, "softmax"),
-            similarity.repeat_first(similarity.unit(patches), valid_tokens),
-            similarity.token_weights(patch_raw, valid_tokens, "softmax"),
+            similarity.pad_with_first_token(similarity.l2_normalize(words), valid_words),
+            similarity.normalize_token_weights(word_raw, valid_words, "softmax"),
+            similarity.pad_with_first_token(similarity.l2_normalize(patches), valid_tokens),
+            similarity.normalize_token_weights(patch_raw, valid_tokens, "softmax"),
         )
         return (table * probe).sum(), table
 
@@ -143,25 +143,25 @@ def test_padded_tokens_change_no_score_and_no_gradient(sides):
 def test_token_weights():
     raw = np.float32([[1, 2, 3, 50], [-1, 0, 4, 2], [300, -300, 1, 1]])
     valid = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool)
-    none = similarity.token_weights(jnp.asarray(raw), valid, "none")
+    none = similarity.normalize_token_weights(jnp.asarray(raw), valid, "none")
     np.testing.assert_array_equal(none, np.where(valid, raw, 0))
-    soft = similarity.token_weights(jnp.asarray(raw), valid, "softmax")
+    soft = similarity.normalize_token_weights(jnp.asarray(raw), valid, "softmax")
     for ours, row, kept in zip(soft, raw.astype(float), valid, strict=True):
         weights = np.exp(row[kept] - row[kept].max())
         np.testing.assert_allclose(ours[kept], weights / weights.sum(), rtol=1e-6, atol=1e-30)
         assert (ours[~kept] == 0).all()
-    nothing = similarity.token_weights(jnp.asarray(raw), np.zeros_like(valid), "softmax")
+    nothing = similarity.normalize_token_weights(jnp.asarray(raw), np.zeros_like(valid), "softmax")
     assert (nothing == 0).all()
-    half = similarity.token_weights(jnp.asarray(raw, jnp.bfloat16), valid, "softmax")
+    half = similarity.normalize_token_weights(jnp.asarray(raw, jnp.bfloat16), valid, "softmax")
     assert half.dtype == jnp.float32
 
 
 def test_unit_leaves_0_at_0_also_in_the_gradient():
     x = np.float32([[3, 4, 0], [0, 0, 0]])
-    value, gradient = jax.value_and_grad(lambda x: similarity.unit(x)[:, 0].sum())(x)
+    value, gradient = jax.value_and_grad(lambda x: similarity.l2_normalize(x)[:, 0].sum())(x)
     assert value == pytest.approx(0.6)
     np.testing.assert_allclose(gradient, [[16 / 125, -12 / 125, 0], [0, 0, 0]], atol=1e-6)
-    assert similarity.unit(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+    assert similarity.l2_normalize(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -183,8 +183,8 @@ def test_all_terms_equal_the_long_formulas(sides, paired):
         expected[0, tap, a, b] += sum(patch_weights[b, tap] * cosine.max(0)) / 2
         expected[1, tap, a, b] = sum(patch_weights[b, tap] * (patches[b, tap] @ sentence[a]))
         expected[2, tap, a, b] = sum(frame_weights[b, tap] * (frame[b, tap] @ sentence[a]))
-    text = similarity.Text(words, word_weights[False], sentence)
-    video = similarity.Video(
+    text = similarity.TextFeatures(words, word_weights[False], sentence)
+    video = similarity.VideoFeatures(
         patches,
         patch_weights,
         np.einsum("blm,blmd->bld", patch_weights, patches),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.cli import main
 from hvp_jax.monitoring import watchdog
 from hvp_jax.parallel import distributed
@@ -29,12 +29,12 @@ TRAIN = ("train", f"--config={ROOT / 'configs' / 'folder.py'}", "--workdir=never
     ],
 )
 def test_flags_that_do_not_go_together(flags, says):
-    with pytest.raises(BadUse, match=says):
+    with pytest.raises(UsageError, match=says):
         main.check([*TRAIN, *flags])
 
 
 def test_only_verbs_that_run_in_several_processes_take_them():
-    with pytest.raises(BadUse, match="prepare takes no --processes"):
+    with pytest.raises(UsageError, match="prepare takes no --processes"):
         main.check(["prepare", TRAIN[1], "--processes=2"])
 
 
@@ -56,26 +56,26 @@ def slurm(monkeypatch, **values):
 
 
 def test_flags_reach_jax(joined):
-    distributed.start(distributed.check("host:1234", "2", "1"))
+    distributed.initialize(distributed.parse_flags("host:1234", "2", "1"))
     (call,) = joined
     assert call.pop("heartbeat_timeout_seconds") == distributed.SECONDS_TO_DEATH
     assert call == {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 1}
 
 
 def test_a_plain_machine_and_a_step_of_one_task_start_nothing(joined, monkeypatch):
-    distributed.start(None)
+    distributed.initialize(None)
     slurm(monkeypatch, JOB_ID="7", NTASKS="8", STEP_NUM_TASKS="1")
-    distributed.start(None)
+    distributed.initialize(None)
     assert joined == []
 
 
 def test_under_srun_a_task_has_its_gpu_or_all_of_its_node(joined, monkeypatch):
     slurm(monkeypatch, STEP_NUM_TASKS="16", STEP_TASKS_PER_NODE="8(x2)", GPUS_ON_NODE="8")
-    distributed.start(None)
+    distributed.initialize(None)
     slurm(monkeypatch, STEP_NUM_TASKS="2", STEP_TASKS_PER_NODE="1(x2)")
-    distributed.start(None)
+    distributed.initialize(None)
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
-    distributed.start(None)
+    distributed.initialize(None)
     devices = [call.get("local_device_ids") for call in joined]
     assert devices == [None, list(range(8)), None]
 
@@ -87,8 +87,8 @@ def test_who_cannot_be_joined_is_told(monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(BadUse, match="cannot join the other processes at host:1: DEADLINE"):
-        distributed.start(distributed.check("host:1", "2", "1"))
+    with pytest.raises(UsageError, match="cannot join the other processes at host:1: DEADLINE"):
+        distributed.initialize(distributed.parse_flags("host:1", "2", "1"))
 
 
 HANG = """
@@ -97,7 +97,7 @@ from pathlib import Path
 from hvp_jax.monitoring.watchdog import Watch
 with Watch(Path(sys.argv[1]), float(sys.argv[2]), 1, 3) as watch:
     for i in range(8):
-        watch.note(7, "waiting for the devices") if i else watch.note(6, "reading a batch")
+        watch.heartbeat(*((7, "waiting for the devices") if i else (6, "reading a batch")))
         time.sleep(0.2)
     if len(sys.argv) > 3:
         time.sleep(60)
@@ -110,7 +110,7 @@ def hang(folder, *arguments):
 
 
 def test_a_run_that_hangs_is_ended_and_the_process_that_is_behind_is_named(tmp_path):
-    notes = {0: (7, watchdog.DEVICES), 2: (7, "reading a batch")}
+    notes = {0: (7, watchdog.WAITING_FOR_DEVICES), 2: (7, "reading a batch")}
     for process, (step, doing) in notes.items():
         note = {"step": step, "doing": doing}
         (tmp_path / f"process_{process}.json").write_text(json.dumps(note))

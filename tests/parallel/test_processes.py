@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
 from hvp_jax.training.train_step import train_step
 from hvp_jax.weights import torch_params
@@ -59,10 +59,10 @@ def together(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone():
     """The same five steps on one device, laid over nothing."""
-    params = random_params(MODEL, *batch_of(0).values())
-    state, found = train_state.new_state(params, OPTIMIZER), {"losses": [], "norms": []}
-    recipe = step_spec.Recipe(MODEL, OPTIMIZER, seed=3)
-    step = jax.jit(functools.partial(train_step, recipe=recipe))
+    params = random_params(MODEL, *batch_of(0))
+    state, found = train_state.create_train_state(params, OPTIMIZER), {"losses": [], "norms": []}
+    spec = step_spec.StepSpec(MODEL, OPTIMIZER, seed=3)
+    step = jax.jit(functools.partial(train_step, spec=spec))
     for i in range(STEPS):
         state, metrics = step(state, batch_of(i))
         found["losses"].append(metrics["loss"])
@@ -71,19 +71,19 @@ def alone():
     return found | {f"params/{name}": x for name, x in after.items()}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_of_four_devices_give_the_numbers_of_one(together, alone, layout):
-    found = [name for name in together if name.startswith(layout + "/")]
+@pytest.mark.parametrize("partitioner", LAYOUTS)
+def test_two_processes_of_four_devices_give_the_numbers_of_one(together, alone, partitioner):
+    found = [name for name in together if name.startswith(partitioner + "/")]
     assert len(found) == len(alone) > 40
     for name, expected in alone.items():
         error = {"rtol": 1e-5, "atol": 1e-5 if name.startswith("params/") else 0}
-        ours = together[f"{layout}/{name}"]
+        ours = together[f"{partitioner}/{name}"]
         np.testing.assert_allclose(ours, expected, err_msg=name, **error)
 
 
 def test_two_processes_score_as_one(together):
     """Each encodes every other clip; five do not divide by two."""
-    ours = scores(Layout("pmap", devices=jax.devices()[:1]))
+    ours = scores(Partitioner("pmap", devices=jax.devices()[:1]))
     assert ours.shape == (5, 5) and np.ptp(ours) > 1e-3
     np.testing.assert_allclose(together["scores"], ours, rtol=1e-6)
     assert (np.argsort(together["scores"]) == np.argsort(ours)).all()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hvp_jax.parity.golden import load
+from hvp_jax.parity.golden import load_golden
 from tests.helpers.parity_files import SMALL, same_settings
 
 
@@ -15,4 +15,4 @@ def settings():
 @pytest.fixture(scope="module", name="golden")
 def golden_arrays() -> tuple[dict, dict]:
     """The arrays of the small file and its JSON."""
-    return load(SMALL)
+    return load_golden(SMALL)

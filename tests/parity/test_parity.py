@@ -9,10 +9,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from hvp_jax.cli import parity
-from hvp_jax.parity import compare, golden
+from hvp_jax.parity import compare
+from hvp_jax.parity import golden as golden_module
 from hvp_jax.parity.golden import METADATA
-from tests.helpers.command import ROOT, run_command
-from tests.helpers.parity_files import GOLDEN, SMALL, changed, same_settings, write
+from tests.helpers.command import GOLDEN, ROOT, run_command
+from tests.helpers.parity_files import SMALL, changed, same_settings, write
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -105,14 +106,14 @@ def test_the_full_size_file_by_rule(run_cli):
 def ours(in_float64, programs):
     """What this process computes of the small file, program by program from the cache."""
     del in_float64, programs  # the programs are there
-    kept, compute = {}, golden.compute
+    kept, compute = {}, golden_module.compute_arrays
 
     def keep(*arguments):
         kept.update(compute(*arguments))
         return dict(kept)
 
     with pytest.MonkeyPatch.context() as patch, same_settings():
-        patch.setattr(golden, "compute", keep)
+        patch.setattr(golden_module, "compute_arrays", keep)
         assert parity.run(SMALL)["ok"]
     return {name: np.asarray(x) for name, x in kept.items()}
 
@@ -123,8 +124,10 @@ def rerun(ours, golden, monkeypatch):
 
     def run(changes: dict, about: dict | None = None) -> dict:
         arrays, plain = golden
-        monkeypatch.setattr(golden, "compute", lambda *_: dict(ours))
-        monkeypatch.setattr(golden, "load", lambda _: (arrays | changes, about or plain))
+        monkeypatch.setattr(golden_module, "compute_arrays", lambda *_: dict(ours))
+        monkeypatch.setattr(
+            golden_module, "load_golden", lambda _: (arrays | changes, about or plain)
+        )
         return parity.run(SMALL)
 
     return run
@@ -182,21 +185,21 @@ def test_an_array_of_another_shape_is_no_pass(golden, rerun):
 def test_no_number_is_never_a_pass(precision):
     tolerance = compare.TOLERANCE[precision]
     x = np.array([1.0, 2.0])
-    assert compare.compare("loss", x, x, tolerance)["ok"]
+    assert compare.compare_arrays("loss", x, x, tolerance)["ok"]
     for bad in (np.nan, np.inf):
         y = np.array([1.0, bad])
-        assert not compare.compare("loss", x, y, tolerance)["ok"]
-        assert not compare.compare("loss", y, x, tolerance)["ok"]
-        assert not compare.compare("loss", y, y, tolerance)["ok"]
+        assert not compare.compare_arrays("loss", x, y, tolerance)["ok"]
+        assert not compare.compare_arrays("loss", y, x, tolerance)["ok"]
+        assert not compare.compare_arrays("loss", y, y, tolerance)["ok"]
 
 
 def test_thinned_arrays():
     x = np.arange(2 * 7 * 12).reshape(2, 7, 12)
-    np.testing.assert_array_equal(compare.thin(x, (2, 7, 3)), x[:, :, ::4])
-    np.testing.assert_array_equal(compare.thin(x, (2, 2, 12)), x[:, ::4])
-    assert compare.thin(x, (2, 7, 5)).shape == x.shape  # no step gives 5 of 12
-    assert compare.thin(x, (2, 7, 13)).shape == x.shape
-    assert compare.thin(x, (2, 7)).shape == x.shape
+    np.testing.assert_array_equal(compare.subsample(x, (2, 7, 3)), x[:, :, ::4])
+    np.testing.assert_array_equal(compare.subsample(x, (2, 2, 12)), x[:, ::4])
+    assert compare.subsample(x, (2, 7, 5)).shape == x.shape  # no step gives 5 of 12
+    assert compare.subsample(x, (2, 7, 13)).shape == x.shape
+    assert compare.subsample(x, (2, 7)).shape == x.shape
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.errors import BadData
+from data.errors import DataError
 from hvp_jax.cli import main, parity
-from hvp_jax.models.clip_config import Sizes
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.parity import golden
+from hvp_jax.parity import golden as golden_module
 from hvp_jax.weights import torch_params
 from tests.helpers.parity_files import SMALL, changed, write
 from tests.helpers.small import SIZES, captions, normal, random_params
@@ -79,15 +79,15 @@ def test_a_file_that_does_not_fit_is_one_line(golden, monkeypatch, changes, says
             del arrays[name]
         else:
             arrays[name] = change(arrays.get(name, np.zeros(2, np.float32)))
-    monkeypatch.setattr(golden, "load", lambda _: (arrays, about))
-    with pytest.raises(BadData) as error:
+    monkeypatch.setattr(golden_module, "load_golden", lambda _: (arrays, about))
+    with pytest.raises(DataError) as error:
         parity.run(SMALL)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_of_other_sizes(tmp_path, monkeypatch):
     """Two heads, two taps, two stages, other widths: all follow from the shapes in the file."""
-    sizes = Sizes(32, 8, 128, 2, 64, 1, 16, context_length=9, vocabulary=60)
+    sizes = ClipConfig(32, 8, 128, 2, 64, 1, 16, context_length=9, vocab_size=60)
     model = HVPNet(sizes, (1, 2), stages=2)
     ids, text_mask = captions(0, 3, 7)
     ids = np.minimum(ids, 59)
@@ -104,8 +104,10 @@ def test_a_file_of_other_sizes(tmp_path, monkeypatch):
         "sim/sentence_frame/layer1": (3, 3),
         "loss/total": (),
     }
-    kept, compute = {}, golden.compute
-    monkeypatch.setattr(golden, "compute", lambda *a: kept or kept.update(compute(*a)) or kept)
+    kept, compute = {}, golden_module.compute_arrays
+    monkeypatch.setattr(
+        golden_module, "compute_arrays", lambda *a: kept or kept.update(compute(*a)) or kept
+    )
     blank = {name: np.full(shape, 1e9) for name, shape in shapes.items()}
     path = write(tmp_path / "other.npz", arrays | blank, {"layers_zero_based": [0, 1]})
     result = parity.run(path)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from data.errors import BadData
-from hvp_jax.parallel.partitioner import Layout
+from data.errors import DataError
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import loop, train_state
 
-BATCH = {"video": np.zeros((8, 1), np.float32)}
+BATCH = {"x": np.zeros((8, 1), np.float32)}
 
 
 class Seen(list):
@@ -27,7 +27,7 @@ class Seen(list):
     def write(self, at, row):
         self.append((at, row))
 
-    def say(self, text):
+    def print(self, text):
         self.append(text)
 
     def progress(self, at, loss):
@@ -40,9 +40,9 @@ class Seen(list):
         self.append((at, int(items["rest"]["step"]), scored))
 
 
-def fake_step(state, batch, recipe, shards):
-    """Counts; the loss is no number in the steps that `recipe` names."""
-    bad = jnp.isin(state.step + 1, jnp.array(recipe.bad, jnp.int32))
+def fake_step(state, batch, spec, collectives):
+    """Counts; the loss is no number in the steps that `spec` names."""
+    bad = jnp.isin(state.step + 1, jnp.array(spec.bad, jnp.int32))
     skipped = state.skipped + bad
     metrics = {"loss": jnp.where(bad, jnp.nan, 1.0), "log_scale": jnp.zeros(()), "skipped": skipped}
     return state.replace(step=state.step + 1, skipped=skipped), metrics
@@ -55,14 +55,14 @@ class Run:
         self, monkeypatch, tmp_path, bad=(), steps=10, validate=None, stop_at=None, **train
     ):
         config = get_config()
-        config.optim.rate, config.optim.clip_rate = 1e-3, 1e-4
+        config.optim.learning_rate, config.optim.clip_learning_rate = 1e-3, 1e-4
         config.train.update(steps=steps, log_every=2, checkpoint_every=4, eval_every=5, **train)
-        config.train.stall_seconds = 0.0
+        config.train.stall_timeout = 0.0
         self.shown, self.saved, self.validate = Seen(), Seen(), validate
         stop = SimpleNamespace(name=None)
         monkeypatch.setattr(loop, "train_step", fake_step)
-        monkeypatch.setattr(loop, "Stop", lambda: contextlib.nullcontext(stop))
-        monkeypatch.setattr(loop, "Monitor", lambda *_, **__: self.shown)
+        monkeypatch.setattr(loop, "SignalHandler", lambda: contextlib.nullcontext(stop))
+        monkeypatch.setattr(loop, "MetricsLogger", lambda *_, **__: self.shown)
         monkeypatch.setattr(loop.flops, "training_step", lambda *_: 1.0)
 
         def batches():
@@ -70,11 +70,11 @@ class Run:
                 stop.name = "SIGTERM" if i == stop_at else stop.name
                 yield BATCH
 
-        layout, zero = Layout("shard_map"), jnp.zeros((), jnp.int32)
-        self.state = layout.place(train_state.State(zero, zero, {}, ()))
-        self.loop = loop.Loop(
-            config, tmp_path, 0, layout=layout, recipe=SimpleNamespace(model=None, bad=tuple(bad)),
-            schedule_steps=steps, batches=batches(), checkpoints=self.saved, width=1,
+        partitioner, zero = Partitioner("shard_map"), jnp.zeros((), jnp.int32)
+        self.state = partitioner.shard_state(train_state.TrainState(zero, zero, {}, ()))
+        self.loop = loop.TrainLoop(
+            config, tmp_path, 0, partitioner=partitioner,
+            spec=SimpleNamespace(model=None, bad=tuple(bad)), schedule_steps=steps, batches=batches(), checkpointer=self.saved, num_frames=1,
         )  # fmt: skip
 
     def go(self):
@@ -102,20 +102,20 @@ def test_rows_have_the_rates_of_their_own_update(monkeypatch, tmp_path):
     run.go()
     rows = dict(run.shown)
     # Step 2 is the first update: a skipped one does not count.
-    assert rows[2]["rate"] == 0 and rows[4]["rate"] == pytest.approx(
+    assert rows[2]["learning_rate"] == 0 and rows[4]["learning_rate"] == pytest.approx(
         1e-3 * 0.5 * (1 + np.cos(np.pi * 0.2))
     )
-    assert rows[4]["clip_rate"] == pytest.approx(rows[4]["rate"] / 10)
+    assert rows[4]["clip_learning_rate"] == pytest.approx(rows[4]["learning_rate"] / 10)
     assert (
         rows[2]["temperature"] == 1 and "stop" not in rows[2] and "steps/s" in rows[2]["measured"]
     )
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(monkeypatch, tmp_path):
-    run = Run(monkeypatch, tmp_path, bad=[2, 3, 5, 6, 7], most_skipped=3)
-    with pytest.raises(BadData, match="not finite for 3 steps in a row, up to step 7"):
+    run = Run(monkeypatch, tmp_path, bad=[2, 3, 5, 6, 7], max_skipped_updates=3)
+    with pytest.raises(DataError, match="not finite for 3 steps in a row, up to step 7"):
         run.go()
-    run = Run(monkeypatch, tmp_path, bad=[2, 3, 5, 6, 8, 9], most_skipped=3)
+    run = Run(monkeypatch, tmp_path, bad=[2, 3, 5, 6, 8, 9], max_skipped_updates=3)
     assert int(run.go()[0].skipped) == 6
 
 
@@ -128,7 +128,7 @@ def test_a_wish_to_stop_is_heeded_after_a_whole_step_and_a_checkpoint(monkeypatc
 def test_another_process_wish_comes_through_the_devices(monkeypatch, tmp_path):
     """As one of two processes it waits for the answer, so that all stop at the same step."""
     monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(loop, "wait", lambda name: None)
+    monkeypatch.setattr(loop, "barrier", lambda name: None)
     run = Run(monkeypatch, tmp_path, stop_at=5)
     state, at, stopped = run.go()
     assert stopped and int(state.step) == at == 7 and run.saved[-1] == (7, 7, None)

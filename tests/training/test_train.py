@@ -25,7 +25,7 @@ TINY = (
     "--config.model.variant=tiny",
     "--config.model.taps=4",  # and one stage: the less there is to trace and compile
     "--config.distill.stages=1",
-    "--config.data.frames=2",
+    "--config.data.max_frames=2",
     "--config.train.batch_size=8",
     "--config.eval.batch_size=8",
     "--config.train.log_every=1",
@@ -36,7 +36,7 @@ TINY = (
 def clips(tmp_path_factory):
     """A folder of real H.264 files: 24 to train on, 6 to choose by, 10 to test on."""
     root = tmp_path_factory.mktemp("data") / "clips"
-    shapes.make(str(root), seed=5, train=24, val=6, test=10)
+    shapes.make_dataset(str(root), seed=5, train=24, val=6, test=10)
     return root
 
 
@@ -88,9 +88,9 @@ def test_a_run_leaves_what_it_should(whole):
     assert result["text_to_video"]["R@10"] == 100  # of ten clips
     assert result["scoring"]["word_weights"] == "query"
     resolved = json.loads((workdir / "config.json").read_text())
-    assert resolved["data"]["frames"] == 2  # as was asked for, however long the clips are
+    assert resolved["data"]["max_frames"] == 2  # as was asked for, however long the clips are
     assert json.loads((workdir / "data.json").read_text())["width"] == 2
-    assert resolved["model"]["taps"] == [4] and resolved["optim"]["rate"] == 1e-3
+    assert resolved["model"]["taps"] == [4] and resolved["optim"]["learning_rate"] == 1e-3
 
 
 def test_eval_gives_the_same_figures_to_the_last_digit(whole, run_cli):
@@ -166,20 +166,20 @@ def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path)
 def test_a_schedule_that_ends_before_the_run_is_told_of():
     config = resolve_steps(resolve(folder.get_config("reference")), examples=1000)
     assert config.train.steps == 300  # from scratch; 31 batches of 32 are an epoch
-    says = step_spec.warning_of_schedule(config, 1000)
+    says = step_spec.schedule_warning(config, 1000)
     assert "ends at step 155 of 300" in says and "rises again" in says and "\n" not in says
     config.train.steps = 155
-    assert step_spec.warning_of_schedule(config, 1000) == ""
+    assert step_spec.schedule_warning(config, 1000) == ""
     config.train.steps, config.optim.schedule_epochs = 300, 0
-    assert step_spec.warning_of_schedule(config, 1000) == ""
+    assert step_spec.schedule_warning(config, 1000) == ""
 
 
 def test_another_config_may_not_go_on_with_a_run(clips, whole, run_cli):
     status, out, err = run_cli(
         *("train", *TINY, f"--config.data.root={clips}", f"--workdir={whole[0]}"),
-        *("--config.train.steps=6", "--config.optim.rate=0.5"),
+        *("--config.train.steps=6", "--config.optim.learning_rate=0.5"),
     )
-    assert status == 2 and "optim.rate was 0.001, is 0.5" in err and "Traceback" not in err
+    assert status == 2 and "optim.learning_rate was 0.001, is 0.5" in err and "Traceback" not in err
 
 
 def test_other_captions_may_not_go_on_with_a_run(clips, whole, run_cli, tmp_path):
@@ -196,10 +196,10 @@ def test_other_captions_may_not_go_on_with_a_run(clips, whole, run_cli, tmp_path
 
 
 def test_files_and_shards_train_alike(clips, whole, tmp_path, run_cli):
-    shards = f"--config.data.shards={tmp_path / 'shards'}"
+    shards = f"--config.data.collectives={tmp_path / 'shards'}"
     status, _, err = run_cli("prepare", *TINY, f"--config.data.root={clips}", shards)
     assert status == 0, err
-    by_test = "--config.train.choose_on=test"  # changes no update
+    by_test = "--config.train.select_on=test"  # changes no update
     captions = tmp_path / "without_videos"
     captions.mkdir()
     shutil.copy(Path(clips) / "captions.csv", captions)

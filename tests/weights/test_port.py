@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.errors import BadUse
+from data.batches.batch import Batch
+from data.errors import UsageError
 from hvp_jax.cli import port
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parity import torch_checkpoint
 from hvp_jax.training import step_spec, train_state
 from hvp_jax.training.optimizer import make_optimizer
@@ -35,7 +36,7 @@ def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
     state = state_for(kind)
     source = write(tmp_path / "source", kind, state)
     card = port.run(source, tmp_path / "ported")
-    assert (card["format"], card["sizes"]["activation"]) == KINDS[kind]
+    assert (card["format"], card["clip_config"]["activation"]) == KINDS[kind]
     assert card == {**card, "stages": 3 if kind == "hvpnet" else 0, "step": 0}
     assert all(len(digest) == 64 for digest in card["sha256"].values())
     wanted = ["distill", "frame_weight", "patch_weight", "word_weight"]
@@ -51,7 +52,7 @@ def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_towers_equal_pytorch_layer_by_layer(kind, tmp_path):
     source = write(tmp_path, kind, state_for(kind))
-    result = torch_checkpoint.run(source, "auto", "float32")
+    result = torch_checkpoint.compare_checkpoint(source, "auto", "float32")
     assert result["ok"], result["text"]
     assert [row["name"] for row in result["arrays"] if row["name"].startswith("image")] == [
         *(f"image/layer{i}" for i in (1, 2, 3)),
@@ -64,11 +65,13 @@ def test_a_wrong_layout_is_seen(tmp_path, monkeypatch):
     source = write(tmp_path, "state_dict", random_state())
     to_ours = torch_params._to_ours
 
-    def untransposed(x, layout):
-        return x if layout == "linear" and x.shape[0] == x.shape[1] else to_ours(x, layout)
+    def untransposed(x, partitioner):
+        return (
+            x if partitioner == "linear" and x.shape[0] == x.shape[1] else to_ours(x, partitioner)
+        )
 
     monkeypatch.setattr(torch_params, "_to_ours", untransposed)
-    result = torch_checkpoint.run(source, "auto", "float32")
+    result = torch_checkpoint.compare_checkpoint(source, "auto", "float32")
     assert not result["ok"] and "image/layer1" in result["failed"]
 
 
@@ -76,40 +79,40 @@ def test_an_export_is_ported_again_with_what_it_tells(tmp_path):
     first = write(tmp_path / "a", "huggingface_bin", random_state())
     port.run(first, tmp_path / "b", export="hvpnet")
     card = port.run(tmp_path / "b", tmp_path / "c")
-    assert card["sizes"]["activation"] == "gelu" and card["format"] == "hvpnet"
+    assert card["clip_config"]["activation"] == "gelu" and card["format"] == "hvpnet"
     port.run(first, tmp_path / "d", export="huggingface")
-    assert port.run(tmp_path / "d", tmp_path / "e")["sizes"] == card["sizes"]
+    assert port.run(tmp_path / "d", tmp_path / "e")["clip_config"] == card["clip_config"]
 
 
 def test_pytorch_goes_on_here():
     """The next three updates of a checkpoint of the original's equal PyTorch's."""
-    source = formats.open_source(GOLDEN / "reference_checkpoint.pth")
-    found = optimizer_state.of(source)
+    source = formats.open_checkpoint(GOLDEN / "reference_checkpoint.pth")
+    found = optimizer_state.read_adam_moments(source)
     params = torch_params.from_torch(source.tensors, source.scheme)
-    state = train_state.state(params, found.first, found.second, found.steps)
+    state = train_state.imported_train_state(params, found.first, found.second, found.steps)
     with np.load(GOLDEN / "pytorch_small.npz") as file:
         batch = {n.removeprefix("input/"): file[n] for n in file.files if n.startswith("input/")}
     batch["video"] = np.moveaxis(batch["video"], 2, -1)
-    batch = {n: x.astype(bool) if n.endswith("mask") else x for n, x in batch.items()}
+    batch = Batch(**{n: x.astype(bool) if n.endswith("mask") else x for n, x in batch.items()})
     taps = tuple(
         i + 1 for i in json.loads((GOLDEN / "pytorch_small.json").read_text())["layers_zero_based"]
     )
-    model = HVPNet(source.sizes, taps, source.stages, "none", False)
+    model = HVPNet(source.clip_config, taps, source.stages, "none", False)
     c = found.constants
     optimizer = make_optimizer(
         c["lr"][1], c["lr"][0], c["t_total"], c["warmup"], c["weight_decay"], c["max_grad_norm"],
         c["b1"], c["b2"], c["e"],
     )  # fmt: skip
-    layout = Layout("pmap", devices=jax.devices()[:1])
-    recipe = step_spec.Recipe(model, optimizer, noise=False, paired=True)
+    partitioner = Partitioner("pmap", devices=jax.devices()[:1])
+    spec = step_spec.StepSpec(model, optimizer, noise=False, paired=True)
 
-    step = functools.partial(train_step, recipe=recipe)
-    run, state = layout.train(step, state), layout.place(state)
+    step = functools.partial(train_step, spec=spec)
+    run, state = partitioner.compile_train_step(step, state), partitioner.shard_state(state)
     with np.load(GOLDEN / "reference_checkpoint_next.npz") as file:
         golden = {name: file[name] for name in file.files}
     assert int(state.step) == 3
     for i in range(3):
-        state, figures = run(state, layout.put(batch))
+        state, figures = run(state, partitioner.shard_batch(batch))
         np.testing.assert_allclose(figures["loss"], golden["loss"][i], rtol=1e-5)
         np.testing.assert_allclose(figures["log_scale"], golden["logit_scale"][i], rtol=1e-6)
     after = torch_params.to_torch(state.params)
@@ -122,8 +125,8 @@ def test_pytorch_goes_on_here():
 
 
 def test_without_its_moments_pytorch_would_not_go_on_here():
-    source = formats.open_source(GOLDEN / "reference_checkpoint.pth")
-    found = optimizer_state.of(source)
+    source = formats.open_checkpoint(GOLDEN / "reference_checkpoint.pth")
+    found = optimizer_state.read_adam_moments(source)
     first, second = (torch_params.flatten(tree) for tree in (found.first, found.second))
     assert found.steps == 3 and found.constants["lr"] == [1e-4, 1e-3, 1e-4, 1e-3]
     still = {path for path, x in first.items() if not x.any()}
@@ -149,7 +152,7 @@ def test_a_destination_that_holds_something_is_left_alone(tmp_path):
     source = write(tmp_path / "source", "state_dict", random_state())
     (tmp_path / "there").mkdir()
     (tmp_path / "there/notes.txt").write_text("mine")
-    with pytest.raises(BadUse, match="holds something already"):
+    with pytest.raises(UsageError, match="holds something already"):
         port.run(source, tmp_path / "there")
     assert [p.name for p in (tmp_path / "there").iterdir()] == ["notes.txt"]
 
@@ -159,7 +162,7 @@ def test_the_command(tmp_path, run_cli):
     done = run_cli("port", f"--source={source}", f"--destination={tmp_path / 'd'}", "--json")
     assert done.status == 0, done.stderr
     card = json.loads(done.stdout)
-    assert card["sizes"]["vision_layers"] == SMALL.vision_layers and "text" not in card
+    assert card["clip_config"]["vision_layers"] == SMALL.vision_layers and "text" not in card
     assert (tmp_path / "d/model_card.md").read_text().startswith("# Model card")
     again = run_cli("port", f"--source={tmp_path / 'd'}", f"--destination={tmp_path / 'e'}")
     assert again.status == 2 and "workdir of ours already" in again.stderr

@@ -41,11 +41,13 @@ def model() -> CLIPModel:
 def test_what_it_saves_is_read(model, shards, tmp_path):
     model.save_pretrained(tmp_path / "a", max_shard_size=shards)
     assert (tmp_path / "a/model.safetensors.index.json").exists() == (shards != "1GB")
-    result = torch_checkpoint.run(tmp_path / "a", "auto", "float32")
+    result = torch_checkpoint.compare_checkpoint(tmp_path / "a", "auto", "float32")
     assert result["ok"] and result["against"].startswith("transformers"), result["text"]
     assert max(row["relative"] for row in result["arrays"]) < 2e-6
     card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface")
-    assert card["sizes"]["activation"] == "gelu" and card["sizes"]["text_mlp"] == 100
+    assert (
+        card["clip_config"]["activation"] == "gelu" and card["clip_config"]["text_mlp_dim"] == 100
+    )
     back = CLIPModel.from_pretrained(tmp_path / "b").state_dict()
     for name, x in model.state_dict().items():
         assert torch.equal(back[name], x), name
@@ -54,5 +56,5 @@ def test_what_it_saves_is_read(model, shards, tmp_path):
 def test_what_is_written_here_it_runs(tmp_path):
     source = write(tmp_path / "a", "torchscript", random_state())
     port.run(source, tmp_path / "b", export="huggingface")
-    result = torch_checkpoint.run(tmp_path / "b", "huggingface", "float32")
+    result = torch_checkpoint.compare_checkpoint(tmp_path / "b", "huggingface", "float32")
     assert result["ok"] and result["against"].startswith("transformers"), result["text"]

@@ -8,27 +8,27 @@ import sys
 
 import pytest
 
-from hvp_jax.checkpoints.checkpointer import Checkpoints
+from hvp_jax.checkpoints.checkpointer import Checkpointer
 from tests.helpers.command import ROOT, run_command
 from tests.helpers.saved_states import batches_at, same, state_of, steps_of
 
 FULL = """
 import resource, signal, sys
 sys.path[:0] = ["."]
-from hvp_jax.checkpoints.checkpointer import Checkpoints
-from data.errors import BadData
+from hvp_jax.checkpoints.checkpointer import Checkpointer
+from data.errors import DataError
 from tests.helpers import saved_states as t
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+with Checkpointer(sys.argv[1], max_to_keep=1) as checkpoints:
     checkpoints.save(10, t.state_of(10), t.batches_at(10))
-    checkpoints.chosen()
+    checkpoints.select_step()
 try:
-    with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    with Checkpointer(sys.argv[1], max_to_keep=1) as checkpoints:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
         checkpoints.save(20, t.state_of(20), t.batches_at(20))
         if sys.argv[3] == "next":
             checkpoints.save(30, t.state_of(30), t.batches_at(30))
-except BadData as error:
+except DataError as error:
     print(error)
 """
 
@@ -43,7 +43,7 @@ def test_a_full_disk_is_one_line_and_the_last_step_stays(tmp_path, limit, when):
         "the last good one is step 10: make room and run the same command again"
     )
     batches = batches_at(0)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
+    with Checkpointer(tmp_path, max_to_keep=1) as checkpoints:
         state, step = checkpoints.restore_latest(state_of(0), batches, print)
         assert step == 10 and same(state, state_of(10))
         checkpoints.save(20, state_of(20), batches)
@@ -58,7 +58,7 @@ sys.path[:0] = ["."]
 workdir, port, me = sys.argv[1], sys.argv[2], int(sys.argv[3])
 import jax
 jax.distributed.initialize(f"localhost:{port}", 2, me)
-from hvp_jax.checkpoints.checkpointer import Checkpoints
+from hvp_jax.checkpoints.checkpointer import Checkpointer
 from tests.helpers import saved_states as t
 from jax.experimental.multihost_utils import sync_global_devices
 
@@ -73,7 +73,7 @@ def global_state(seed):
     t.MESH, t.SPLIT, t.WHOLE = plain
     return jax.tree.map(put, state)
 
-with Checkpoints(workdir, keep=3) as checkpoints:
+with Checkpointer(workdir, max_to_keep=3) as checkpoints:
     for step in (10, 20, 30):
         checkpoints.save(step, global_state(step), t.batches_at(step + me))
 sync_global_devices("saved")
@@ -83,7 +83,7 @@ if me == 0:
     t.flip(t.values(steps / "20" / "params", process=1))
 sync_global_devices("damaged")
 said, batches = [], t.batches_at(0)
-with Checkpoints(workdir, keep=3) as checkpoints:
+with Checkpointer(workdir, max_to_keep=3) as checkpoints:
     state, step = checkpoints.restore_latest(global_state(0), batches, said.append)
     assert next(batches) == next(t.batches_at(10 + me))
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(global_state(10)), strict=True)
@@ -91,7 +91,7 @@ with Checkpoints(workdir, keep=3) as checkpoints:
         for x, y in zip(a.addressable_shards, b.addressable_shards, strict=True):
             assert np.array_equal(x.data, y.data)
     checkpoints.save(20, state, batches)
-    print(json.dumps([step, said, checkpoints.chosen()]))
+    print(json.dumps([step, said, checkpoints.select_step()]))
 """
 
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.models import similarity
 from hvp_jax.parallel import sharding
-from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
-from hvp_jax.training.train_step import batch_loss, clip_keys, train_step
+from hvp_jax.training.train_step import loss_fn, per_clip_keys, train_step
 from tests.helpers.small import SIZES, normal, random_params
 from tests.helpers.train_steps import MODEL, OPTIMIZER, batch_of
 
@@ -26,8 +26,8 @@ LAYOUTS = {
 NAMES = list(LAYOUTS)
 
 
-def layout_of(kind: str, fsdp: bool, devices: int) -> Layout:
-    return Layout(kind, fsdp, jax.devices()[:devices])
+def layout_of(kind: str, fsdp: bool, devices: int) -> Partitioner:
+    return Partitioner(kind, fsdp, jax.devices()[:devices])
 
 
 def numbers(tree):
@@ -36,32 +36,34 @@ def numbers(tree):
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    return random_params(MODEL, *batch_of(0).values())
+    return random_params(MODEL, *batch_of(0))
 
 
 @pytest.fixture(scope="module")
 def laid(params) -> dict:
-    """The compiled step of each layout."""
-    recipe = step_spec.Recipe(MODEL, OPTIMIZER, seed=3)
-    step = functools.partial(train_step, recipe=recipe)
-    shapes = jax.eval_shape(lambda: train_state.new_state(params, OPTIMIZER))
+    """The compiled step of each partitioner."""
+    spec = step_spec.StepSpec(MODEL, OPTIMIZER, seed=3)
+    step = functools.partial(train_step, spec=spec)
+    shapes = jax.eval_shape(lambda: train_state.create_train_state(params, OPTIMIZER))
     found = {}
     for name, how in LAYOUTS.items():
-        layout = layout_of(*how)
-        found[name] = functools.partial(_put_and_step, layout, layout.train(step, shapes))
+        partitioner = layout_of(*how)
+        found[name] = functools.partial(
+            _put_and_step, partitioner, partitioner.compile_train_step(step, shapes)
+        )
     return found
 
 
-def _put_and_step(layout: Layout, laid, state, batch):
-    return laid(state, layout.put(batch))
+def _put_and_step(partitioner: Partitioner, laid, state, batch):
+    return laid(state, partitioner.shard_batch(batch))
 
 
 @pytest.fixture(scope="module")
 def runs(laid, params) -> dict:
-    """Five steps of each layout: the metrics of each, the last state, and what was compiled."""
+    """Five steps of each: the metrics, the last state, and what was compiled."""
     found = {}
     for name, how in LAYOUTS.items():
-        state = layout_of(*how).place(train_state.new_state(params, OPTIMIZER))
+        state = layout_of(*how).shard_state(train_state.create_train_state(params, OPTIMIZER))
         curve, given = [], []
         for i in range(5):
             given.append(state)
@@ -117,34 +119,34 @@ def test_under_fsdp_a_device_holds_its_part(runs):
     assert moments
     for x in (kernel, *moments):
         assert x.addressable_shards[0].data.size == x.size // 8
-    whole = layout_of(*LAYOUTS["fsdp 8"]).whole(state.params)
+    whole = layout_of(*LAYOUTS["fsdp 8"]).replicate_params(state.params)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(whole))
 
 
 def test_the_rule_of_parts():
-    assert sharding.cut((12, 768, 3072), 8) == 2
-    assert sharding.cut((12, 3072, 768), 8) == 1
-    assert sharding.cut((12, 768, 768), 8) == 1  # the first of equals
-    assert sharding.cut((49408, 512), 16) == 0
-    assert sharding.cut((50, 768), 16) == 1  # 50 does not divide
-    assert sharding.cut((768,), 8) == sharding.cut((101, 999), 8) == -1
-    assert sharding.cut((12, 768, 3072), 1) == -1
+    assert sharding.shard_axis((12, 768, 3072), 8) == 2
+    assert sharding.shard_axis((12, 3072, 768), 8) == 1
+    assert sharding.shard_axis((12, 768, 768), 8) == 1  # the first of equals
+    assert sharding.shard_axis((49408, 512), 16) == 0
+    assert sharding.shard_axis((50, 768), 16) == 1  # 50 does not divide
+    assert sharding.shard_axis((768,), 8) == sharding.shard_axis((101, 999), 8) == -1
+    assert sharding.shard_axis((12, 768, 3072), 1) == -1
 
 
 def test_a_wish_to_stop_reaches_all(runs, laid):
-    layout = layout_of(*LAYOUTS["pmap 8"])
-    state, batch = layout.place(runs["pmap 8"][1]), batch_of(0)
-    _, metrics = layout.train(lambda s, b, shards: (s, shards.any(b["stop"])), state)(
-        state, layout.put(batch, stop=True)
+    partitioner = layout_of(*LAYOUTS["pmap 8"])
+    state, batch = partitioner.shard_state(runs["pmap 8"][1]), batch_of(0)
+    _, metrics = partitioner.compile_train_step(lambda s, b, collectives: (s, {}), state)(
+        state, partitioner.shard_batch(batch, stop=True)
     )
-    assert metrics == 1
+    assert metrics == {"stop": 1}
     assert runs["pmap 8"][0][0]["stop"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_place_makes_a_copy(name):
-    layout, source = layout_of(*LAYOUTS[name]), {"a": jnp.arange(3.0), "b": np.ones(4096)}
-    placed = layout.place(source)
+    partitioner, source = layout_of(*LAYOUTS[name]), {"a": jnp.arange(3.0), "b": np.ones(4096)}
+    placed = partitioner.shard_state(source)
     give_away = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     jax.block_until_ready(give_away(placed))
     assert source["a"].tolist() == [0, 1, 2] and (source["b"] == 1).all()
@@ -155,7 +157,7 @@ def test_a_bad_batch_changes_nothing_and_the_next_one_counts(runs, laid, name, c
     """One pixel that is no number: the update is skipped, counted, and nothing is compiled anew."""
     curve, before, given, state = runs[name]
     bad = batch_of(5)
-    bad["video"][3, 0, 7, 7, 1] = np.nan
+    bad.video[3, 0, 7, 7, 1] = np.nan
     with jax.log_compiles():
         state, metrics = laid[name](state, bad)
         after, metrics = numbers(state), numbers(metrics)
@@ -181,16 +183,18 @@ class Line:
     def apply(self, variables, ids, mask, video, video_mask, keys):
         del video_mask
         params = variables["params"]
-        words = similarity.unit(jax.nn.one_hot(ids, SIZES.vocabulary) @ params["clip"]["words"])
+        words = similarity.l2_normalize(
+            jax.nn.one_hot(ids, SIZES.vocab_size) @ params["clip"]["words"]
+        )
         seen = video[:, 0, 0] @ params["distill"]  # [B, 32, D]
         if keys is not None:
             noise = jax.vmap(jax.random.normal, (0, None))(keys, seen.shape[1:])
             seen = seen + noise * params["scale"]
-        patches = similarity.unit(seen)[:, None, :4]  # [B, 1, 4, D]
-        weights = similarity.token_weights((words**3).sum(-1), mask, "softmax")
-        text = similarity.Text(words, weights, words[:, 1])
+        patches = similarity.l2_normalize(seen)[:, None, :4]  # [B, 1, 4, D]
+        weights = similarity.normalize_token_weights((words**3).sum(-1), mask, "softmax")
+        text = similarity.TextFeatures(words, weights, words[:, 1])
         ones = jnp.ones(patches.shape[:3])
-        video = similarity.Video(patches, ones, patches.sum(2), patches.sum(2) ** 3)
+        video = similarity.VideoFeatures(patches, ones, patches.sum(2), patches.sum(2) ** 3)
         return text, video, params["clip"]["logit_scale"]
 
 
@@ -198,7 +202,7 @@ def line_params() -> dict:
     return {
         "clip": {
             "logit_scale": np.float32(1),
-            "words": np.float32(normal(0, SIZES.vocabulary, 6)),
+            "words": np.float32(normal(0, SIZES.vocab_size, 6)),
         },
         "distill": np.float32(normal(1, 3, 6)),
         "scale": np.float32(1),
@@ -214,15 +218,17 @@ def line_steps(train_step, state, batch):
 
 
 def test_neither_noise_nor_objective_hangs_on_the_number_of_devices():
-    recipe = step_spec.Recipe(Line(), OPTIMIZER, seed=1, paired=True, chunk=3)
-    step = functools.partial(train_step, recipe=recipe)
-    state, batch = train_state.new_state(line_params(), OPTIMIZER), batch_of(0)
+    spec = step_spec.StepSpec(Line(), OPTIMIZER, seed=1, paired=True, chunk_size=3)
+    step = functools.partial(train_step, spec=spec)
+    state, batch = train_state.create_train_state(line_params(), OPTIMIZER), batch_of(0)
     losses, params = line_steps(jax.jit(step), state, batch)
     assert losses[1] != losses[0]  # the weights are the same there; the noise is not
     for how in (("pmap", False, 2), ("shard_map", False, 4)):
-        layout = layout_of(*how)
-        laid = layout.train(step, state)
-        found, moved = line_steps(laid, layout.place(state), layout.put(batch))
+        partitioner = layout_of(*how)
+        laid = partitioner.compile_train_step(step, state)
+        found, moved = line_steps(
+            laid, partitioner.shard_state(state), partitioner.shard_batch(batch)
+        )
         np.testing.assert_allclose(found, losses, rtol=1e-5)
         for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
@@ -230,8 +236,8 @@ def test_neither_noise_nor_objective_hangs_on_the_number_of_devices():
 
 def test_noise_and_pairing_are_what_the_recipe_says():
     def loss(at=0, **how):
-        recipe = step_spec.Recipe(Line(), None, **how)
-        whole = jax.jit(functools.partial(batch_loss, recipe=recipe, axis=None))
+        spec = step_spec.StepSpec(Line(), None, **how)
+        whole = jax.jit(functools.partial(loss_fn, spec=spec, axis=None))
         return float(whole(line_params(), at, batch_of(0))[0])
 
     noisy, quiet = loss(seed=1), loss(noise=False)
@@ -241,31 +247,33 @@ def test_noise_and_pairing_are_what_the_recipe_says():
 
 
 def test_a_clip_has_its_key_wherever_it_lies():
-    keys = jax.random.key_data(clip_keys(7, 3, 0, 8))
+    keys = jax.random.key_data(per_clip_keys(7, 3, 0, 8))
     assert len({tuple(key) for key in keys.tolist()}) == 8
     for first in (0, 2, 6):
-        part = jax.random.key_data(clip_keys(7, 3, first, 2))
+        part = jax.random.key_data(per_clip_keys(7, 3, first, 2))
         np.testing.assert_array_equal(part, keys[first : first + 2])
     for seed, at in ((8, 3), (7, 4)):
-        other = jax.random.key_data(clip_keys(seed, at, 0, 8))
+        other = jax.random.key_data(per_clip_keys(seed, at, 0, 8))
         assert (other != keys).any(axis=1).all()
 
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_map_goes_example_by_example_and_gives_host_arrays(kind):
-    layout = layout_of(kind, False, 8)
-    double = layout.map(lambda params, batch: {"y": batch["x"] * params["by"]})
+    partitioner = layout_of(kind, False, 8)
+    double = partitioner.compile_eval_fn(lambda params, batch: {"y": batch["x"] * params["by"]})
     x = np.float32(normal(0, 16, 3))
-    found = double(layout.whole(layout.place({"by": np.float32(2)})), {"x": x})
+    found = double(
+        partitioner.replicate_params(partitioner.shard_state({"by": np.float32(2)})), {"x": x}
+    )
     assert isinstance(found["y"], np.ndarray)
     np.testing.assert_array_equal(found["y"], 2 * x)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    layout = layout_of("pmap", False, 8)
-    layout.check_batch(32, "train.batch_size")
-    with pytest.raises(BadUse) as error:
-        layout.check_batch(12, "train.batch_size")
+    partitioner = layout_of("pmap", False, 8)
+    partitioner.check_batch_size(32, "train.batch_size")
+    with pytest.raises(UsageError) as error:
+        partitioner.check_batch_size(12, "train.batch_size")
     assert str(error.value) == (
         "train.batch_size=12 does not divide over 8 devices; use a multiple of 8"
     )

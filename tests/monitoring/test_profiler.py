@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs.base import get_config
-from data.errors import BadUse
+from data.errors import UsageError
 from hvp_jax.config import schema
 from hvp_jax.config.overrides import override
 from hvp_jax.monitoring import profiler
@@ -24,7 +24,7 @@ def test_steps_to_trace(text, steps):
 
 @pytest.mark.parametrize("text", ["3", "0:2", "5:4", "-1:2", "1:2:3", "1-2", " 1:2", "1:x", "٣:٤"])
 def test_other_text_is_refused(text):
-    with pytest.raises(BadUse, match=r"config.profile is .*must be from:to"):
+    with pytest.raises(UsageError, match=r"config.profile is .*must be from:to"):
         schema.parse_profile(text)
 
 
@@ -34,7 +34,7 @@ def test_the_key_is_checked_with_the_others():
     override(config, "profile", "3:5")
     schema.validate(config)
     override(config, "profile", "5:3")
-    with pytest.raises(BadUse, match="config.profile is '5:3'"):
+    with pytest.raises(UsageError, match="config.profile is '5:3'"):
         schema.validate(config)
 
 
@@ -60,7 +60,7 @@ def calls(monkeypatch):
     ],
 )
 def test_the_trace_has_the_steps_asked_for(calls, begin, end, expected):
-    with profiler.Trace(Path("unused"), (4, 6)) as trace:
+    with profiler.StepProfiler(Path("unused"), (4, 6)) as trace:
         for at in range(begin, end):
             trace.step(at, at - 1)
     assert calls == expected
@@ -68,14 +68,14 @@ def test_the_trace_has_the_steps_asked_for(calls, begin, end, expected):
 
 def test_a_run_that_breaks_ends_its_trace(calls):
     with pytest.raises(KeyboardInterrupt):
-        with profiler.Trace(Path("unused"), (1, 6)) as trace:
+        with profiler.StepProfiler(Path("unused"), (1, 6)) as trace:
             trace.step(1)
             raise KeyboardInterrupt
     assert calls == [("wait", ()), "start", "stop"]
 
 
 def test_without_steps_nothing_happens(calls):
-    with profiler.Trace(Path("unused"), None) as trace:
+    with profiler.StepProfiler(Path("unused"), None) as trace:
         trace.step(1)
     assert calls == []
 
@@ -84,7 +84,7 @@ def test_a_trace_is_written(tmp_path):
     work = jax.jit(lambda x: jnp.sin(x @ x).sum())
     x = jnp.ones((64, 64))
     done = work(x)
-    with profiler.Trace(tmp_path / "profile", (2, 3)) as trace:
+    with profiler.StepProfiler(tmp_path / "profile", (2, 3)) as trace:
         for at in range(1, 6):
             trace.step(at, done)
             with jax.profiler.TraceAnnotation(f"the_step_{at}"):

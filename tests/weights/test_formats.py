@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.errors import BadData, BadUse, UserError
+from data.errors import DataError, UsageError, UserError
 from hvp_jax.cli import port
 from hvp_jax.weights import formats
 from tests.helpers.checkpoints import openai_names, random_state, write
@@ -56,8 +56,8 @@ def test_one_tensor_that_is_off_is_named(kind, change, tmp_path):
             save_file(found, source / "model.safetensors")
         else:
             torch.save({**tensors, "state_dict": found} if kind == "hvpnet" else found, source)
-        with pytest.raises(BadData) as error:
-            formats.open_source(source)
+        with pytest.raises(DataError) as error:
+            formats.open_checkpoint(source)
         assert name in str(error.value) and "\n" not in str(error.value), name
 
 
@@ -167,18 +167,18 @@ def test_a_hugging_face_directory_whose_config_is_not_its_own(state, tmp_path):
 
 def test_a_format_that_it_is_not(state, tmp_path):
     source = write(tmp_path / "source", "state_dict", state)
-    assert formats.open_source(source, "open_clip").format == "open_clip"  # the same names
+    assert formats.open_checkpoint(source, "open_clip").format == "open_clip"  # the same names
     error = refused(source, tmp_path, format="huggingface")
     assert error.status == 2 and "named as in openai, not as in huggingface" in str(error)
-    with pytest.raises(BadUse, match="--format=onnx"):
-        formats.open_source(source, "onnx")
+    with pytest.raises(UsageError, match="--format=onnx"):
+        formats.open_checkpoint(source, "onnx")
 
 
 def test_numbers_that_trainers_leave_beside_the_tensors(tmp_path):
     state = random_state(head=True)
     extra = {"best_score": np.float64(3), "epoch": np.int64(2), "state_dict": state}
     torch.save(extra, tmp_path / "best.pth")
-    assert formats.open_source(tmp_path / "best.pth").stages == 3
+    assert formats.open_checkpoint(tmp_path / "best.pth").stages == 3
 
 
 def test_ignored_tensors_have_a_reason(state, tmp_path):

@@ -27,19 +27,19 @@ def device(kind="TPU v4", platform="tpu", process=0, **memory):
 
 
 def test_a_row_is_of_the_time_since_the_last_one(clock):
-    run = throughput.Meter(100, 32, 1e12, [device(), device()])
+    run = throughput.ThroughputMeter(100, 32, 1e12, [device(), device()])
     with run.waiting():
         clock.now += 1
     clock.now += 3
     # 10 steps in 4 s, 2.5 TFLOP/s of the 550 that two devices can.
-    assert run.row(110) == {
+    assert run.measure(110) == {
         "steps/s": 2.5,
         "examples/s": 80.0,
         "input_wait_share": 0.25,
         "peak_flops_share": 2.5 / 550,
     }
     clock.now += 2
-    assert run.row(112) == {
+    assert run.measure(112) == {
         "steps/s": 1.0,
         "examples/s": 32.0,
         "input_wait_share": 0.0,
@@ -48,7 +48,7 @@ def test_a_row_is_of_the_time_since_the_last_one(clock):
 
 
 def test_paused_time_counts_nowhere(clock):
-    run = throughput.Meter(0, 4, 1.0, jax.devices())
+    run = throughput.ThroughputMeter(0, 4, 1.0, jax.devices())
     clock.now += 1
     with run.paused():
         clock.now += 60
@@ -59,10 +59,10 @@ def test_paused_time_counts_nowhere(clock):
     with pytest.raises(RuntimeError), run.paused():  # as an evaluation that fails
         clock.now += 60
         raise RuntimeError
-    row = run.row(4)
+    row = run.measure(4)
     assert (row["steps/s"], row["examples/s"], row["input_wait_share"]) == (2.0, 8.0, 0.5)
     clock.now += 2
-    assert run.row(5)["steps/s"] == 0.5
+    assert run.measure(5)["steps/s"] == 0.5
 
 
 def test_a_pause_begins_when_the_last_step_is_done(clock, monkeypatch):
@@ -70,11 +70,11 @@ def test_a_pause_begins_when_the_last_step_is_done(clock, monkeypatch):
         assert tree == "state"
         clock.now += 5
 
-    run = throughput.Meter(0, 4, 1.0, jax.devices())
+    run = throughput.ThroughputMeter(0, 4, 1.0, jax.devices())
     monkeypatch.setattr(jax, "block_until_ready", wait)
     with run.paused("state"):
         clock.now += 60
-    assert run.row(10)["steps/s"] == 2.0
+    assert run.measure(10)["steps/s"] == 2.0
 
 
 def test_peaks_by_kind_and_precision():
@@ -95,12 +95,12 @@ def test_memory_is_of_the_fullest_local_device():
         device(peak_bytes_in_use=3 * 2**30),
         device(process=1, peak_bytes_in_use=9 * 2**30),
     ]
-    assert throughput.Meter(0, 1, 1.0, devices).row(1)["memory_GiB"] == 3.0
-    assert "memory_GiB" not in throughput.Meter(0, 1, 1.0, [device()]).row(1)
+    assert throughput.ThroughputMeter(0, 1, 1.0, devices).measure(1)["memory_GiB"] == 3.0
+    assert "memory_GiB" not in throughput.ThroughputMeter(0, 1, 1.0, [device()]).measure(1)
 
 
 def test_memory_of_a_cpu_is_that_of_the_process():
-    row = throughput.Meter(0, 1, 1.0, jax.devices()).row(1)
+    row = throughput.ThroughputMeter(0, 1, 1.0, jax.devices()).measure(1)
     assert "peak_flops_share" not in row
     status = Path("/proc/self/status")
     if not status.exists():

@@ -10,13 +10,14 @@ import pytest
 
 from configs import base
 from data import inputs
+from data.batches.batch import Batch
 from hvp_jax.config.resolve import resolve
 from hvp_jax.evaluation import results
 from hvp_jax.evaluation.scorer import Scorer, score_matrix
 from hvp_jax.models import similarity
 from hvp_jax.models.clip_config import VARIANTS
 from hvp_jax.models.hvpnet import HVPNet, from_config, init_params, normalize_pixels
-from hvp_jax.parallel.partitioner import Layout
+from hvp_jax.parallel.partitioner import Partitioner
 from tests.helpers.small import SIZES, captions, clips, normal, random_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -26,26 +27,26 @@ SOUND = HVPNet(SIZES, TAPS, stages=2)
 UNMASKED = dataclasses.replace(SOUND, mask_padding=False)
 
 
-def batch_of(seed: int = 0) -> dict[str, np.ndarray]:
+def batch_of(seed: int = 0) -> Batch:
     ids, text_mask = captions(seed, BATCH, WORDS)
     video, video_mask = clips(seed, BATCH, FRAMES)
-    return {"text_ids": ids, "text_mask": text_mask, "video": video, "video_mask": video_mask}
+    return Batch(ids, text_mask, video, video_mask)
 
 
-def padded(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def padded(batch: Batch) -> Batch:
     """Two more frames, of noise, and three more words, all marked as not valid."""
-    noise = np.random.default_rng(9).integers(0, 256, (BATCH, 2, *batch["video"].shape[2:]))
-    return {
-        "text_ids": np.pad(batch["text_ids"], [(0, 0), (0, 3)]),
-        "text_mask": np.pad(batch["text_mask"], [(0, 0), (0, 3)]),
-        "video": np.concatenate([batch["video"], noise.astype(np.uint8)], axis=1),
-        "video_mask": np.pad(batch["video_mask"], [(0, 0), (0, 2)]),
-    }
+    noise = np.random.default_rng(9).integers(0, 256, (BATCH, 2, *batch.video.shape[2:]))
+    return Batch(
+        np.pad(batch.text_ids, [(0, 0), (0, 3)]),
+        np.pad(batch.text_mask, [(0, 0), (0, 3)]),
+        np.concatenate([batch.video, noise.astype(np.uint8)], axis=1),
+        np.pad(batch.video_mask, [(0, 0), (0, 2)]),
+    )
 
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(SOUND, *batch_of().values())
+    return random_params(SOUND, *batch_of())
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def run(params):
 
     @functools.partial(jax.jit, static_argnums=0)
     def forward(model, params, batch):
-        (text, video, _), kept = model.apply({"params": params}, **batch, mutable=["intermediates"])
+        (text, video, _), kept = model.apply({"params": params}, *batch, mutable=["intermediates"])
         return similarity.scores(text, video), text, video, kept["intermediates"]
 
     return lambda model, batch: forward(model, params, batch)
@@ -67,7 +68,7 @@ def sound_run(run):
 
 def test_the_batch_of_these_tests_has_padding():
     batch = batch_of()
-    assert not batch["text_mask"].all() and not batch["video_mask"].all()
+    assert not batch.text_mask.all() and not batch.video_mask.all()
 
 
 def test_padding_a_clip_and_a_caption_changes_no_score(run, sound_run):
@@ -80,17 +81,17 @@ def test_padding_a_clip_and_a_caption_changes_no_score(run, sound_run):
 def test_padding_a_still_changes_no_score(run):
     """Frames that are alike are ties wherever one looks, and no rounding may decide them."""
     batch = batch_of()
-    batch["video_mask"][:] = [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
-    picture = np.random.default_rng(0).integers(0, 256, (4, 1, *batch["video"].shape[2:]))
-    batch["video"] = np.uint8(picture * batch["video_mask"][:, :, None, None, None])
-    batch["video"][3] = 77  # nor is there anything to see
+    batch.video_mask[:] = [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    picture = np.random.default_rng(0).integers(0, 256, (4, 1, *batch.video.shape[2:]))
+    batch.video[:] = picture * batch.video_mask[:, :, None, None, None]
+    batch.video[3] = 77  # nor is there anything to see
     longer = run(SOUND, padded(batch))[0]
     np.testing.assert_allclose(longer, run(SOUND, batch)[0], atol=1e-5)
 
 
 def test_without_masks_padding_does_change_scores(run):
     batch = batch_of()
-    batch["text_mask"][:] = batch["video_mask"][:] = True  # unpadded, both models are one
+    batch.text_mask[:] = batch.video_mask[:] = True  # unpadded, both models are one
     moved = np.abs(run(UNMASKED, padded(batch))[0] - run(SOUND, batch)[0])
     assert moved.max(axis=(1, 2, 3)).min() > 1e-3  # each of the three terms
     assert np.abs(run(SOUND, padded(batch))[0] - run(SOUND, batch)[0]).max() < 1e-5
@@ -109,7 +110,7 @@ def test_the_scores_are_the_formulas_on_the_valid_tokens(sound_run):
         return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
 
     for tap, a, b in np.ndindex(len(TAPS), BATCH, BATCH):
-        words, frames = batch["text_mask"][a].sum(), batch["video_mask"][b].sum()
+        words, frames = batch.text_mask[a].sum(), batch.video_mask[b].sum()
         tokens = frames * 5
         for _ in range(SOUND.stages):
             tokens = (tokens + 1) // 2
@@ -135,7 +136,7 @@ def test_the_first_token_of_each_frame_is_the_frame(sound_run):
 
 def test_a_row_of_nothing_but_padding_stays_finite_and_harms_no_other(run, sound_run):
     batch = batch_of()
-    batch["text_mask"][1] = batch["video_mask"][2] = False
+    batch.text_mask[1] = batch.video_mask[2] = False
     scores, text, video, _ = run(SOUND, batch)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((scores, text, video)))
     texts, videos = [0, 2, 3], [0, 1, 3]
@@ -146,11 +147,11 @@ def test_a_row_of_nothing_but_padding_stays_finite_and_harms_no_other(run, sound
 
 def test_normalised_pixels_give_what_bytes_give():
     batch = batch_of()
-    video, mask = batch["video"], jnp.asarray(batch["video_mask"])
+    video, mask = batch.video, jnp.asarray(batch.video_mask)
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    pixels = (video / 255 - mean) / std * batch["video_mask"][:, :, None, None, None]
+    pixels = (video / 255 - mean) / std * batch.video_mask[:, :, None, None, None]
     np.testing.assert_allclose(normalize_pixels(jnp.asarray(video), mask), pixels, atol=1e-5)
-    pixels[~batch["video_mask"]] = np.nan  # what is padded is 0, whatever it holds
+    pixels[~batch.video_mask] = np.nan  # what is padded is 0, whatever it holds
     again = normalize_pixels(jnp.asarray(pixels, jnp.float32), mask)
     np.testing.assert_allclose(again, np.nan_to_num(pixels), atol=1e-6)
 
@@ -165,8 +166,10 @@ def features():
         x = np.float32(normal(next(arrays), *shape))
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
-    text = similarity.Text(unit(9, 5, 16), np.abs(unit(9, 5)), unit(9, 16))
-    video = similarity.Video(unit(4, 2, 3, 16), unit(4, 2, 3), unit(4, 2, 16), unit(4, 2, 16))
+    text = similarity.TextFeatures(unit(9, 5, 16), np.abs(unit(9, 5)), unit(9, 16))
+    video = similarity.VideoFeatures(
+        unit(4, 2, 3, 16), unit(4, 2, 3), unit(4, 2, 16), unit(4, 2, 16)
+    )
     return text, video, video_of_text
 
 
@@ -176,11 +179,11 @@ def test_batches_are_as_wide_as_the_longest_clip():
     class Short:
         longest = 3
 
-    assert inputs.width(config, Short) == 3
-    assert inputs.width(config, Short, least=5) == 5  # as in training
-    assert inputs.width(config, Short, least=20) == 12
+    assert inputs.padded_num_frames(config, Short) == 3
+    assert inputs.padded_num_frames(config, Short, least=5) == 5  # as in training
+    assert inputs.padded_num_frames(config, Short, least=20) == 12
     config.similarity.mask_padding = False  # then padding is part of a score
-    assert inputs.width(config, Short) == 12
+    assert inputs.padded_num_frames(config, Short) == 12
 
 
 @pytest.mark.parametrize("word_weights", ["query", "paired"])
@@ -189,7 +192,9 @@ def test_shuffling_the_captions_of_the_gallery(features, word_weights):
     text, video, video_of_text = features
     config = base.get_config()
     config.similarity.word_weights = word_weights
-    scorer = Scorer(from_config(resolve(config)), config, Layout("pmap"), config.data.frames)
+    scorer = Scorer(
+        from_config(resolve(config)), config, Partitioner("pmap"), config.data.max_frames
+    )
     order = np.random.default_rng(1).permutation(9)
     shuffled = jax.tree.map(lambda x: x[order], text)
     plain = scorer.matrix(text, video, video_of_text, np.arange(4))
@@ -201,7 +206,9 @@ def test_shuffling_the_captions_of_the_gallery(features, word_weights):
     assert moved < 1e-6 if word_weights == "query" else moved > 0.01
     leak = text.word_weights[[0, 2, 5, 7]] if word_weights == "paired" else None
     np.testing.assert_allclose(plain, score_matrix(text, video, leak), atol=1e-6)
-    assert results.scoring(config).get("contains_the_answer", False) == (word_weights == "paired")
+    assert results.scoring_settings(config).get("contains_the_answer", False) == (
+        word_weights == "paired"
+    )
 
 
 @pytest.mark.parametrize("paired", [False, True])

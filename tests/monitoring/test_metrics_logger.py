@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 from hvp_jax.monitoring import environment, json_files, metrics_logger
 
 
@@ -46,7 +46,7 @@ def shown(workdir) -> list[tuple[int, dict[str, float]]]:
 
 
 def test_rows_are_on_disk_at_once_and_exact(tmp_path):
-    with metrics_logger.Monitor(tmp_path, total=3) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=3) as run:
         run.write(1, {"loss": 0.1 + 0.2, "part": np.float32(0.1), "skipped": np.int32(2)})
         run.write(2, {"loss": float("nan"), "text_to_video": {"R@1": np.inf, "MdR": 3.5}})
         assert rows(tmp_path) == [
@@ -57,13 +57,13 @@ def test_rows_are_on_disk_at_once_and_exact(tmp_path):
 
 @pytest.mark.parametrize("torn", ["", '{"step": 7, "lo', '{"step": 2}'])
 def test_a_run_that_goes_on_writes_no_row_twice(tmp_path, torn):
-    with metrics_logger.Monitor(tmp_path, total=9) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=9) as run:
         for step in range(1, 7):
             run.write(step, {"loss": step / 3})
     whole = (tmp_path / "metrics.jsonl").read_text()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(torn)
-    with metrics_logger.Monitor(tmp_path, total=9, step=4) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=9, step=4) as run:
         for step in (5, 6):
             run.write(step, {"loss": step / 3})
     assert (tmp_path / "metrics.jsonl").read_text() == whole
@@ -72,13 +72,13 @@ def test_a_run_that_goes_on_writes_no_row_twice(tmp_path, torn):
 
 def test_a_run_from_the_start_starts_anew(tmp_path):
     for _ in range(2):
-        with metrics_logger.Monitor(tmp_path, total=2) as run:
+        with metrics_logger.MetricsLogger(tmp_path, total=2) as run:
             run.write(0, {"loss": 1.0})
     assert rows(tmp_path) == [{"step": 0, "loss": 1.0}]
 
 
 def test_a_run_that_goes_on_without_its_file(tmp_path):
-    with metrics_logger.Monitor(tmp_path, total=9, step=4) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=9, step=4) as run:
         run.write(5, {"loss": 1.0})
     assert rows(tmp_path) == [{"step": 5, "loss": 1.0}]
 
@@ -88,18 +88,18 @@ def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path, line):
     text = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
     # "\udcff" becomes a byte that is not UTF-8.
     (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(BadData, match=r"metrics.jsonl line 2 is not"):
-        metrics_logger.Monitor(tmp_path, total=9, step=3)
+    with pytest.raises(DataError, match=r"metrics.jsonl line 2 is not"):
+        metrics_logger.MetricsLogger(tmp_path, total=9, step=3)
     assert (tmp_path / "metrics.jsonl").read_text("utf-8", "surrogateescape") == text
 
 
 def test_a_workdir_that_is_not_there(tmp_path):
-    with pytest.raises(BadUse, match="cannot write .*metrics.jsonl: No such file"):
-        metrics_logger.Monitor(tmp_path / "none", total=1)
+    with pytest.raises(UsageError, match="cannot write .*metrics.jsonl: No such file"):
+        metrics_logger.MetricsLogger(tmp_path / "none", total=1)
 
 
 def test_numbers_are_shown_in_tensorboard_at_once(tmp_path):
-    with metrics_logger.Monitor(tmp_path, total=3) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=3) as run:
         run.write(1, {"loss": np.float32(0.1), "skipped": jax.numpy.int32(2), "ok": True})
         figures = {"R@1": 12.5, "MdR": np.inf, "deep": {"er": 1}}
         measured = {"steps/s": 4.0}
@@ -119,7 +119,7 @@ def test_numbers_are_shown_in_tensorboard_at_once(tmp_path):
 def test_tensorboard_shows_no_step_twice(tmp_path):
     # Three runs within a second or so: none may write over the file of another.
     for begin, end in ((0, 6), (4, 8), (0, 3)):
-        with metrics_logger.Monitor(tmp_path, total=9, step=begin) as run:
+        with metrics_logger.MetricsLogger(tmp_path, total=9, step=begin) as run:
             for step in range(begin + 1 if begin else 0, end + 1):
                 run.write(step, {"loss": 100.0 * begin + step})
         if begin:
@@ -135,7 +135,7 @@ def test_neither_pytorch_nor_tensorflow_is_loaded(tmp_path):
     code = """if True:
         import importlib.util, sys
         from hvp_jax.monitoring import metrics_logger
-        with metrics_logger.Monitor(sys.argv[1], total=1) as run:
+        with metrics_logger.MetricsLogger(sys.argv[1], total=1) as run:
             run.write(1, {"loss": 1.0})
         assert "tensorboardX" in sys.modules
         assert not {"torch", "tensorflow", "tensorboard"} & set(sys.modules)
@@ -147,12 +147,12 @@ def test_neither_pytorch_nor_tensorflow_is_loaded(tmp_path):
 def test_a_silent_monitor_touches_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("nonsense\n")
     for stream in (io.StringIO(), Terminal()):
-        with metrics_logger.Monitor(tmp_path, 4, 2, stream, seconds=0, writes=False) as run:
+        with metrics_logger.MetricsLogger(tmp_path, 4, 2, stream, seconds=0, writes=False) as run:
             run.write(3, {"loss": 1.0})
             run.progress(3, 1.0)
             with run.paused():
                 run.progress(4, 1.0)
-            run.say("text")
+            run.print("text")
         assert stream.getvalue() == ""
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
     assert (tmp_path / "metrics.jsonl").read_text() == "nonsense\n"
@@ -161,8 +161,8 @@ def test_a_silent_monitor_touches_nothing(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("which", ["metrics", "events"])
 def test_a_full_disk_is_told_in_one_line(tmp_path, which):
-    with pytest.raises(BadUse, match="cannot write to .*No space left on device.*same command"):
-        with metrics_logger.Monitor(tmp_path, total=9) as run:
+    with pytest.raises(UsageError, match="cannot write to .*No space left on device.*same command"):
+        with metrics_logger.MetricsLogger(tmp_path, total=9) as run:
             run.write(1, {"loss": 1.0})
             if which == "metrics":
                 run._file = open("/dev/full", "a")
@@ -174,10 +174,10 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, which):
 
 def test_progress_in_lines(tmp_path):
     stream = io.StringIO()
-    with metrics_logger.Monitor(tmp_path, total=4, stream=stream, seconds=0) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=4, stream=stream, seconds=0) as run:
         for step in (1, 2, 3, 4):
             run.progress(step, 1 / step)
-        run.say("done")
+        run.print("done")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "step 1/4  loss 1.0000"
     assert lines[1].startswith("step 2/4  loss 0.5000  ") and lines[1].endswith(" left")
@@ -186,7 +186,7 @@ def test_progress_in_lines(tmp_path):
 
 def test_progress_keeps_quiet_in_between_but_tells_the_end(tmp_path):
     stream = io.StringIO()
-    with metrics_logger.Monitor(tmp_path, total=100, stream=stream, seconds=3600) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=100, stream=stream, seconds=3600) as run:
         for step in range(1, 101):
             run.progress(step, 1.0)
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/100", "100/100"]
@@ -197,7 +197,7 @@ def test_progress_does_not_count_pauses(tmp_path, monkeypatch):
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(metrics_logger, "time", clock)
     stream = io.StringIO()
-    with metrics_logger.Monitor(tmp_path, total=40, stream=stream, seconds=10) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=40, stream=stream, seconds=10) as run:
         with run.paused():  # before anything was told
             clock.now += 100
         run.progress(1, 1.0)
@@ -214,16 +214,16 @@ def test_progress_does_not_count_pauses(tmp_path, monkeypatch):
 
 def test_progress_on_a_terminal(tmp_path):
     stream = Terminal()
-    with metrics_logger.Monitor(tmp_path, total=10, step=6, stream=stream) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=10, step=6, stream=stream) as run:
         run.progress(8, 2.5)
-        run.say("a line of its own")
+        run.print("a line of its own")
         run.progress(10, float("nan"))
     assert "6/10" in stream.getvalue() and "10/10" in stream.getvalue()
     assert "a line of its own\n" in stream.getvalue() and "loss nan" in stream.getvalue()
 
 
 def test_the_bar_does_not_count_pauses(tmp_path):
-    with metrics_logger.Monitor(tmp_path, total=10, stream=Terminal()) as run:
+    with metrics_logger.MetricsLogger(tmp_path, total=10, stream=Terminal()) as run:
         later = run._bar.start_t + 100
         run._bar._time = lambda: later
         with run.paused():
@@ -250,7 +250,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadUse, match="cannot write .*eval.json: No space left on device"):
+    with pytest.raises(UsageError, match="cannot write .*eval.json: No space left on device"):
         json_files.write_json(path, {"R@1": 0.2})
     assert json.loads(path.read_text()) == expected
     assert os.listdir(tmp_path) == ["eval.json"]

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from data.errors import BadData
+from data.errors import DataError
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.weights import torch_params
-from hvp_jax.weights.infer_config import survey
+from hvp_jax.weights.infer_config import infer_config
 from tests.helpers.command import GOLDEN
 
 SMALL = GOLDEN / "pytorch_small.npz"
@@ -30,7 +30,7 @@ def test_there_and_back_is_bit_for_bit(state):
 
 def test_the_tree_is_the_one_the_model_wants(state):
     params = torch_params.from_torch(state)
-    sizes, stages = survey({name: x.shape for name, x in state.items()})
+    sizes, stages = infer_config({name: x.shape for name, x in state.items()})
     assert (sizes.image_size, sizes.patch_size, sizes.vision_layers, stages) == (48, 16, 4, 3)
     model = HVPNet(sizes, (1, 3, 4), stages)
     wanted = jax.eval_shape(lambda: init_params(model, 0))
@@ -62,7 +62,7 @@ def test_the_layouts(state):
 )
 def test_a_missing_tensor_is_named(state, name):
     rest = {other: array for other, array in state.items() if other != name}
-    with pytest.raises(BadData) as error:
+    with pytest.raises(DataError) as error:
         torch_params.from_torch(rest)
     assert str(error.value).startswith(f"{name}: not among the {len(rest)} tensors")
 
@@ -72,10 +72,10 @@ def test_a_missing_layer_is_named(state, layer):
     gone = f"clip.visual.transformer.resblocks.{layer}."
     rest = {name: array for name, array in state.items() if not name.startswith(gone)}
     if layer == 3:  # then it is a tower of three, and whole
-        sizes, _ = survey({name: x.shape for name, x in rest.items()})
+        sizes, _ = infer_config({name: x.shape for name, x in rest.items()})
         assert sizes.vision_layers == 3
         return
-    with pytest.raises(BadData, match=rf"^clip.visual.transformer.resblocks.{layer}: .* 0 to 3$"):
+    with pytest.raises(DataError, match=rf"^clip.visual.transformer.resblocks.{layer}: .* 0 to 3$"):
         torch_params.from_torch(rest)
 
 
@@ -89,13 +89,13 @@ def test_a_missing_layer_is_named(state, layer):
     ],
 )
 def test_an_unknown_tensor_is_named(state, name):
-    with pytest.raises(BadData) as error:
+    with pytest.raises(DataError) as error:
         torch_params.from_torch(state | {name: np.zeros(3, np.float32)})
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_nothing_at_all_is_no_checkpoint():
-    with pytest.raises(BadData, match=r"clip\.logit_scale: not among the 0 tensors"):
+    with pytest.raises(DataError, match=r"clip\.logit_scale: not among the 0 tensors"):
         torch_params.from_torch({})
 
 

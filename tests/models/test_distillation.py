@@ -13,7 +13,7 @@ from tests.helpers.small import normal, random_params
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 WIDTH = 16
-merge = jax.jit(distillation.merge)
+merge = jax.jit(distillation.merge_clusters)
 
 
 def numpy_merge(x, score, labels) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_merge_and_its_gradient_stay_finite(level):
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
     def weighed(x, score, bias):
-        return (distillation.merge(x, score, labels, jnp.array([4]), bias) * probe).sum()
+        return (distillation.merge_clusters(x, score, labels, jnp.array([4]), bias) * probe).sum()
 
     for score in (level, [[level, -level, 0, level]], [[level, 0, -level, 1]]):
         score = np.broadcast_to(np.float32(score), (1, 4))
@@ -68,7 +68,9 @@ def test_merge_has_the_gradient_of_its_formula_also_for_the_bias():
         return ((weight / (weight.sum(0) + 1e-6)).T @ x[0] * probe[0]).sum()
 
     def ours(x, score, bias):
-        return (distillation.merge(x, score, labels, jnp.asarray(count), bias) * probe).sum()
+        return (
+            distillation.merge_clusters(x, score, labels, jnp.asarray(count), bias) * probe
+        ).sum()
 
     with jax.enable_x64(True):
         expected = jax.jit(jax.grad(formula, argnums=(0, 1, 2)))(x, score, 0.3)
@@ -82,7 +84,7 @@ def test_merge_has_the_gradient_of_its_formula_also_for_the_bias():
 @pytest.fixture(scope="module")
 def hierarchy():
     """The hierarchy of three stages: (x, count, key) -> tokens, their count, intermediates."""
-    module = distillation.Distill(3)
+    module = distillation.TokenDistillation(3)
     x, count = np.zeros((1, 4, WIDTH), np.float32), np.ones(1, np.int32)
     params = random_params(module, x, count)
 
@@ -137,7 +139,7 @@ def test_the_samples_of_a_batch_do_not_meet(hierarchy, hierarchy_once):
 
 def test_noise_comes_from_the_key_alone():
     """Tokens all at one distance: only the noise tells them apart."""
-    module, count = distillation.Distill(1), np.full(3, 12)
+    module, count = distillation.TokenDistillation(1), np.full(3, 12)
     x = np.tile(np.eye(12, WIDTH, dtype=np.float32), (3, 1, 1))
     params = random_params(module, x, count)
     stage = params["stage_0"]
@@ -161,9 +163,9 @@ def test_noise_comes_from_the_key_alone():
 
 def test_remat_changes_no_value_and_no_gradient_and_keeps_less():
     x, count, found, kept = np.float32(normal(0, 2, 64, WIDTH)), np.array([64, 50]), [], []
-    params = random_params(distillation.Distill(2), x, count)
+    params = random_params(distillation.TokenDistillation(2), x, count)
     for remat in (False, True):
-        module = distillation.Distill(2, remat=remat)
+        module = distillation.TokenDistillation(2, remat=remat)
 
         def weighed(params, x, module=module):
             y, _ = module.apply({"params": params}, x, count)

@@ -1,8 +1,8 @@
-"""What tells that a checkpoint is whole: a checksum of every array, kept beside them.
+"""The manifest of a checkpoint: names, types, shapes and a checksum of every array.
 
-Orbax and TensorStore do not notice every changed byte. The sums are of the arrays' bits,
-taken where the arrays are: wrap-around sums of integers, so that neither the order nor
-how an array lies over devices and processes matters, and all processes have them.
+Orbax and TensorStore do not notice every changed byte. A checksum is a wrap-around sum of
+integers over the array's bits, computed on the devices that hold the array. It depends neither
+on the order of summation nor on the sharding, and every process gets it.
 """
 
 import json
@@ -13,18 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.errors import BadData, BadUse
+from data.errors import DataError, UsageError
 
-ITEM = "seal"  # of a step, a JSON object; the arrays' items are params and rest
-FILE = Path(ITEM) / "metadata"  # the name that Orbax gives the file of such an item
+ITEM = "manifest"  # a JSON item of a checkpoint, beside the arrays' items params and rest
+OLD_ITEM = "seal"  # its name before
+OLD_KEYS = {"sums": "checksums", "figures": "metrics", "places": "iterator_states"}
 
 
-class Damaged(BadData):
-    """A step is half-written or changed since; the one before it may be whole."""
+class CorruptCheckpoint(DataError):
+    """A checkpoint was written in part, or has changed since; the one before it may be whole."""
 
 
 @jax.jit
-def bit_sum(x: jax.Array) -> jax.Array:
+def checksum(x: jax.Array) -> jax.Array:
     """A checksum, uint32 [], of an array's bits [...] and their places.
 
     One changed element always changes it, several or a permutation all but once in 2^32.
@@ -50,19 +51,19 @@ def _named(tree) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
-def _outline(tree) -> dict[str, list]:
+def _structure(tree) -> dict[str, list]:
     """Name -> [dtype, shape] of arrays or of their shapes."""
     return {name: [str(x.dtype), list(x.shape)] for name, x in _named(tree).items()}
 
 
-def _sums(tree) -> dict[str, int]:
+def _checksums(tree) -> dict[str, int]:
     cpu = jax.local_devices(backend="cpu")[0]
 
     def start(x) -> jax.Array:
-        return bit_sum(jax.device_put(x, cpu) if isinstance(x, np.ndarray) else x)
+        return checksum(jax.device_put(x, cpu) if isinstance(x, np.ndarray) else x)
 
-    # One after the other: programs that add up over processes must not run side by side, where
-    # each process might take them up in another order.
+    # One after the other: two programs with collectives over processes must not run at the same
+    # time, since each process might start them in another order.
     return {name: int(jax.device_get(start(x))) for name, x in _named(tree).items()}
 
 
@@ -70,37 +71,40 @@ def _crc(body) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
-def make(items: dict, figures: dict | None, place: bool) -> dict:
-    """The seal of a step: `items` are trees of arrays, `figures` those it was evaluated with.
+def build(items: dict, metrics: dict | None, iterator: bool) -> dict:
+    """The manifest of a checkpoint with trees of arrays `items` and its validation `metrics`.
 
-    `place`: whether the step holds a place in the data, a file of each process.
+    `iterator`: whether it holds the state of the data iterator, a file per process.
     """
     body = {
-        "arrays": {item: _outline(tree) for item, tree in items.items()},
-        "sums": {item: _sums(tree) for item, tree in items.items()},
-        "figures": figures,
-        "places": jax.process_count() if place else 0,
+        "arrays": {item: _structure(tree) for item, tree in items.items()},
+        "checksums": {item: _checksums(tree) for item, tree in items.items()},
+        "metrics": metrics,
+        "iterator_states": jax.process_count() if iterator else 0,
     }
     return body | {"crc32": _crc(body)}
 
 
 def read(folder: Path) -> dict | None:
-    """The seal in a step's folder; None of a step of the time before there were seals.
+    """The manifest in a checkpoint's folder; None where it was written before there were any.
 
-    Raises Damaged if it is missing or changed.
+    Raises CorruptCheckpoint if it is missing or changed.
     """
+    items = _written_items(folder)
+    item = OLD_ITEM if OLD_ITEM in items or (folder / OLD_ITEM).exists() else ITEM
+    file = Path(item) / "metadata"  # the name that Orbax gives the file of a JSON item
     try:
-        body = _load(folder / FILE)
+        body = _load(folder / file)
         if body.pop("crc32", None) == _crc(body):
-            return body
-        why = f"{FILE} has changed"
+            return {OLD_KEYS.get(key, key): value for key, value in body.items()}
+        why = f"{file} has changed"
     except FileNotFoundError:
-        if _never_sealed(folder):
+        if "params" in items and item not in items:
             return None
-        why = f"{FILE} is missing"
+        why = f"{file} is missing"
     except (OSError, ValueError) as error:
-        why = f"{FILE} cannot be read: {error}"
-    raise Damaged(f"{folder}: {why}")
+        why = f"{file} cannot be read: {error}"
+    raise CorruptCheckpoint(f"{folder}: {why}")
 
 
 def _load(path: Path) -> dict:
@@ -110,24 +114,24 @@ def _load(path: Path) -> dict:
     return value
 
 
-def _never_sealed(folder: Path) -> bool:
+def _written_items(folder: Path) -> dict:
+    """The items that Orbax wrote, by name; empty if its record of them cannot be read."""
     try:
-        items = _load(folder / "_CHECKPOINT_METADATA")["item_handlers"]
-        return "params" in items and ITEM not in items
+        return dict(_load(folder / "_CHECKPOINT_METADATA")["item_handlers"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return {}
 
 
-def require_fit(seal: dict, items: dict, folder: Path) -> None:
-    """Raises BadData if a step is of arrays of other names, types or shapes than `items`.
+def check_structure(manifest: dict, items: dict, folder: Path) -> None:
+    """Raises DataError if a step is of arrays of other names, types or shapes than `items`.
 
     Such a step is whole; it is of another model, and no other step of the run fits better.
     """
     for item, tree in items.items():
-        there, here = seal["arrays"][item], _outline(tree)
+        there, here = manifest["arrays"][item], _structure(tree)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
-                raise BadData(
+                raise DataError(
                     f"{folder} is not of the model that the config describes: {item}/{name} is "
                     f"{_spell(there.get(name))} there and {_spell(here.get(name))} in the model; "
                     "use the run's own config, or another workdir"
@@ -138,16 +142,18 @@ def _spell(outline: list | None) -> str:
     return f"{outline[0]}{outline[1]}" if outline else "missing"
 
 
-def check(seal: dict, items: dict, folder: Path) -> None:
-    """Raises Damaged, naming the array, if arrays read are not those that were written."""
+def verify(manifest: dict, items: dict, folder: Path) -> None:
+    """Raises CorruptCheckpoint, naming the array, if an array differs from its checksum."""
     for item, tree in items.items():
-        wrong = [name for name, x in _sums(tree).items() if x != seal["sums"][item][name]]
+        wrong = [
+            name for name, x in _checksums(tree).items() if x != manifest["checksums"][item][name]
+        ]
         if wrong:
             more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
-            raise Damaged(f"{folder}: {item}/{wrong[0]}{more} differs from its checksum")
+            raise CorruptCheckpoint(f"{folder}: {item}/{wrong[0]}{more} differs from its checksum")
 
 
-class Place:
+class IteratorState:
     """An iterator's place in the data with its checksum, for Grain to write: `get_state`."""
 
     def __init__(self, batches):
@@ -159,19 +165,20 @@ class Place:
         return json.dumps({"state": state, "crc32": _crc(state)}, indent=1).encode()
 
 
-def read_place(seal: dict, folder: Path) -> dict | None:
+def read_iterator_state(manifest: dict, folder: Path) -> dict | None:
     """This process's place in the data, for `set_state`; None where the step has none.
 
-    Raises Damaged if it is missing or changed, and BadUse if the step was written by
+    Raises CorruptCheckpoint if it is missing or changed, and UsageError if the step was written by
     another number of processes.
     """
-    if not seal["places"]:
+    if not manifest["iterator_states"]:
         return None
     count = jax.process_count()
-    if seal["places"] != count:
-        raise BadUse(
-            f"{folder} was written by {seal['places']} processes, and there are {count}: go on "
-            "with as many, or begin from its weights (--config.model.weights) in another workdir"
+    if manifest["iterator_states"] != count:
+        raise UsageError(
+            f"{folder} was written by {manifest['iterator_states']} processes, and there are "
+            f"{count}: go on with as many, or begin from its weights (--config.model.weights) in "
+            "another workdir"
         )
     path = folder / "data" / f"process_{jax.process_index()}-of-{count}.json"
     try:
@@ -183,4 +190,4 @@ def read_place(seal: dict, folder: Path) -> dict | None:
         why = "is missing"
     except (OSError, ValueError) as error:
         why = f"cannot be read: {error}"
-    raise Damaged(f"{folder}: {path.relative_to(folder)} {why}")
+    raise CorruptCheckpoint(f"{folder}: {path.relative_to(folder)} {why}")
