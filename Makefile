@@ -2,6 +2,7 @@
 
 WORKDIR ?= demo
 PYTHON := .venv/bin/python
+DEV := requirements-dev.txt requirements.txt requirements-beam.txt requirements-torch.txt
 DEMO := --config=configs/demo.py --config.data.root=$(WORKDIR)/clips --config.data.shards=$(WORKDIR)/shards
 
 .PHONY: demo test lint
@@ -25,14 +26,14 @@ lint: .venv/installed-dev
 	$(INSTALL)
 	@touch .venv/installed
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-dev: $(DEV) .venv/installed
 	$(INSTALL)
 	@touch .venv/installed .venv/installed-dev
 
 define INSTALL
-@echo "installing $< into .venv"
+@echo "installing $(filter %.txt,$^) into .venv"
 @rm -f .venv/installed .venv/installed-dev
-@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+@$(PYTHON) -m pip install --quiet --disable-pip-version-check $(patsubst %,-r %,$(filter %.txt,$^))
 endef
 
 # A command on the PATH may be a shim for a version that is not installed, or lack venv: try all.
