@@ -1,6 +1,8 @@
-# Needs make and a Python 3.11 or 3.12; installs everything else into .venv.
+# Needs make and a Python 3.11 or 3.12; installs everything else into .venv. The first of PYTHONS
+# that fits makes it: `make test PYTHONS=python3.12`.
 
 WORKDIR ?= demo
+PYTHONS ?= python3.11 python3.12 python3
 PYTHON := .venv/bin/python
 DEV := requirements-dev.txt requirements.txt requirements-beam.txt requirements-torch.txt
 DEMO := --config=configs/demo.py --config.data.root=$(WORKDIR)/clips --config.data.shards=$(WORKDIR)/shards
@@ -38,7 +40,7 @@ endef
 
 # A command on the PATH may be a shim for a version that is not installed, or lack venv: try all.
 FITS := import ensurepip, ssl, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])
-FIND_PYTHON = found=; IFS=:; for name in python3.11 python3.12 python3; do \
+FIND_PYTHON = found=; IFS=:; for name in $(PYTHONS); do \
 	for folder in $$PATH; do test -n "$$found" || ! "$$folder/$$name" -c "$(FITS)" 2>/dev/null || \
 	found=$$folder/$$name; done; done
 MAKE_VENV = test -n "$$found" || { echo "found no Python 3.11 or 3.12 that runs and has venv;" \
