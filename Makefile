@@ -20,6 +20,8 @@ test: lint
 lint: .venv/installed-dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	.venv/bin/codespell
+	.venv/bin/lint-imports --no-logo
 
 # The stamps `installed` and `installed-dev` go before an install and come back after it:
 # where they lack, an install was cut off, and .venv is made anew.
