@@ -1,7 +1,10 @@
-# Needs make and a Python 3.11 or 3.12; installs everything else into .venv.
+# Needs make and a Python 3.11 or 3.12; installs everything else into .venv. The first of PYTHONS
+# that fits makes it: `make test PYTHONS=python3.12`.
 
 WORKDIR ?= demo
+PYTHONS ?= python3.11 python3.12 python3
 PYTHON := .venv/bin/python
+DEV := requirements-dev.txt requirements.txt requirements-beam.txt requirements-torch.txt
 DEMO := --config=configs/demo.py --config.data.root=$(WORKDIR)/clips --config.data.shards=$(WORKDIR)/shards
 
 .PHONY: demo test lint
@@ -17,6 +20,8 @@ test: lint
 lint: .venv/installed-dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	.venv/bin/codespell
+	.venv/bin/lint-imports --no-logo
 
 # The stamps `installed` and `installed-dev` go before an install and come back after it:
 # where they lack, an install was cut off, and .venv is made anew.
@@ -25,19 +30,19 @@ lint: .venv/installed-dev
 	$(INSTALL)
 	@touch .venv/installed
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-dev: $(DEV) .venv/installed
 	$(INSTALL)
 	@touch .venv/installed .venv/installed-dev
 
 define INSTALL
-@echo "installing $< into .venv"
+@echo "installing $(filter %.txt,$^) into .venv"
 @rm -f .venv/installed .venv/installed-dev
-@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+@$(PYTHON) -m pip install --quiet --disable-pip-version-check $(patsubst %,-r %,$(filter %.txt,$^))
 endef
 
 # A command on the PATH may be a shim for a version that is not installed, or lack venv: try all.
 FITS := import ensurepip, ssl, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])
-FIND_PYTHON = found=; IFS=:; for name in python3.11 python3.12 python3; do \
+FIND_PYTHON = found=; IFS=:; for name in $(PYTHONS); do \
 	for folder in $$PATH; do test -n "$$found" || ! "$$folder/$$name" -c "$(FITS)" 2>/dev/null || \
 	found=$$folder/$$name; done; done
 MAKE_VENV = test -n "$$found" || { echo "found no Python 3.11 or 3.12 that runs and has venv;" \

@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh train --config=configs/msrvtt.py --workdir=RUN ...
 #
-# Submitted from the repository's root, whose .venv (with jax[cuda12]) every node sees. Jobs of
-# this name run one after another: submit it as often as the run's time needs.
+# Submitted from the repository's root, whose .venv (with requirements-gpu.txt) every node sees.
+# Jobs of this name run one after another: submit it as often as the run's time needs.
 #SBATCH --job-name=hvp
 #SBATCH --dependency=singleton
 #SBATCH --ntasks-per-node=1

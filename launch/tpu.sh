@@ -32,7 +32,7 @@ install)
     cd hvp && git pull --quiet
     python3 -m pip install --quiet --user uv
     [ -d .venv ] || python3 -m uv venv --quiet --python 3.11 .venv
-    python3 -m uv pip install --quiet -p .venv 'jax[tpu]==0.10.2' -r requirements.txt
+    python3 -m uv pip install --quiet -p .venv -r requirements.txt -r requirements-tpu.txt
     .venv/bin/python -c 'import jax; jax.distributed.initialize(); print(jax.devices())'"
   ;;
 start)

@@ -74,7 +74,8 @@ class Run:
         self.state = partitioner.shard_state(train_state.TrainState(zero, zero, {}, ()))
         self.loop = loop.TrainLoop(
             config, tmp_path, 0, partitioner=partitioner,
-            spec=SimpleNamespace(model=None, bad=tuple(bad)), schedule_steps=steps, batches=batches(), checkpointer=self.saved, num_frames=1,
+            spec=SimpleNamespace(model=None, bad=tuple(bad)), schedule_steps=steps,
+            batches=batches(), checkpointer=self.saved, num_frames=1,
         )  # fmt: skip
 
     def go(self):
