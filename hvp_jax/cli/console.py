@@ -37,18 +37,18 @@ def claim_stdout() -> TextIO:
     return answer
 
 
-def give(result: dict[str, Any] | str, answer: TextIO | None) -> None:
-    """Prints a verb's result, or as JSON on `answer` that or the message of its error.
+def print_result(result: Any, answer: TextIO | None) -> None:
+    """Prints a verb's result: as one JSON object on `answer`, else as text on stdout.
 
-    `text` in a result is how a person reads it, and no part of the JSON.
+    A person reads the `text` of the result, which is no part of the JSON, or else its fields.
     """
+    found = to_json_types(result)
+    text = found.pop("text", None) or getattr(result, "text", None)
     if answer:
-        found = {"error": result} if isinstance(result, str) else result
-        found = {key: value for key, value in found.items() if key != "text"}
         with answer:
-            print(json.dumps(to_json_types(found), allow_nan=False), file=answer)
-    elif not isinstance(result, str):
-        print(result["text"] if "text" in result else readable(to_json_types(result)), flush=True)
+            print(json.dumps(found, allow_nan=False), file=answer)
+    else:
+        print(readable(found) if text is None else text, flush=True)
 
 
 def readable(result: dict[str, Any], indent: str = "") -> str:

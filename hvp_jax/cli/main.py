@@ -40,8 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
             return status
         answer = console.claim_stdout() if "--json" in arguments else None
         status, result = _attempt(arguments)
-        if answer or distributed.is_primary():
-            console.give(result, answer)
+        if answer:
+            console.print_result({"error": result} if isinstance(result, str) else result, answer)
+        elif distributed.is_primary() and not isinstance(result, str):
+            console.print_result(result, None)
     except BrokenPipeError:
         pass  # whoever read us wants no more; the status still tells how it went
     if status:
@@ -49,12 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def _attempt(arguments: list[str]) -> tuple[int, dict[str, Any] | str]:
+def _attempt(arguments: list[str]) -> tuple[int, Any]:
     """The exit status and the verb's result, or the error's message, already on stderr."""
     try:
         run, values = check(arguments)
         result = run(**values)
-        return (0 if result.get("ok", True) else 1), result
+        ok = result.get("ok", True) if isinstance(result, dict) else getattr(result, "ok", True)
+        return (0 if ok else 1), result
     except UserError as error:
         status, message = error.status, re.sub(r"\s*\n\s*", " ", str(error)).strip()
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
-"""JSON files written whole or not at all."""
+"""Values as JSON, and JSON files that are written whole or not at all."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,7 +11,14 @@ from data.errors import UsageError
 
 
 def to_json_types(value: Any) -> Any:
-    """`value` in JSON's own types; a number that is not finite becomes null."""
+    """`value` in JSON's own types; a number that is not finite becomes null.
+
+    A dataclass becomes an object with a key per field. `field(metadata={"json": NAME})` gives
+    the key another name, such as "steps/s"; None as the NAME leaves the field out.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = {f.name: f.metadata.get("json", f.name) for f in dataclasses.fields(value)}
+        value = {key: getattr(value, name) for name, key in names.items() if key is not None}
     if isinstance(value, dict):
         return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -156,6 +156,24 @@ def test_without_json_a_result_is_readable(fake, capfd):
     assert capfd.readouterr().out == "clips: 3\nerror: 0.5\nrecall:\n  R@1: 40.0\n"
 
 
+@dataclasses.dataclass
+class Table:
+    rate: float = dataclasses.field(metadata={"json": "steps/s"})
+    rows: list = dataclasses.field(metadata={"json": None})
+    ok: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{len(self.rows)} rows"
+
+
+def test_a_dataclass_is_a_result(fake, capfd):
+    fake(lambda **_: Table(float("nan"), [1, 2]))
+    assert main.main(["parity", "--golden=g"]) == 1
+    assert capfd.readouterr().out == "2 rows\n"
+    assert json_files.to_json_types([Table(2.0, [])]) == [{"steps/s": 2.0, "ok": False}]
+
+
 def test_results_become_plain_json():
     result = {
         "a": np.float32(0.5),

@@ -52,7 +52,8 @@ def assert_same(one: list[dict], other: list[dict]) -> None:
 def test_pixels_depend_on_the_place_in_the_stream_alone():
     whole = take(start(), 12)  # three epochs
     parts = [take(start(1, host=(i, 2)), 12) for i in range(2)]
-    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in zip(*parts, strict=True)]
+    pairs = zip(*parts, strict=True)
+    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in pairs]
     assert_same(joined, whole)
     half = take(start(4), 6)
     np.testing.assert_array_equal(

@@ -113,7 +113,8 @@ def test_the_remainder_differs_from_epoch_to_epoch():
 def test_hosts_share_the_batches_of_a_single_host(batch_size):
     whole = take(start(batch_size=2 * batch_size), 8)
     parts = [take(start(batch_size=batch_size, host=(i, 2)), 8) for i in range(2)]
-    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in zip(*parts, strict=True)]
+    pairs = zip(*parts, strict=True)
+    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in pairs]
     assert_same(joined, whole)
     epoch = 12 // (2 * batch_size)
     assert not set(pairs(parts[0][:epoch])) & set(pairs(parts[1][:epoch]))
