@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import inputs
-from data.annotations import common, folder
+from data.annotations import common, files, folder
 from data.errors import DataError, UsageError
 from data.records import Clip
 from data.splits import clips_of_split
@@ -188,7 +188,7 @@ def test_what_is_hidden_is_no_video(tmp_path):
 
 def test_blank_rows_of_a_table_are_none(tmp_path):
     (tmp_path / "t.csv").write_text("id,text\na,x\n   \n,\nb,y\n\n")
-    assert common.read_table(str(tmp_path / "t.csv"), "id") == [["a"], ["b"]]
+    assert files.read_table(str(tmp_path / "t.csv"), "id") == [["a"], ["b"]]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path, caplog):
