@@ -23,7 +23,7 @@ class InspectedClip(NamedTuple):
     """A clip and what the inspection found."""
 
     clip: Clip
-    found: SegmentReport
+    segment: SegmentReport
     missing: bool
     content: tuple[int, str] | None  # size of the file in bytes and its digest
 
@@ -52,16 +52,16 @@ def inspect_clips(
     processes = min(processes or len(os.sched_getaffinity(0)), len(jobs))
     results = run_isolated(work, jobs, processes=processes, seconds=seconds, memory=memory)
     bar = tqdm(results, "doctor", len(jobs), leave=False, unit="file", disable=not progress)
-    found: dict[tuple, tuple] = {}
+    findings: dict[tuple, tuple] = {}
     for number, result in bar:
         job = jobs[number]
         if isinstance(result, Failed):
             result = FileReport((SegmentReport(result.reason),) * len(job.stretches))
         for ends, segment in zip(job.stretches, result.stretches, strict=True):
-            found[(job.path, *ends)] = segment, result.missing, result.content
+            findings[(job.path, *ends)] = segment, result.missing, result.content
     no_file = SegmentReport("no such file"), True, None
     return [
-        InspectedClip(clip, *found.get((clip.path, clip.start, clip.end), no_file))
+        InspectedClip(clip, *findings.get((clip.path, clip.start, clip.end), no_file))
         for clip in clips
     ]
 
@@ -92,7 +92,7 @@ def report(
         warnings += more + caption_warnings
     warnings += _check_counts(dataset, splits)
     duplicates = _find_duplicates(
-        [x for x in inspected if not x.found.fault and not common.is_among(x.clip, excluded)]
+        [x for x in inspected if not x.segment.fault and not common.is_among(x.clip, excluded)]
     )
     warnings += duplicates
     for split in splits:
@@ -105,11 +105,11 @@ def report(
             "video_id": clip.clip_id,
             "path": clip.path,
             "split": clip.split,
-            "reason": found.fault,
+            "reason": segment.fault,
             "excluded": common.is_among(clip, excluded),
         }
-        for clip, found, _, _ in inspected
-        if found.fault
+        for clip, segment, _, _ in inspected
+        if segment.fault
     ]
     return {
         "dataset": dataset,
@@ -132,12 +132,12 @@ def _check_split(
     excluded: frozenset[str],
 ) -> tuple[dict[str, Any], Warnings]:
     """The counts of one split, and warnings about clips that are unusual but not broken."""
-    sound = [x for x in inspected if not x.found.fault]
+    sound = [x for x in inspected if not x.segment.fault]
     unusual = {
-        "damaged": [x for x in sound if x.found.damage],
-        "short": [x for x in sound if x.found.seconds < SHORT],
-        "long": [x for x in sound if x.found.seconds > LONG],
-        "black": [x for x in sound if x.found.black and x.found.black == x.found.frames],
+        "damaged": [x for x in sound if x.segment.damage],
+        "short": [x for x in sound if x.segment.seconds < SHORT],
+        "long": [x for x in sound if x.segment.seconds > LONG],
+        "black": [x for x in sound if x.segment.black and x.segment.black == x.segment.frames],
     }
     reasons = {
         "short": f"are shorter than {SHORT} s",
@@ -145,7 +145,7 @@ def _check_split(
         "black": "are black in all frames that training takes",
     }
     warnings = [
-        _warning("damaged", split, x.found.damage, [x.clip.clip_id]) for x in unusual["damaged"]
+        _warning("damaged", split, x.segment.damage, [x.clip.clip_id]) for x in unusual["damaged"]
     ]
     warnings += [
         _warning(kind, split, reason, [x.clip.clip_id for x in unusual[kind]])
@@ -161,10 +161,10 @@ def _check_split(
         "expected": None,
         "uncaptioned": len(uncaptioned),
         "missing": sum(x.missing for x in inspected),
-        "broken": sum(bool(x.found.fault) and not x.missing for x in inspected),
+        "broken": sum(bool(x.segment.fault) and not x.missing for x in inspected),
         "excluded": sum(common.is_among(x.clip, excluded) for x in inspected),
         **{kind: len(clips) for kind, clips in unusual.items()},
-        "black_frames": sum(x.found.black for x in sound),
+        "black_frames": sum(x.segment.black for x in sound),
     }
     return counts, warnings
 
@@ -194,9 +194,8 @@ def _check_captions(
         "repeated_captions": sum(len(ids) - 1 for ids in shared),
         "cut_captions": {"count": len(cut), "most": max(cut, default=0), "tokens": sum(cut)},
     }
-    warnings = []
-    if empty:
-        warnings.append(_warning("empty_captions", split, "have an empty caption", empty))
+    reason = "have an empty caption"
+    warnings = [_warning("empty_captions", split, reason, empty)] if empty else []
     if shared and split != "train":
         reason = "share a caption with another clip: no query can distinguish them"
         sharing = dict.fromkeys(clip_id for ids in shared for clip_id in ids)
@@ -229,7 +228,7 @@ def _check_counts(dataset: str, splits: dict[str, dict[str, Any]]) -> Warnings:
 
 
 def _find_duplicates(inspected: Sequence[InspectedClip]) -> Warnings:
-    """Test clips that are also in train: the same file, or the same in all frames taken."""
+    """Warns of test clips that are also in train: the same file, or the same frames taken."""
     train_ids: dict[Any, str] = {}
     for item in inspected:
         if item.clip.split == "train":
@@ -246,7 +245,6 @@ def _find_duplicates(inspected: Sequence[InspectedClip]) -> Warnings:
 
 
 def _digests(item: InspectedClip) -> list[Any]:
-    """Of the file with the clip's start and end, a tuple, and of the frames, a `str`."""
-    clip = item.clip
-    file = (*item.content, clip.start, clip.end) if item.content else None
-    return [digest for digest in (file, item.found.pictures) if digest]
+    """A tuple for the file, start and end, and a `str` for the frames, where not all black."""
+    file = (*item.content, item.clip.start, item.clip.end) if item.content else None
+    return [digest for digest in (file, item.segment.pictures) if digest]

@@ -83,7 +83,7 @@ def test_a_file_that_hangs_or_crashes_the_decoder_does_not_affect_others(tmp_pat
         progress=False,
         work=inspect_or_misbehave,
     )
-    faults = [item.found.fault for item in inspected]
+    faults = [item.segment.fault for item in inspected]
     assert faults[0] == faults[4] == "takes the decoder more than 3 s"
     assert faults[1] == faults[3] == "crashes the decoder (SIGSEGV)"
     assert faults[2] == "needs more than 0.5 GiB of memory"
@@ -124,7 +124,7 @@ def test_checked_frames_equal_those_of_training(tmp_path, extension):
     path = str(write(tmp_path / f"a.{extension}", extension, 0))
     for start, end in ((None, None), (0.3, 1.4), (1.0, 1.0)):
         frames = decode_checked(DecodeRequest(path, start, end, 4, 24))
-        np.testing.assert_array_equal(frames, read_frames(path, 24, 4, start, end))
+        np.testing.assert_array_equal(frames, read_frames(path, 24, 4, start=start, end=end))
     assert "beyond the end" in decode_checked(DecodeRequest(path, 9.0, None, 4, 24))
 
 
