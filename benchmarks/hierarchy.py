@@ -20,6 +20,7 @@ import numpy as np
 
 from data import inputs, splits, tokenizer
 from data.batches import frame_sources
+from data.records import DatasetLocation
 from hvp_jax.checkpoints import model_card, save_weights
 from hvp_jax.models import hvpnet, losses
 from hvp_jax.models.clip_config import VARIANTS, ModelSpec
@@ -39,7 +40,7 @@ RATE, BATCH, WORDS, FRAMES = 1.5e-3, 64, 24, 4
 def stills(clips: Path, steps: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one frame each of as many clips, with one of their captions."""
     dice = np.random.default_rng(0)
-    found = inputs.read_dataset("shapes", str(clips), "", "", splits=("train",))
+    found = inputs.read_dataset(DatasetLocation("shapes", root=str(clips)), splits=("train",))
     found = splits.clips_of_split(found, "train")
     source = frame_sources.MemoryFrames(found, SIZES.image_size, FRAMES)
     pairs = [(clip.clip_id, caption) for clip in found for caption in clip.captions]

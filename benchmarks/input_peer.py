@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import inputs, splits
 from data.batches import frame_sources, pipeline
+from data.records import DatasetLocation
 from data.shards import prepare
 from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
 
@@ -72,7 +73,7 @@ class Peer(Dataset):
 def main(folder: str, shard_folder: str) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    clips = inputs.read_dataset("folder", folder, "", "")
+    clips = inputs.read_dataset(DatasetLocation("folder", root=folder))
     if not prepare.finished(shard_folder):
         prepare.prepare(clips, shard_folder, SIZE, FRAMES)
     clips = splits.clips_of_split(clips, "train")

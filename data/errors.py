@@ -1,7 +1,7 @@
-"""The two ways a run ends because of its user: one clear line, no traceback.
+"""Errors that the user can fix: the program prints one clear line and no traceback.
 
-A message names the file, key or id that is wrong and says what to do. Anything
-else that is raised is a bug of ours and keeps its traceback.
+A message names the file, key or id that is wrong and says what to do. Any other exception is
+a bug in this project and keeps its traceback.
 """
 
 
@@ -18,6 +18,6 @@ class DataError(UserError):
 
 
 class UsageError(UserError):
-    """The program was used wrongly: an unknown key, a path that does not exist."""
+    """The program was called wrongly: an unknown key, a path that does not exist."""
 
     status = 2

@@ -1,4 +1,4 @@
-"""What a run reads: the clips that its config names, and where their pictures come from."""
+"""What a run reads: the clips that its config names, and their frames."""
 
 import logging
 import os
@@ -13,143 +13,170 @@ from data.batches.augment import open_augment
 from data.checks.exclude import excluded_clips, read_ids
 from data.checks.quick_check import require_sound
 from data.errors import DataError, UsageError
-from data.records import Annotations, Clip
+from data.records import Annotations, Clip, DatasetLocation
 from data.splits import clips_of_splits, hold_out
 from data.synthetic import shapes
 
 
-def read_annotations(
-    dataset: str, root: str, annotations: str, videos: str, protocol: str = ""
-) -> Annotations:
-    """All that the annotation files tell, of every split; a missing video's path is "".
+def location_from_config(config: ConfigDict) -> DatasetLocation:
+    """Where the data set of a config is."""
+    data = config.data
+    return DatasetLocation(
+        dataset=data.dataset,
+        root=data.root,
+        annotations=data.annotations,
+        videos=data.videos,
+        protocol=data.protocol,
+    )
 
-    `folder` and `shapes` lie in `root`; `shapes` is made there if it is not there yet. The
-    published data sets have their `annotations` and `videos` in directories of their own,
-    of which `videos` may be "" for none. `protocol` says which of a data set's splits are
-    meant. Raises UsageError if the data set is unknown or its directory is not given, and what
-    its reader raises.
+
+def read_annotations(location: DatasetLocation) -> Annotations:
+    """All annotations of every split; the path of a missing video is "".
+
+    Generates the data set `shapes` in `location.root` if it is not there. Raises UsageError if
+    the data set is unknown or its directory is not given, and whatever its reader raises.
     """
-    _check_location(dataset, root, annotations, videos, protocol)
-    if dataset in OWN:
-        return Annotations(folder.read_all(root), {}, [])
-    return PUBLISHED[dataset](annotations, videos, protocol)
+    _check_location(location)
+    if location.dataset in PUBLISHED:
+        return PUBLISHED[location.dataset](location)
+    if location.dataset == "shapes":
+        _generate_shapes(location.root)
+    return folder.read(location)
 
 
 def read_dataset(
-    dataset: str,
-    root: str,
-    annotations: str,
-    videos: str,
-    protocol: str = "",
-    held_out: float = 0.0,
+    location: DatasetLocation,
+    *,
+    val_fraction: float = 0.0,
     seed: int = 0,
     exclude: frozenset[str] = frozenset(),
     splits: Collection[str] | None = None,
 ) -> list[Clip]:
-    """The clips of every split but for those whose id is in `exclude`; those of `splits`, of
-    all if it is None, with a file.
+    """The clips of every split, without those that `exclude` names.
 
-    Arguments as `read_all`'s. Where the data set has no validation split, the share
-    `held_out` of the training videos becomes one: a video's SHA-256 with `seed` decides,
-    so it stays where it is when others come or go. Raises DataError if files are missing.
+    A data set without a validation split gets one: `val_fraction` of its training videos, see
+    `hold_out`. The clips of `splits`, or all clips if it is None, must have a video file: raises
+    DataError if files are missing.
     """
-    _check_location(dataset, root, annotations, videos, protocol)
-    if dataset in OWN:
-        clips = common.without(folder.read_all(root), exclude)
-        clips = hold_out(clips, held_out, seed)
-        folder.require_files(root, clips_of_splits(clips, splits))
-        return clips
-    if not videos and splits != ():
+    _check_location(location)
+    is_published = location.dataset in PUBLISHED
+    if is_published and not location.videos and splits != ():
         raise UsageError(
-            f"data.videos is empty; data set {dataset!r} needs the directory of its videos there"
+            f"data.videos is empty; data set {location.dataset!r} needs the directory of its"
+            " videos there"
         )
-    found = PUBLISHED[dataset](annotations, videos, protocol)
-    for split, ids in found.uncaptioned.items():
+    annotations = read_annotations(location)
+    for split, ids in annotations.uncaptioned.items():
         if ids:
             logging.warning(
-                "%s: %d ids of %s have no captions and are left out", annotations, len(ids), split
+                "%s: %d ids of %s have no captions and are skipped",
+                location.annotations,
+                len(ids),
+                split,
             )
-    clips = hold_out(common.without(found.clips, exclude), held_out, seed)
+    clips = hold_out(common.without(annotations.clips, exclude), val_fraction, seed)
     needed = clips_of_splits(clips, splits)
-    absent = [clip.clip_id for clip in needed if not clip.path]
-    if absent:
-        first = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        raise DataError(
-            f"{videos}: {len(absent)} of {len(needed)} videos are missing: {first};"
-            " add the files or exclude the ids"
-        )
+    if is_published:
+        _require_files(location.videos, needed)
+    else:
+        folder.require_files(location.root, needed)
     return clips
 
 
-def _check_location(dataset: str, root: str, annotations: str, videos: str, protocol: str) -> None:
-    """Raises UsageError if a place is lacking or one too many; makes `shapes`."""
+def _check_location(location: DatasetLocation) -> None:
+    """Raises UsageError if a directory is not given, or one that the data set does not use is."""
+    dataset = location.dataset
     if dataset not in DATASETS:
-        raise UsageError(f"data.dataset {dataset!r} is unknown; known are {', '.join(DATASETS)}")
-    if protocol and dataset not in PROTOCOLS:
         raise UsageError(
-            f"data.protocol is {protocol!r}; data set {dataset!r} has but one: leave it"
+            f"data.dataset {dataset!r} is unknown; data sets are {', '.join(DATASETS)}"
         )
-    if dataset in PUBLISHED:
-        if root:
-            raise UsageError(
-                f"data.root is {root}; data set {dataset!r} lies in data.annotations and"
-                " data.videos"
-            )
-        if not annotations:
-            raise UsageError(
-                f"data.annotations is empty; data set {dataset!r} needs the directory of its"
-                " annotation files there"
-            )
+    if location.protocol and dataset not in PROTOCOLS:
+        raise UsageError(
+            f"data.protocol is {location.protocol!r}; data set {dataset!r} has only one: leave"
+            " data.protocol empty"
+        )
+    if dataset in OWN:
+        for key, directory in (
+            ("data.annotations", location.annotations),
+            ("data.videos", location.videos),
+        ):
+            if directory:
+                raise UsageError(f"{key} is {directory}; data set {dataset!r} uses data.root only")
+        if not location.root:
+            raise UsageError(f"data.root is empty; data set {dataset!r} needs a directory there")
         return
-    for key, value in (("data.annotations", annotations), ("data.videos", videos)):
-        if value:
-            raise UsageError(f"{key} is {value}; data set {dataset!r} lies in data.root alone")
-    if not root:
-        raise UsageError(f"data.root is empty; data set {dataset!r} needs a directory there")
-    if dataset == "shapes" and not os.path.exists(os.path.join(root, "captions.csv")):
+    if location.root:
+        raise UsageError(
+            f"data.root is {location.root}; data set {dataset!r} uses data.annotations and"
+            " data.videos instead"
+        )
+    if not location.annotations:
+        raise UsageError(
+            f"data.annotations is empty; data set {dataset!r} needs the directory of its"
+            " annotation files there"
+        )
+
+
+def _generate_shapes(root: str) -> None:
+    if not os.path.exists(os.path.join(root, "captions.csv")):
         shapes.make_dataset(root)
 
 
+def _require_files(videos: str, clips: Sequence[Clip]) -> None:
+    missing = [clip.clip_id for clip in clips if not clip.path]
+    if missing:
+        raise DataError(
+            f"{videos}: {len(missing)} of {len(clips)} videos are missing:"
+            f" {common.first_few(missing)}; add the files or exclude the ids"
+        )
+
+
 def read_clips(config: ConfigDict) -> list[Clip]:
-    """The clips of the data set a config names, but for those that `data.exclude` leaves out."""
+    """The clips of the data set that a config names, without those that `data.exclude` names."""
     return read_data(config)[0]
 
 
 def read_data(
     config: ConfigDict, splits: Sequence[str] | None = None
 ) -> tuple[list[Clip], list[Clip]]:
-    """The clips of the data set a config names, and those that `data.exclude` leaves out.
+    """The clips of the data set that a config names, and those that `data.exclude` excludes.
 
-    The videos of `splits` must be there, of all splits if it is None. May have to make the
-    data set: of several processes, one must be ahead of the others.
+    The videos of `splits` must exist, or of all splits if it is None. May generate the data
+    set `shapes`: in a run of several processes, one has to call this before the others.
     """
-    data = config.data
-    ids = read_ids(data.exclude)
-    place = data.dataset, data.root, data.annotations, data.videos, data.protocol
-    clips = read_dataset(*place, data.val_fraction, config.seed, ids, splits)
+    location, val_fraction, seed = (
+        location_from_config(config),
+        config.data.val_fraction,
+        config.seed,
+    )
+    ids = read_ids(config.data.exclude)
+    clips = read_dataset(location, val_fraction=val_fraction, seed=seed, exclude=ids, splits=splits)
     excluded = []
     if ids:
-        everything = read_annotations(*place).clips
-        everything = hold_out(everything, data.val_fraction, config.seed)
-        excluded = excluded_clips(everything, ids)
+        all_clips = hold_out(read_annotations(location).clips, val_fraction, seed)
+        excluded = excluded_clips(all_clips, ids)
     return clips, excluded
 
 
 def open_frame_source(
     config: ConfigDict, image_size: int, clips: Sequence[Clip]
 ) -> frame_sources.FrameSource:
-    """Pictures of `clips`, which are known to be readable from here on."""
-    clips = list({clip.clip_id: clip for clip in clips}.values())  # a split may play two parts
+    """The frames of `clips`, all of which are checked to be readable."""
+    # A clip is listed twice if the checkpoint is chosen on the split that is evaluated.
+    clips = list({clip.clip_id: clip for clip in clips}.values())
     if not config.data.shards:
         require_sound(clips)
     data = config.data
-    return frame_sources.open_frames(clips, image_size, data.max_frames, data.shards, data.workers)
+    return frame_sources.open_frames(
+        clips, image_size, data.max_frames, data.shards, workers=data.workers
+    )
 
 
 def padded_num_frames(config: ConfigDict, source: frame_sources.FrameSource, least: int = 0) -> int:
-    """How many frames the clips of a batch are padded to, `least` or more of them.
+    """How many frames the clips of a batch are padded to, `least` or more.
 
-    No more than the longest clip has, for padding is masked: it changes a score by rounding.
+    Where padding is masked, it is no more than the longest clip has: the masked frames change a
+    score by rounding only.
     """
     frames = config.data.max_frames
     return min(frames, max(least, source.longest)) if config.similarity.mask_padding else frames
@@ -159,20 +186,20 @@ def batches(
     config: ConfigDict,
     clips: Sequence[Clip],
     source: frame_sources.FrameSource,
-    width: int,
+    num_frames: int,
     *,
     process_index: int,
     process_count: int,
 ) -> grain.DatasetIterator:
-    """The endless batches of training that a resolved config asks for, this process's part:
-    of clips of `width` frames."""
+    """An endless iterator of this process's training batches, for a resolved config; clips are
+    padded to `num_frames`."""
     numbered = pipeline.numbered_batches(
         clips,
         source,
-        width,
+        num_frames,
         config.data.max_words,
-        config.train.batch_size // process_count,
-        config.seed,
+        batch_size=config.train.batch_size // process_count,
+        seed=config.seed,
         host_index=process_index,
         host_count=process_count,
         augment=open_augment(config.seed, **config.augment),

@@ -1,17 +1,31 @@
-"""What every reader of annotations returns."""
+"""Where a data set is, and what every reader of annotations returns."""
 
 import dataclasses
 from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """One video, or one stretch of a video, with all its captions.
+class DatasetLocation:
+    """A data set and its directories: the config keys `data.*` of the same names.
 
-    `clip_id` is unique within a data set: the video's id, and for a stretch of it
-    the id with its start and end. `start` and `end` are seconds; None is the
-    video's own. `split` is "train", "val" or "test". `path` is empty where no file
-    of the video is there.
+    `folder` and `shapes` are in `root`. The published data sets have `annotations` and `videos`
+    instead; without `videos` no clip has a path. `protocol` selects among a data set's splits.
+    """
+
+    dataset: str
+    root: str = ""
+    annotations: str = ""
+    videos: str = ""
+    protocol: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One video, or one segment of a video, with all its captions.
+
+    `clip_id` is unique within a data set: the video's id, and for a segment the id with its
+    start and end. `start` and `end` are seconds; None means the start or end of the video.
+    `split` is "train", "val" or "test". `path` is empty if the video file does not exist.
     """
 
     clip_id: str
@@ -23,15 +37,15 @@ class Clip:
 
 
 class Annotations(NamedTuple):
-    """All that the annotation files of a data set tell."""
+    """Everything in the annotation files of a data set."""
 
     clips: list[Clip]
-    uncaptioned: dict[str, list[str]]  # split: ids that its list has and no caption
-    unlisted: list[str]  # ids that have captions and are in no list of a split: left out
+    uncaptioned: dict[str, list[str]]  # split: ids in its list that have no captions
+    unlisted: list[str]  # ids that have captions and are in no split's list: not among the clips
 
 
 class Broken(NamedTuple):
-    """A clip that is missing or not to be trained on."""
+    """A clip that is missing or must not be trained on."""
 
     clip_id: str
     path: str

@@ -1,4 +1,4 @@
-"""Validation clips held out of training, and the clips of one split."""
+"""Holds validation clips out of training, and selects the clips of a split."""
 
 import collections
 import dataclasses
@@ -10,33 +10,37 @@ from data.errors import DataError
 from data.records import Clip
 
 
-def hold_out(clips: list[Clip], share: float, seed: int) -> list[Clip]:
-    """The clips with a share of the training videos as val, unless there is such a split."""
+def hold_out(clips: list[Clip], fraction: float, seed: int) -> list[Clip]:
+    """The clips with a fraction of the training videos moved to "val", unless val has clips.
+
+    The SHA-256 of `seed` and the video's id decides, so that a video stays in its split when
+    others are added or removed.
+    """
     if any(clip.split == "val" for clip in clips):
         return clips
 
-    def split(clip: Clip) -> str:
+    def split_of(clip: Clip) -> str:
         digest = hashlib.sha256(f"{seed}/{common.video_id(clip)}".encode()).hexdigest()
-        is_held = clip.split == "train" and int(digest[:8], 16) / 16**8 < share
-        return "val" if is_held else clip.split
+        is_held_out = clip.split == "train" and int(digest[:8], 16) / 16**8 < fraction
+        return "val" if is_held_out else clip.split
 
-    return [dataclasses.replace(clip, split=split(clip)) for clip in clips]
+    return [dataclasses.replace(clip, split=split_of(clip)) for clip in clips]
 
 
 def clips_of_split(clips: list[Clip], split: str) -> list[Clip]:
     """The clips of one split, in their order; raises DataError if there are none."""
-    chosen = [clip for clip in clips if clip.split == split]
-    if not chosen:
-        sizes = collections.Counter(clip.split for clip in clips)
-        there = ", ".join(f"{name} ({size} clips)" for name, size in sorted(sizes.items()))
+    selected = [clip for clip in clips if clip.split == split]
+    if not selected:
+        counts = collections.Counter(clip.split for clip in clips)
+        others = ", ".join(f"{name} ({count} clips)" for name, count in sorted(counts.items()))
         raise DataError(
-            f"split {split!r} has no clips; there is {there or 'no clip at all'};"
-            " in a folder of your own a column 'split' in captions.csv can say which videos"
-            " belong to it"
+            f"split {split!r} has no clips; the data set has {others or 'no clips at all'};"
+            " in a data set of kind 'folder' the column 'split' of captions.csv assigns videos"
+            " to splits"
         )
-    return chosen
+    return selected
 
 
 def clips_of_splits(clips: list[Clip], splits: Collection[str] | None) -> list[Clip]:
-    """The clips of some splits, of all if it is None."""
+    """The clips of several splits, or all clips if `splits` is None."""
     return [clip for clip in clips if splits is None or clip.split in splits]

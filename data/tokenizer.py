@@ -17,18 +17,18 @@ END = 49407
 
 @functools.cache
 def _tokenizer() -> Tokenizer:
-    # Made on first use, not on import: it cannot be pickled, and so every worker
-    # process that imports this module makes its own (60 ms).
+    # Created on first use, not on import: it cannot be pickled, so every worker process that
+    # uses this module creates its own (60 ms).
     return Tokenizer()
 
 
 def encode(caption: str) -> list[int]:
     """The tokens of a caption, without start and end of text: ids below `START`.
 
-    The text is cleaned as CLIP does: mended by ftfy, HTML entities undone twice.
-    `<|startoftext|>` and `<|endoftext|>` in a caption are ordinary text. The
-    original makes markers of them, which moves the position the sentence is
-    read from (the greatest id).
+    The text is cleaned as in CLIP: fixed by ftfy, then HTML is unescaped twice.
+    `<|startoftext|>` and `<|endoftext|>` in a caption are ordinary text. The original makes
+    special tokens of them, which moves the position that the sentence's feature is read from
+    (the greatest id).
 
     Raises DataError if the caption is not a `str`.
     """
@@ -53,6 +53,6 @@ def tokenize(captions: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarra
     for row, caption in zip(ids, captions, strict=True):
         tokens = [START, *encode(caption)[: words - 2], END]
         row[: len(tokens)] = tokens
-    # Id 0 is the token "!" inside a word, so the mask is counted from the end, not from zeros.
+    # Id 0 is the token "!" inside a word, so the length is the position of END, not the first zero.
     lengths = ids.argmax(axis=1) + 1  # END is the greatest id
     return ids, np.arange(words) < lengths[:, None]

@@ -1,9 +1,10 @@
-"""Processes that work on jobs one by one, and may crash, hang or ask for too much memory.
+"""Runs jobs in processes of their own, since a job may crash, hang or use too much memory.
 
-Files from elsewhere can do all three to a decoder. A job that does costs its own process
-alone; another one takes its place.
+Damaged or malicious video files can make a decoder do all three. Such a job ends only its own
+process, and a new process replaces it.
 """
 
+import itertools
 import multiprocessing
 import os
 import resource
@@ -14,40 +15,42 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
-SECONDS = 300  # for one file: what takes longer to decode once holds up every epoch
-MEMORY = 4 << 30  # bytes, for one process: a few frames of the largest videos there are
-POLL = 0.2  # seconds between two looks at what else there is to do while a job runs
-UP = "up"  # what a process says first
-START = 120  # seconds that a process may take to come up
+SECONDS = 300  # for one file: one that takes longer to decode delays every epoch
+MEMORY = 4 << 30  # bytes per process: enough for a few frames of the largest videos
+POLL = 0.2  # seconds between two calls of `on_wait` while a job runs
+READY = "ready"  # the first message of a process
+START_TIMEOUT = 120  # seconds that a process may take to start
 
 
 class Failed(NamedTuple):
-    """What comes of a job that was not finished."""
+    """The result of a job that did not finish."""
 
     reason: str
 
 
-# A process that starts looks after all the others: threads must not do so at the same time.
-_births = threading.Lock()
+# Starting a process, like joining one, reaps all children that have ended: two threads must not
+# do so at the same time.
+_children_lock = threading.Lock()
 
 
 class _Worker:
-    """A process and the job it is at."""
+    """A process and its current job."""
 
-    def __init__(self, work: Callable, memory: int):
-        # Spawned, not forked: a fork of a process with threads may never wake up.
+    def __init__(self, work: Callable[[Any], Any], memory: int):
+        # Spawned, not forked: the fork of a process with threads may deadlock.
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, memory, theirs), daemon=True)
-        with _births:
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=_serve, args=(work, memory, child_pipe), daemon=True)
+        with _children_lock:
             self.process.start()
-        theirs.close()
-        self.job: int | None = None
-        self.up, self.deadline = False, 0.0
+        child_pipe.close()
+        self.job = 0
+        self.is_ready, self.deadline = False, 0.0
 
-    def begin(self, job: int, argument: Any, seconds: float) -> None:
-        # A job's time does not pay for the start of its process.
-        self.job, self.deadline = job, time.monotonic() + (seconds if self.up else START)
+    def submit(self, job: int, argument: Any, seconds: float) -> None:
+        # The time limit of a job starts when the process is ready.
+        timeout = seconds if self.is_ready else START_TIMEOUT
+        self.job, self.deadline = job, time.monotonic() + timeout
         self.pipe.send(argument)
 
     def kill(self) -> None:
@@ -56,67 +59,71 @@ class _Worker:
         self.pipe.close()
 
     def exitcode(self) -> int:
-        """That of the process, which has ended or is about to."""
-        with _births:
+        """Waits for the process to end."""
+        with _children_lock:
             self.process.join()
-            return self.process.exitcode
+        assert self.process.exitcode is not None  # it was joined
+        return self.process.exitcode
 
 
 def run_isolated(
     work: Callable[[Any], Any],
     jobs: Sequence[Any],
+    *,
     processes: int,
     seconds: float,
     memory: int,
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the job, `work(job)` or Failed) as they come, each job's once.
+    """Yields (index of the job, `work(job)` or Failed) once per job, in order of completion.
 
-    `work` is a function of a module, run in at most `processes` at a time; a job may take
-    `seconds`, and a process `memory` bytes above what it takes before its first job.
-    An exception of `work` is a bug of ours: it is raised here, as RuntimeError.
+    `work` is a function at module level, run in at most `processes` processes; a job may take
+    `seconds`, and a process may allocate `memory` bytes more than before its first job. An
+    exception of `work` is a bug in this project and raised here as RuntimeError.
     """
-    waiting = iter(enumerate(jobs))
+    queue = iter(enumerate(jobs))
     workers: list[_Worker] = []
     try:
-        for job, argument in _first(waiting, processes):
+        for job, argument in itertools.islice(queue, processes):
             workers.append(_Worker(work, memory))
-            workers[-1].begin(job, argument, seconds)
+            workers[-1].submit(job, argument, seconds)
         while workers:
-            rest = min(worker.deadline for worker in workers) - time.monotonic()
-            connection.wait([worker.pipe for worker in workers], max(rest, 0))
-            for i, worker in enumerate(workers):
+            timeout = min(worker.deadline for worker in workers) - time.monotonic()
+            connection.wait([worker.pipe for worker in workers], max(timeout, 0))
+            for worker in tuple(workers):
                 result = _result(worker, seconds)
                 if result is None:
                     continue
                 yield worker.job, result
-                following = next(waiting, None)
+                following = next(queue, None)
                 if isinstance(result, Failed) or following is None:
                     worker.kill()
-                    workers[i] = following and _Worker(work, memory)
-                if following:
-                    workers[i].begin(*following, seconds)
-            workers = [worker for worker in workers if worker]
+                    workers.remove(worker)
+                    if following is None:
+                        continue
+                    worker = _Worker(work, memory)
+                    workers.append(worker)
+                worker.submit(*following, seconds)
     finally:
-        for worker in filter(None, workers):
+        for worker in workers:
             worker.kill()
 
 
 class IsolatedProcess:
-    """A process of its own for one job after the other; lost with a job, another takes its place.
+    """A process that runs one job after another; if a job ends it, a new process replaces it.
 
-    `work`, `seconds` and `memory` as in `run_each`. While one waits for a job, `beat` is
-    called every moment, and may raise. Ends the process as a context manager; until then it
-    is kept from one `each` to the next.
+    `work`, `seconds` and `memory` as in `run_isolated`. While a job runs, `on_wait` is called
+    every `POLL` seconds and may raise. As a context manager it ends the process; until then one
+    process serves several calls of `each`.
     """
 
     def __init__(
         self,
         work: Callable[[Any], Any],
-        beat: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None] = lambda: None,
         seconds: float = SECONDS,
         memory: int = MEMORY,
     ):
-        self._work, self._beat, self._seconds, self._memory = work, beat, seconds, memory
+        self._work, self._on_wait, self._seconds, self._memory = work, on_wait, seconds, memory
         self._worker: _Worker | None = None
 
     def __enter__(self) -> "IsolatedProcess":
@@ -126,31 +133,32 @@ class IsolatedProcess:
         self._end()
 
     def each(self, jobs: Iterable[Any]) -> Iterator[Any]:
-        """`work(job)` or Failed of each job in turn; the next is begun before one is handed out."""
-        waiting = iter(jobs)
+        """Yields `work(job)` or Failed for each job in order; the next job runs meanwhile."""
+        queue = iter(jobs)
         try:
-            busy = self._begin(waiting)
-            while busy:
-                result = self._wait()
-                busy = self._begin(waiting)
+            worker = self._submit_next(queue)
+            while worker:
+                result = self._wait(worker)
+                worker = self._submit_next(queue)
                 yield result
-                del result
-        except BaseException:  # left before the end, with a job begun that nobody wants
+                del result  # frees its memory before the next one arrives
+        except BaseException:  # the caller stopped early: the job in progress is not needed
             self._end()
             raise
 
-    def _begin(self, waiting: Iterator) -> bool:
-        for job in waiting:
+    def _submit_next(self, queue: Iterator[Any]) -> _Worker | None:
+        """The worker that runs the next job; None if there are no more."""
+        for job in queue:
             self._worker = self._worker or _Worker(self._work, self._memory)
-            self._worker.begin(0, job, self._seconds)
-            return True
-        return False
+            self._worker.submit(0, job, self._seconds)
+            return self._worker
+        return None
 
-    def _wait(self) -> Any:
-        while (result := _result(self._worker, self._seconds)) is None:
-            self._beat()
-            rest = self._worker.deadline - time.monotonic()
-            connection.wait([self._worker.pipe], min(max(rest, 0), POLL))
+    def _wait(self, worker: _Worker) -> Any:
+        while (result := _result(worker, self._seconds)) is None:
+            self._on_wait()
+            timeout = worker.deadline - time.monotonic()
+            connection.wait([worker.pipe], min(max(timeout, 0), POLL))
         if isinstance(result, Failed):
             self._end()
         return result
@@ -161,75 +169,73 @@ class IsolatedProcess:
         self._worker = None
 
 
-def _first(waiting: Iterator, count: int) -> Iterator:
-    return (item for _, item in zip(range(count), waiting, strict=False))
-
-
 def _result(worker: _Worker, seconds: float) -> Any:
-    """What came of the worker's job, or None if it is still at it."""
+    """The result of the worker's job, or None while it runs."""
     if worker.pipe.poll():
         try:
-            answer = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, OSError):
             how = ending(worker.exitcode())
-            if not worker.up:
-                raise RuntimeError(f"a process does not come up ({how})") from None
-            if how == "SIGKILL":  # no decoder does that to itself
-                return Failed("its decoder was killed (SIGKILL), perhaps for want of memory")
+            if not worker.is_ready:
+                raise RuntimeError(f"a decoding process did not start ({how})") from None
+            if how == "SIGKILL":  # sent from outside: no decoder does this to itself
+                return Failed("its decoder was killed (SIGKILL), perhaps because memory ran out")
             return Failed(f"crashes the decoder ({how})")
-        if answer == UP:
-            worker.up, worker.deadline = True, time.monotonic() + seconds
+        if message == READY:
+            worker.is_ready, worker.deadline = True, time.monotonic() + seconds
             return None
-        result, trouble = answer
-        if trouble:
-            raise RuntimeError(trouble)
+        result, error = message
+        if error:
+            raise RuntimeError(error)
         return result
     if time.monotonic() < worker.deadline:
         return None
-    if not worker.up:
-        raise RuntimeError(f"a process does not come up within {START} s")
+    if not worker.is_ready:
+        raise RuntimeError(f"a decoding process did not start within {START_TIMEOUT} s")
     return Failed(f"takes the decoder more than {seconds:g} s")
 
 
 def ending(code: int) -> str:
-    """The exit code of a process in words: of -9, "SIGKILL"."""
+    """The exit code of a process in words: "SIGKILL" for -9."""
     try:
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
     except ValueError:
         return f"signal {-code}"
 
 
-def _serve(work: Callable, memory: int, pipe: connection.Connection) -> None:
-    """The whole life of a worker: receives a job, sends (result, trouble)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _serve(work: Callable[[Any], Any], memory: int, pipe: connection.Connection) -> None:
+    """The main function of a worker process: receives jobs, sends (result, error)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent also receives it and ends this one
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _limit_memory(memory)
-    pipe.send(UP)
+    pipe.send(READY)
     while True:
         try:
             argument = pipe.recv()
         except EOFError:
             return
         try:
-            answer = work(argument), ""
+            message = work(argument), ""
         except MemoryError:
-            answer = Failed(f"needs more than {memory / 2**30:.3g} GiB of memory"), ""
+            message = Failed(f"needs more than {memory / 2**30:.3g} GiB of memory"), ""
         except Exception as error:
-            answer = None, f"{type(error).__name__}: {error} (at {argument!r})"
-        pipe.send(answer)
+            message = None, f"{type(error).__name__}: {error} (at {argument!r})"
+        pipe.send(message)
 
 
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker process
+    parent.join()
     os._exit(1)
 
 
 def _limit_memory(memory: int) -> None:
-    # A crash here is an answer, not something to look into.
+    # Crashes are expected here: no core dumps.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not os.path.exists("/proc/self/statm"):
-        return  # not Linux, and no such limit there
-    # What libraries have merely reserved (a lot on machines of many cores) is not counted.
+        return  # only Linux enforces this limit
+    # Address space that libraries have reserved (a lot on machines with many cores) is not counted.
     with open("/proc/self/statm") as file:
         reserved = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]

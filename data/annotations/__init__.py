@@ -1,9 +1,12 @@
-"""One small reader a data set; all of them return the same records."""
+"""One small reader per data set; all of them return the same records."""
+
+from collections.abc import Callable
 
 from data.annotations import activitynet, charades, didemo, lsmdc, msrvtt, msvd, vatex
+from data.records import Annotations, DatasetLocation
 
-OWN = ("folder", "shapes")  # they lie in data.root
-PUBLISHED = {
+OWN = ("folder", "shapes")  # in data.root, read by `folder`
+PUBLISHED: dict[str, Callable[[DatasetLocation], Annotations]] = {
     "msrvtt": msrvtt.read,
     "didemo": didemo.read,
     "activitynet": activitynet.read,

@@ -1,36 +1,35 @@
 """ActivityNet Captions: YouTube videos; the sentences of a video, joined, are its paragraph.
 
-As in the field, `val_1.json` is the test split. Some listed ids have no captions.
+As is usual, `val_1.json` is the test split. Some listed ids have no captions.
 """
 
-from data.annotations import common
-from data.records import Annotations
+from data.annotations import common, files
+from data.records import Annotations, DatasetLocation
 
 
-def read(annotations: str, videos: str, protocol: str) -> Annotations:
-    """One clip a video, with one paragraph. Raises DataError for bad files."""
-    del protocol  # there is but one
+def read(location: DatasetLocation) -> Annotations:
+    """One clip per video, with one paragraph. Raises DataError for bad files."""
     splits = {}
     for split, captions, listed in (
         ("train", "train.json", "train_ids.json"),
         ("test", "val_1.json", "val_ids.json"),
     ):
-        paragraphs = _read_paragraphs(common.find_annotation_file(annotations, captions))
-        ids = common.find_annotation_file(annotations, listed, optional=True)
-        splits[split] = (common.read_ids(ids) if ids else paragraphs, paragraphs)
-    paths = common.index_videos(videos)
+        paragraphs = _read_paragraphs(files.find_annotation_file(location.annotations, captions))
+        ids = files.find_annotation_file(location.annotations, listed, optional=True)
+        splits[split] = (files.read_ids(ids) if ids else paragraphs, paragraphs)
+    paths = common.index_videos(location.videos)
 
     def path_of(video_id: str) -> str:
         # Downloads are named by YouTube's id, which has no `v_`.
         return common.match_video(paths, video_id, video_id.removeprefix("v_"))
 
-    return common.build_clips(annotations, splits, path_of)
+    return common.build_clips(location.annotations, splits, path_of)
 
 
 def _read_paragraphs(path: str) -> dict[str, list[str]]:
-    """Id -> its paragraph, alone in a list."""
-    with common.expecting(path, '{id: {"sentences": [text]}}'):
+    """Id -> a list of its one paragraph."""
+    with files.expecting(path, '{id: {"sentences": [text]}}'):
         return {
             video_id.strip(): [common.clean(" ".join(row["sentences"]))]
-            for video_id, row in common.read_json(path).items()
+            for video_id, row in files.read_json(path).items()
         }

@@ -1,12 +1,12 @@
-"""A folder of your own: `videos/` and `captions.csv` beside it.
+"""A data set of your own: a folder with `videos/` and `captions.csv`.
 
-captions.csv is comma separated UTF-8 with a header: `video_id,caption` and, if wanted,
+captions.csv is comma separated UTF-8 with a header: `video_id,caption` and optionally
 `split`, `start`, `end`, in any order; other columns are ignored. A `video_id` is a file's
 path inside `videos/`, with or without its extension. Several rows of one video are several
-captions of one clip; rows with another `start` or `end` (seconds) are another clip.
+captions of one clip; rows with a different `start` or `end` (seconds) are another clip.
 
 Without a `split` column the SHA-256 of the video id decides: about 80% of the videos are
-train, 10% val and 10% test, and a video stays where it is when others are added.
+train, 10% val and 10% test, and a video stays in its split when others are added.
 """
 
 import csv
@@ -16,115 +16,124 @@ import logging
 import math
 import os
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Container, Sequence
 
-from data.annotations import common
+from data.annotations import common, files
 from data.errors import DataError, UsageError
-from data.records import Clip
+from data.records import Annotations, Clip, DatasetLocation
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 
+_Video = tuple[str, str]  # path of its file, or "" and the id
 
-def require_files(root: str, clips: Iterable[Clip]) -> None:
+
+def require_files(root: str, clips: Sequence[Clip]) -> None:
     """Raises DataError if one of the clips of `root` has no file."""
-    clips, folder = list(clips), os.path.join(root, "videos")
+    folder = os.path.join(root, "videos")
     if clips and not os.path.isdir(folder):
         raise DataError(f"{folder}: no such directory; the video files belong there")
     if clips and not any(common.walk(folder)):
-        raise DataError(f"{folder}: holds no files; put the videos there")
+        raise DataError(f"{folder}: contains no files; put the videos there")
     ids = list(dict.fromkeys(common.video_id(clip) for clip in clips if not clip.path))
     if ids:
-        first = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
         raise DataError(
             f"{os.path.join(root, 'captions.csv')}: {len(ids)} of its videos are not in"
-            f" {folder}: {first}; add the files or remove the rows"
+            f" {folder}: {common.first_few(ids)}; add the files or remove the rows"
         )
 
 
-def read_all(root: str) -> list[Clip]:
-    """The clips of `root`, in order of first appearance; the path is "" where there is no file.
+def read(location: DatasetLocation) -> Annotations:
+    """The clips of `location.root`, in order of first appearance.
 
-    Raises UsageError if `root` is no directory, DataError for all else that is wrong inside it.
+    Raises UsageError if it is no directory, DataError for anything wrong inside it.
     """
+    root = location.root
     if not os.path.isdir(root):
-        what = "is not a directory" if os.path.exists(root) else "does not exist"
-        raise UsageError(f"{root!r} {what}; data.root must hold videos/ and captions.csv")
+        raise UsageError(
+            f"{files.not_a_directory(root)}; data.root must contain videos/ and captions.csv"
+        )
     folder, table = os.path.join(root, "videos"), os.path.join(root, "captions.csv")
     names, stems = _find_files(folder)
-    clips: dict[tuple, dict] = {}
-    ids: dict[tuple, str] = {}  # video -> the id it was first named by
-    splits: dict[tuple, str] = {}  # video -> its split
+    captions: dict[tuple[_Video, float | None, float | None], list[str]] = {}
+    ids: dict[_Video, str] = {}  # the first id that its rows use
+    splits: dict[_Video, str] = {}
     table_rows = _read_rows(table)
-    named = {row["video_id"] for _, row in table_rows}
+    listed_ids = {row["video_id"] for _, row in table_rows}
     for number, row in table_rows:
         where = f"{table}: row {number}"
         for column in ("video_id", "caption"):
             if not row[column]:
                 raise DataError(f"{where}: {column} is empty; fill it in or remove the row")
-        path = _match(names, stems, row["video_id"], where)
-        video = (path, "" if path else _absent(row["video_id"], named))  # it may go by two ids
+        path = _find_video(names, stems, row["video_id"], where)
+        video = (path, "" if path else _canonical_id(row["video_id"], listed_ids))
         video_id = ids.setdefault(video, row["video_id"])
         split = _split(row, video_id, where)
         if splits.setdefault(video, split) != split:
             raise DataError(
                 f"{where}: video {video_id!r} is in {split} and in {splits[video]};"
-                " all rows of a video belong in one split"
+                " all rows of a video must have the same split"
             )
-        start, end = _stretch(row, where)
-        clip = clips.setdefault((video, start, end), {"captions": [], "split": split})
-        clip["captions"].append(row["caption"])
+        captions.setdefault((video, *_segment(row, where)), []).append(row["caption"])
     unused = sum(common.is_video(path) and (path, "") not in ids for path in names.values())
     if unused:
-        logging.warning("%s: %d videos have no captions and are left out", table, unused)
-    return [
+        logging.warning("%s: %d videos have no captions and are skipped", table, unused)
+    clips = [
         Clip(
-            _clip_id(ids[video], start, end), video[0], tuple(c["captions"]), c["split"], start, end
+            clip_id=_clip_id(ids[video], start, end),
+            path=video[0],
+            captions=tuple(texts),
+            split=splits[video],
+            start=start,
+            end=end,
         )
-        for (video, start, end), c in clips.items()
+        for (video, start, end), texts in captions.items()
     ]
+    return Annotations(clips, {}, [])
 
 
 def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Names inside `folder` -> the file; names without a video's extension -> all such files."""
+    """Names inside `folder` -> the file; names without extension -> the video files."""
     names: dict[str, str] = {}
     stems: dict[str, list[str]] = {}
     for path in common.walk(folder):
-        name = _plain(os.path.relpath(path, folder))
+        name = _normalize(os.path.relpath(path, folder))
         names[name] = path
         if common.is_video(path):
             stems.setdefault(os.path.splitext(name)[0], []).append(path)
     return names, stems
 
 
-def _plain(name: str) -> str:
-    # Some file systems take accents apart, spreadsheets don't.
+def _normalize(name: str) -> str:
+    # Some file systems decompose accented letters, spreadsheets don't.
     return unicodedata.normalize("NFC", name)
 
 
-def _match(names: dict, stems: dict, video_id: str, where: str) -> str:
-    name = _plain(video_id)
+def _find_video(
+    names: dict[str, str], stems: dict[str, list[str]], video_id: str, where: str
+) -> str:
+    name = _normalize(video_id)
     if name in names:
         return names[name]
-    found = stems.get(name, [""])
-    if len(found) > 1:
+    matches = stems.get(name, [""])
+    if len(matches) > 1:
         raise DataError(
-            f"{where}: video_id {video_id!r} fits both {found[0]} and {found[1]};"
-            " write it with its extension or remove one of them"
+            f"{where}: video_id {video_id!r} matches both {matches[0]} and {matches[1]};"
+            " add the extension or remove one of them"
         )
-    return found[0]
+    return matches[0]
 
 
-def _absent(video_id: str, named: Container[str]) -> str:
-    """One name for a video without a file that goes by two ids, with its extension and without."""
+def _canonical_id(video_id: str, listed_ids: Container[str]) -> str:
+    """The id of a video without a file, whose rows may use it with and without its extension."""
     stem = os.path.splitext(video_id)[0]
-    return stem if stem in named and common.is_video(video_id) else video_id
+    return stem if stem in listed_ids and common.is_video(video_id) else video_id
 
 
 def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
-    """Rows with their numbers; the header is row 1, as spreadsheets count."""
+    """Rows with their numbers; the header is row 1, as in a spreadsheet."""
     if not os.path.isfile(table):
-        raise DataError(f"{table}: no such file; it holds the captions (video_id,caption)")
-    reader = csv.reader(io.StringIO(common.read_text(table), newline=""), strict=True)
+        raise DataError(f"{table}: no such file; it must contain the captions (video_id,caption)")
+    reader = csv.reader(io.StringIO(files.read_text(table), newline=""), strict=True)
     try:
         lines = [(n, [cell.strip() for cell in line]) for n, line in enumerate(reader, 1)]
         lines = [(n, line) for n, line in lines if any(line) or len(line) > 1]
@@ -135,11 +144,11 @@ def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
     header = lines[0][1]
     for column in ("video_id", "caption"):
         if header.count(column) != 1:
-            fault = "twice the" if column in header else "no"
-            there = ", ".join(header)
-            raise DataError(f"{table}: {fault} column {column!r}; its header has: {there}")
+            count = "more than one" if column in header else "no"
+            names = ", ".join(header)
+            raise DataError(f"{table}: {count} column {column!r}; its header has: {names}")
     if len(lines) == 1:
-        raise DataError(f"{table}: a header but no captions; write one row a caption")
+        raise DataError(f"{table}: a header but no captions; write one row per caption")
     for number, line in lines[1:]:
         if len(line) != len(header):
             raise DataError(
@@ -151,31 +160,34 @@ def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
 
 def _split(row: dict[str, str], video_id: str, where: str) -> str:
     if "split" not in row:
-        share = int(hashlib.sha256(video_id.encode()).hexdigest()[:8], 16) / 16**8
-        return "train" if share < 0.8 else "val" if share < 0.9 else "test"
+        fraction = int(hashlib.sha256(video_id.encode()).hexdigest()[:8], 16) / 16**8
+        return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
     split = SPLITS.get(row["split"].lower())
     if split is None:
-        raise DataError(f"{where}: split {row['split']!r} is none of train, val, test")
+        raise DataError(f"{where}: split {row['split']!r} is not train, val or test")
     return split
 
 
-def _stretch(row: dict[str, str], where: str) -> tuple[float | None, float | None]:
-    """Start and end in seconds; both None for a whole video."""
-    seconds: list[float | None] = []
-    for column in ("start", "end"):
-        text = row.get(column, "")
-        try:
-            seconds.append(float(text) if text else None)
-        except ValueError:
-            raise DataError(f"{where}: {column} {text!r} is not a number of seconds") from None
-        if text and not 0 <= seconds[-1] < math.inf:
-            raise DataError(f"{where}: {column} {text} is not a moment in the video (in seconds)")
-    start, end = seconds
+def _segment(row: dict[str, str], where: str) -> tuple[float | None, float | None]:
+    """Start and end in seconds; both None for the full video."""
+    start, end = (
+        _seconds(row.get(column, ""), f"{where}: {column}") for column in ("start", "end")
+    )
     if end is None:
         return start or None, None
     if (start or 0.0) >= end:
         raise DataError(f"{where}: start {start or 0:g} is not before end {end:g}")
     return start or 0.0, end
+
+
+def _seconds(text: str, where: str) -> float | None:
+    try:
+        seconds = float(text) if text else None
+    except ValueError:
+        raise DataError(f"{where} {text!r} is not a number of seconds") from None
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise DataError(f"{where} {text} is not a time in the video (in seconds)")
+    return seconds
 
 
 def _clip_id(video_id: str, start: float | None, end: float | None) -> str:

@@ -1,12 +1,12 @@
-"""LSMDC: clips of films, one sentence each, a folder a film.
+"""LSMDC: clips of films, one sentence each, one folder per film.
 
-Its tables are tab separated without header: the clip's name, four moments in the film and
-the sentence. The files are cut already, so the moments play no part.
+Its tables are tab separated without a header: the clip's name, four times in the film and the
+sentence. The files are already cut, so the times are ignored.
 """
 
-from data.annotations import common
+from data.annotations import common, files
 from data.errors import DataError
-from data.records import Annotations
+from data.records import Annotations, DatasetLocation
 
 FIELDS = 6
 TABLES = {
@@ -16,26 +16,25 @@ TABLES = {
 }
 
 
-def read(annotations: str, videos: str, protocol: str) -> Annotations:
+def read(location: DatasetLocation) -> Annotations:
     """The clips of the three tables. Raises DataError for bad files."""
-    del protocol  # there is but one
     splits = {}
     for split, names in TABLES.items():
-        captions = _read_table(common.find_annotation_file(annotations, *names))
+        captions = _read_table(files.find_annotation_file(location.annotations, *names))
         splits[split] = (captions, captions)
-    paths = common.index_videos(videos)
+    paths = common.index_videos(location.videos)
     return common.build_clips(
-        annotations, splits, lambda clip_id: common.match_video(paths, clip_id)
+        location.annotations, splits, lambda clip_id: common.match_video(paths, clip_id)
     )
 
 
 def _read_table(path: str) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
-    for number, line in common.read_lines(path):
+    for number, line in files.read_lines(path):
         fields = line.split("\t", FIELDS - 1)
         if len(fields) == FIELDS - 1:
             raise DataError(
-                f"{path}: line {number} has 5 fields and no sentence, as the blind test file;"
+                f"{path}: line {number} has 5 fields and no sentence, like the blind test file;"
                 f" the test file is {TABLES['test'][0]}"
             )
         if len(fields) != FIELDS:

@@ -1,65 +1,63 @@
-"""MSVD: short YouTube clips with some 40 captions each, all of them queries.
+"""MSVD: short YouTube clips with about 40 captions each; in evaluation each is a query.
 
-The captions come as a pickle (id -> lists of words) or as JSON (id -> texts).
+The captions are a pickle (id -> lists of words) or JSON (id -> texts).
 """
 
 import io
 import pickle
 from typing import Any
 
-from data.annotations import common
+from data.annotations import common, files
 from data.errors import DataError
-from data.records import Annotations
+from data.records import Annotations, DatasetLocation
 
 CAPTIONS = ("raw-captions.pkl", "*caption*.pkl", "*caption*.json")
 
 
-def read(annotations: str, videos: str, protocol: str) -> Annotations:
+def read(location: DatasetLocation) -> Annotations:
     """The clips of the three lists. Raises DataError for bad files."""
-    del protocol  # there is but one
-    path = common.find_annotation_file(annotations, *CAPTIONS)
-    content = common.read_json(path) if path.lower().endswith(".json") else read_pickle(path)
-    with common.expecting(path, "{id: [caption]}"):
+    folder = location.annotations
+    path = files.find_annotation_file(folder, *CAPTIONS)
+    content = files.read_json(path) if path.lower().endswith(".json") else read_pickle(path)
+    with files.expecting(path, "{id: [caption]}"):
         captions = {video_id.strip(): _captions(texts) for video_id, texts in content.items()}
     splits = {
         split: (
-            common.read_ids(common.find_annotation_file(annotations, f"{split}_list.txt")),
+            files.read_ids(files.find_annotation_file(folder, f"{split}_list.txt")),
             captions,
         )
         for split in ("train", "val", "test")
     }
-    paths = common.index_videos(videos)
-    return common.build_clips(
-        annotations, splits, lambda video_id: common.match_video(paths, video_id)
-    )
+    paths = common.index_videos(location.videos)
+    return common.build_clips(folder, splits, lambda video_id: common.match_video(paths, video_id))
 
 
 def _captions(texts: Any) -> list[str]:
     if isinstance(texts, list):
         texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
-    return common.strings(texts)
+    return common.clean_all(texts)
 
 
-class _Plain(pickle.Unpickler):
-    """Knows no class and no function, so that nothing in a pickle can run."""
+class _PlainUnpickler(pickle.Unpickler):
+    """Loads no class and no function, so that a pickle cannot execute code."""
 
     def find_class(self, module: str, name: str) -> None:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not executed")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not loaded")
 
 
 def read_pickle(path: str) -> Any:
-    """Lists, tuples, dicts, texts and numbers of a pickle; DataError if it holds anything else."""
+    """A pickle of lists, tuples, dicts, texts and numbers; raises DataError for anything else."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        # Texts that Python 2 pickled are bytes to Python 3.
-        return _Plain(io.BytesIO(content), encoding="utf-8").load()
-    except Exception as error:  # a broken pickle makes any of them
+        # Strings pickled by Python 2 are bytes for Python 3; `encoding` decodes them.
+        return _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()
+    except Exception as error:  # a broken pickle can raise any exception
         why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{path}: no pickle of plain lists and texts: {why}; get the file again, or the"
+            f"{path}: not a pickle of plain lists and texts: {why}; get the file again, or the"
             " captions as JSON"
         ) from None

@@ -1,1 +1,1 @@
-"""What is missing, broken or odd in a data set."""
+"""Checks of a data set: what is missing, broken or unusual."""

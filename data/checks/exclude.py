@@ -1,4 +1,4 @@
-"""The clips that a file of ids leaves out, such as the `bad_ids.txt` that `doctor` writes."""
+"""Excludes the clips whose ids are in a file, such as the `bad_ids.txt` of `doctor`."""
 
 import collections
 import json
@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 
 
 def read_ids(path: str) -> frozenset[str]:
-    """The ids in a UTF-8 file, one a line, plain or as a JSON string; none if `path` is empty.
+    """The ids in a UTF-8 file, one per line, plain or as JSON strings; none if `path` is empty.
 
     Raises UsageError if there is no such file, DataError if it cannot be read.
     """
@@ -23,7 +23,7 @@ def read_ids(path: str) -> frozenset[str]:
         return frozenset()
     if not os.path.isfile(path):
         raise UsageError(
-            f"data.exclude is {path}: no such file; it holds the ids of clips to leave out"
+            f"data.exclude is {path}: no such file; it must contain the ids of clips to exclude"
         )
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -35,30 +35,32 @@ def read_ids(path: str) -> frozenset[str]:
 
 def _read_id(line: str) -> str:
     try:
-        found = json.loads(line) if line.startswith('"') else line
+        return json.loads(line) if line.startswith('"') else line
     except ValueError:
         return line  # an id that begins with a quote
-    return found if isinstance(found, str) else line
 
 
 def write_ids(path: str | os.PathLike, ids: Sequence[str]) -> None:
-    """Writes each id as a JSON string on a line of its own, so that one with a newline survives."""
+    """Writes one JSON string per line, since an id may contain a newline."""
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(name) + "\n" for name in ids)
+        file.writelines(json.dumps(clip_id) + "\n" for clip_id in ids)
 
 
 def excluded_clips(clips: Sequence[Clip], ids: frozenset[str]) -> list[Clip]:
-    """Those of all clips of a data set that `ids` leave out, in order.
+    """The clips, out of all clips of a data set, that `ids` exclude, in order.
 
-    Logs how many they are, and how many ids belong to no clip.
+    Logs how many they are, and how many ids match no clip.
     """
-    out = [clip for clip in clips if common.is_among(clip, ids)]
-    if out:
-        sizes = collections.Counter(clip.split for clip in out)
-        told = ", ".join(f"{size} {split}" for split in SPLITS if (size := sizes[split]))
-        LOG.info("data.exclude leaves out %d clips: %s", len(out), told)
-    named = {name for clip in out for name in (clip.clip_id, common.video_id(clip))}
-    if unknown := sorted(ids - named):
-        first = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
-        LOG.warning("data.exclude: %d ids are of no clip of the data set: %s", len(unknown), first)
-    return out
+    excluded = [clip for clip in clips if common.is_among(clip, ids)]
+    if excluded:
+        counts = collections.Counter(clip.split for clip in excluded)
+        per_split = ", ".join(f"{count} {split}" for split in SPLITS if (count := counts[split]))
+        LOG.info("data.exclude excludes %d clips: %s", len(excluded), per_split)
+    matched = {name for clip in excluded for name in (clip.clip_id, common.video_id(clip))}
+    if unknown := sorted(ids - matched):
+        LOG.warning(
+            "data.exclude: %d ids match no clip of the data set: %s",
+            len(unknown),
+            common.first_few([repr(clip_id) for clip_id in unknown]),
+        )
+    return excluded

@@ -1,17 +1,17 @@
-"""What the published data sets hold, to tell a wrong split or a lost file by its count."""
+"""Counts of the published data sets, which reveal a wrong split or a missing file."""
 
 from typing import NamedTuple
 
 
 class Count(NamedTuple):
-    """Of one split; None is not known."""
+    """Counts of one split; None where unknown."""
 
     videos: int | None = None  # with captions
     captions: int | None = None
-    ids: int | None = None  # of videos, those without captions among them
+    ids: int | None = None  # videos with or without captions
 
 
-# Data set -> its ways of being split. Where a way has no "val", it is held out of "train".
+# Data set -> its protocols. Where one has no "val", that is held out of "train".
 KNOWN: dict[str, dict[str, dict[str, Count]]] = {
     "msrvtt": {
         "1k-A, 9k": {"train": Count(9000, 180_000), "test": Count(1000, 1000)},
@@ -44,27 +44,37 @@ KNOWN: dict[str, dict[str, dict[str, Count]]] = {
 }
 
 
-def expected(dataset: str, found: dict[str, Count]) -> dict[str, tuple[Count, bool]]:
-    """split -> what it should hold, and whether it does, by the way of splitting that fits best.
+class Difference(NamedTuple):
+    """Between the published counts of a split and the actual ones."""
 
-    Empty where nothing is known of the data set.
+    published: Count
+    total: int  # too many or missing, over all known counts
+
+
+def compare(dataset: str, actual: dict[str, Count]) -> dict[str, tuple[Count, bool]]:
+    """split -> the published counts and whether `actual` equals them, for the closest protocol.
+
+    Empty if the data set's counts are unknown.
     """
-    ways = [_compare(way, found) for way in KNOWN.get(dataset, {}).values()]
-    best = max(ways, key=_fit, default={})
-    return {split: (should, fits) for split, (should, fits, _) in best.items()}
+    protocols = [_differences(counts, actual) for counts in KNOWN.get(dataset, {}).values()]
+    closest = max(protocols, key=_closeness, default={})
+    return {split: (diff.published, diff.total == 0) for split, diff in closest.items()}
 
 
-def _fit(way: dict[str, tuple[Count, bool, int]]) -> tuple[int, int]:
-    """How many splits are as they should be, and of as many, how few are too many or missing."""
-    return sum(fits for _, fits, _ in way.values()), -sum(off for _, _, off in way.values())
+def _closeness(differences: dict[str, Difference]) -> tuple[int, int]:
+    """Protocols with more equal splits are closer, then those with the smaller difference."""
+    totals = [diff.total for diff in differences.values()]
+    return totals.count(0), -sum(totals)
 
 
-def _compare(way: dict[str, Count], found: dict[str, Count]) -> dict[str, tuple[Count, bool, int]]:
-    compared = {}
-    for split, should in way.items():
-        parts = [split] if split != "train" or "val" in way else ["train", "val"]
-        there = [found.get(part, Count(0, 0, 0)) for part in parts]
-        sums = Count(*map(sum, zip(*there, strict=True)))
-        off = sum(abs(a - b) for a, b in zip(should, sums, strict=True) if a is not None)
-        compared[split] = should, off == 0, off
-    return compared
+def _differences(protocol: dict[str, Count], actual: dict[str, Count]) -> dict[str, Difference]:
+    differences = {}
+    for split, published in protocol.items():
+        parts = [split] if split != "train" or "val" in protocol else ["train", "val"]
+        counts = [actual.get(part, Count(0, 0, 0)) for part in parts]
+        total = 0
+        for i, expected in enumerate(published):
+            if expected is not None:
+                total += abs(expected - sum(count[i] or 0 for count in counts))
+        differences[split] = Difference(published, total)
+    return differences

@@ -1,1 +1,1 @@
-"""Built-in clips of moving shapes with captions."""
+"""The built-in data set: synthetic clips of moving shapes, with captions."""

@@ -1,11 +1,11 @@
 """The built-in clips: H.264 files of moving shapes with captions, in the `folder` format.
 
-A clip shows one shape, told by colour, shape, motion, size, texture and backdrop. The first
-four of a test or val clip never occur together in train, though each of them does, and no two
-test clips share them: a test caption names all and so fits one clip of the gallery.
+A clip shows one shape and has six attributes: colour, shape, motion, size, texture, backdrop. The
+combination of the first four in a test or val clip never occurs in train, though each value does,
+and no two test clips share it: a test caption names all, so it matches one clip of the gallery.
 
 HVP-Net takes the frames of a clip as a set, so a direction has to be visible in a single
-frame: what moves leaves a fading trail.
+frame: moving shapes leave a fading trail.
 """
 
 import csv
@@ -15,13 +15,22 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
 
 import av
 import numpy as np
 
 from data.errors import UsageError
-from data.synthetic.drawing import BACKDROPS, COLOURS, RADII, RATE, SHAPES, SIDE, TEXTURES, draw
+from data.synthetic.drawing import (
+    BACKDROPS,
+    COLOURS,
+    RADII,
+    RATE,
+    SHAPES,
+    SIDE,
+    TEXTURES,
+    Scene,
+    draw,
+)
 
 WORDS = {
     "small": ("small", "little", "tiny"),
@@ -30,7 +39,7 @@ WORDS = {
     "striped": ("striped",),
     "dotted": ("dotted", "spotted"),
 }
-PHRASES = {  # what it does, what it is doing
+PHRASES = {  # motion -> pairs for {does} and {doing} of TEMPLATES
     "right": (
         ("moves from left to right", "moving from left to right"),
         ("slides to the right", "sliding to the right"),
@@ -53,58 +62,48 @@ TEMPLATES = (
 )
 
 
-class Scene(NamedTuple):
-    """What a caption tells of a clip."""
-
-    colour: str
-    shape: str
-    motion: str
-    size: str
-    texture: str
-    backdrop: str
-
-
 def make_dataset(
     root: str, seed: int = 0, train: int = 1200, val: int = 50, test: int = 200
 ) -> None:
-    """Writes `root`/videos and `root`/captions.csv, or nothing: `root` appears when all is there.
+    """Writes `root`/videos and `root`/captions.csv; `root` appears only when it is complete.
 
-    The same seed gives the same pictures and captions. Raises UsageError if `root` holds
-    something already.
+    The same seed gives the same frames and captions. Raises UsageError if `root` exists and is
+    not an empty directory.
     """
     root = os.path.abspath(root)
     if os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
-        raise UsageError(f"{root}: holds other things; name a new directory for the built-in clips")
+        raise UsageError(f"{root}: is not empty; name a new directory for the built-in clips")
     try:
         os.makedirs(os.path.dirname(root), exist_ok=True)
-        beside = tempfile.mkdtemp(prefix=os.path.basename(root) + ".", dir=os.path.dirname(root))
+        partial = tempfile.mkdtemp(prefix=os.path.basename(root) + ".", dir=os.path.dirname(root))
     except OSError as error:
         raise UsageError(
-            f"{root}: the built-in clips cannot be made there: {error.strerror}"
+            f"{root}: cannot write the built-in clips there: {error.strerror}"
         ) from None
     try:
-        _write_all(beside, seed, _scenes(seed, {"test": test, "val": val, "train": train}))
-        os.chmod(beside, 0o755)
-        os.rename(beside, root)
+        _write_all(partial, seed, _scenes(seed, {"test": test, "val": val, "train": train}))
+        os.chmod(partial, 0o755)
+        os.rename(partial, root)
     except OSError:
-        if not os.path.exists(os.path.join(root, "captions.csv")):  # else made meanwhile
+        # Unless another process has written it meanwhile.
+        if not os.path.exists(os.path.join(root, "captions.csv")):
             raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _scenes(seed: int, counts: dict[str, int]) -> list[tuple[str, Scene]]:
-    """(split, scene) of every clip; what is left after `test` and `val` is for `train`."""
+    """(split, scene) of every clip; train uses the combinations that test and val do not."""
     rng = np.random.default_rng(seed)
     combinations = list(itertools.product(COLOURS, SHAPES, PHRASES, RADII))
     combinations = [combinations[i] for i in rng.permutation(len(combinations))]
     held_out = counts["test"] + counts["val"]
     if held_out > len(combinations) // 2:
         raise UsageError(
-            f"{held_out} test and val clips; at most {len(combinations) // 2} can differ"
+            f"{held_out} test and val clips; at most {len(combinations) // 2} are possible"
         )
-    left = combinations[held_out:]
-    chosen = combinations[:held_out] + [left[i % len(left)] for i in range(counts["train"])]
+    rest = combinations[held_out:]
+    chosen = combinations[:held_out] + [rest[i % len(rest)] for i in range(counts["train"])]
     splits = [split for split, count in counts.items() for _ in range(count)]
     textures = rng.choice(list(TEXTURES), len(chosen))
     backdrops = rng.choice(list(BACKDROPS), len(chosen))
@@ -120,7 +119,7 @@ def _write_all(folder: str, seed: int, scenes: list[tuple[str, Scene]]) -> None:
         (os.path.join(folder, "videos", f"clip{i:04d}.mp4"), scene, (seed, i))
         for i, (_, scene) in enumerate(scenes)
     ]
-    # Spawned, not forked: the program may hold threads by now.
+    # Spawned, not forked: the fork of a process with threads may deadlock.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in pool.map(_write_clip, jobs, chunksize=16):
             pass
@@ -133,7 +132,7 @@ def _write_all(folder: str, seed: int, scenes: list[tuple[str, Scene]]) -> None:
 
 
 def captions(scene: Scene, count: int, seed: tuple[int, ...]) -> list[str]:
-    """`count` differently built captions, each naming all six attributes."""
+    """`count` captions from different templates, each naming all six attributes."""
     rng = np.random.default_rng(seed)
     lines = []
     for template in rng.choice(TEMPLATES, count, replace=False):
@@ -159,10 +158,10 @@ def _write_clip(job: tuple[str, Scene, tuple[int, int]]) -> None:
         stream = container.add_stream("libx264", rate=RATE)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
-        # Without cpu-independent one clip in some hundred comes out a little different.
+        # Without cpu-independent about one clip in a hundred differs slightly between CPUs.
         stream.options = {"preset": "veryfast", "crf": "20", "threads": "1"}
         stream.options |= {"x264-params": "cpu-independent=1"}
-        for picture in draw(*scene, seed):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for pixels in draw(scene, seed):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -24,12 +24,11 @@ def run(config: ConfigDict, workdir: Path | None = None) -> dict[str, Any]:
     """
     data = config.data
     ids = exclude.read_ids(data.exclude)
-    place = data.dataset, data.root, data.annotations, data.videos, data.protocol
-    told = inputs.read_annotations(*place)
+    told = inputs.read_annotations(inputs.location_from_config(config))
     if ids:
         exclude.excluded_clips(told.clips, ids)
     patients = doctor.inspect_clips(told.clips, data.max_frames)
-    result = doctor.report(data.dataset, told, patients, data.max_words, ids)
+    result = doctor.report(data.dataset, told, patients, data.max_words, excluded=ids)
     said = table(result)
     if workdir:
         json_files.make_workdir(workdir)

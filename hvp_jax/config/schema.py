@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data.annotations import DATASETS
 from data.errors import UsageError
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.clip_config import VARIANTS
@@ -22,10 +23,7 @@ CHOICES = {
     "distill.noise": ("train", "always", "never"),
     "similarity.word_weights": ("query", "paired"),
     "similarity.normalize": ("softmax", "none"),
-    "data.dataset": (
-        *("folder", "shapes"),
-        *("msrvtt", "didemo", "activitynet", "lsmdc", "msvd", "vatex", "charades"),
-    ),
+    "data.dataset": DATASETS,
     "train.select_on": ("val", "test"),
     "train.select_by": SELECT_BY,
     "eval.split": ("train", "val", "test"),

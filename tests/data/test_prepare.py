@@ -24,7 +24,7 @@ from data.video import inspection
 from data.worker_pool import IsolatedProcess
 from tests.helpers.clips import write_video
 from tests.helpers.command import ROOT
-from tests.helpers.damaged import take_or_misbehave
+from tests.helpers.damaged import decode_or_misbehave
 
 SIZE, FRAMES, CLIPS = 16, 3, 60
 ONE = FRAMES * SIZE * SIZE * 3  # bytes of a clip: each becomes a file of its own
@@ -243,7 +243,7 @@ def test_clips_that_hang_or_crash_the_decoder_are_named(clips, tmp_path, monkeyp
     guard = functools.partial(IsolatedProcess, seconds=2, memory=1 << 29)
     for module in (writer, prepare):
         monkeypatch.setattr(module, "IsolatedProcess", guard)
-    monkeypatch.setattr(inspection, "decode_checked", take_or_misbehave)
+    monkeypatch.setattr(inspection, "decode_checked", decode_or_misbehave)
     some = list(clips[:12])
     for i, name in ((2, "crash"), (5, "hoard"), (8, "hang")):
         shutil.copy(clips[0].path, tmp_path / f"{name}.mp4")
@@ -259,7 +259,7 @@ def test_clips_that_hang_or_crash_the_decoder_are_named(clips, tmp_path, monkeyp
 
 
 def test_an_interruption_does_not_wait_for_a_clip_that_hangs(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection, "decode_checked", take_or_misbehave)
+    monkeypatch.setattr(inspection, "decode_checked", decode_or_misbehave)
     monkeypatch.setattr(prepare, "_require_room", lambda *arguments: None)
     shutil.copy(clips[0].path, tmp_path / "hang.mp4")
     hang = Clip("hang", str(tmp_path / "hang.mp4"), ("text",), "train")

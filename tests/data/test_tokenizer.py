@@ -1,3 +1,5 @@
+"""Tokens equal those of the original CLIP, except for special tokens within a caption."""
+
 import concurrent.futures
 import json
 import multiprocessing
@@ -25,7 +27,7 @@ def test_tokens_equal_the_reference(case):
 
 
 def test_html_is_unescaped_twice():
-    # Where there is a "<", ftfy leaves entities alone.
+    # ftfy does not unescape entities in a text that contains "<".
     assert tokenizer.encode("< &amp;lt; cats") == tokenizer.encode("< < cats")
     assert tokenizer.encode("< &amp;amp;lt; cats") != tokenizer.encode("< < cats")
 
@@ -38,7 +40,7 @@ def escaped(text: str, rng: random.Random) -> str:
     return "".join(named[c] if c in named and rng.random() < 0.3 else c for c in out)
 
 
-def test_markers_in_a_caption_are_ordinary_text():
+def test_special_tokens_in_a_caption_are_ordinary_text():
     rng = random.Random(0)
     captions = [*MARKERS, *(m.upper() for m in MARKERS), "&lt;|endoftext|&gt;", "<|EndOfText|>"]
     captions += ["&amp;lt;|startoftext|&amp;gt;", "\uff1c|endoftext|\uff1e", "a<|endoftext|>b"]
@@ -53,7 +55,7 @@ def test_markers_in_a_caption_are_ordinary_text():
     assert (ids.argmax(axis=1) == mask.sum(axis=1) - 1).all()
 
 
-def test_text_of_any_characters_stays_in_the_vocabulary():
+def test_any_characters_are_encoded_within_the_vocabulary():
     rng = random.Random(1)
     ranges = ((0, 0x80), (0x80, 0x3000), (0xD800, 0xE000), (0x1F300, 0x1FA00), (0, 0x110000))
     for _ in range(300):
@@ -62,12 +64,11 @@ def test_text_of_any_characters_stays_in_the_vocabulary():
         assert all(0 <= token < tokenizer.START for token in tokenizer.encode(text))
 
 
-def test_mask_counts_tokens_of_id_zero():
-    assert tokenizer.encode("!a") == tokenizer.encode("!a ") and 0 in tokenizer.encode(
-        "!?!?!!a!!!?"
-    )
-    ids, mask = tokenizer.tokenize(["!?!?!!a!!!?", ""], 16)
-    assert mask[0].sum() == len(tokenizer.encode("!?!?!!a!!!?")) + 2
+def test_mask_includes_tokens_of_id_zero():
+    caption = "!?!?!!a!!!?"
+    assert tokenizer.encode("!a") == tokenizer.encode("!a ") and 0 in tokenizer.encode(caption)
+    ids, mask = tokenizer.tokenize([caption, ""], 16)
+    assert mask[0].sum() == len(tokenizer.encode(caption)) + 2
     assert mask[1].tolist() == [True, True] + [False] * 14
     assert ids.dtype == np.int32 and mask.dtype == bool
 
@@ -82,7 +83,7 @@ def test_tokens_are_within_the_vocabulary():
 
 
 @pytest.mark.parametrize("caption", [None, float("nan"), b"a dog", ["a dog"]])
-def test_caption_that_is_not_text(caption):
+def test_a_caption_must_be_a_string(caption):
     with pytest.raises(DataError, match=f"must be text, got {type(caption).__name__}"):
         tokenizer.tokenize([caption], 5)
 
@@ -93,7 +94,7 @@ def test_too_few_words(words):
         tokenizer.tokenize(["a dog"], words)
 
 
-def test_one_caption_instead_of_many():
+def test_a_single_string_is_rejected():
     with pytest.raises(TypeError):
         tokenizer.tokenize("a dog", 5)
 

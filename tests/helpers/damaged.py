@@ -1,4 +1,4 @@
-"""Makes 200 damaged files and 50 good ones with hard names, as a data set of the kind `folder`."""
+"""Writes 200 damaged files and 50 good ones with unusual names, as a `folder` data set."""
 
 import csv
 import itertools
@@ -22,7 +22,7 @@ NAMES = (
     "http:colon", "file:x", "pipe|x", "star*", "$HOME", "`ls`", "(paren)", "[0-9]", "{a,b}",
     "naïve", "日本語", "кошка", "🐈 cat", "عربي", "a\u200db", "e\u0301",
 )  # fmt: skip
-KINDS = {  # container: codec, pixel format, options
+FORMATS = {  # extension: codec, pixel format, options
     "mp4": ("libx264", "yuv420p", {}),
     "mkv": ("libx264", "yuv420p", {"bf": "2"}),
     "avi": ("mpeg4", "yuv420p", {}),
@@ -31,78 +31,80 @@ KINDS = {  # container: codec, pixel format, options
 }
 
 
-def pictures(seed: int) -> list[np.ndarray]:
-    """2 s at 10 a second; noise gives every packet something to lose."""
+def noisy_frames(seed: int) -> list[np.ndarray]:
+    """2 s at 10 frames per second; with noise, damage to any packet changes its frame."""
     noise = np.random.default_rng(seed).integers(0, 60, (20, 48, 64, 3), np.uint8)
     return [grey + part for grey, part in zip(numbered(20), noise, strict=True)]
 
 
-def write(path: Path, kind: str, seed: int) -> Path:
-    codec, pix_fmt, options = KINDS[kind]
-    name = {"mkv": "matroska"}.get(kind, kind)
-    return write_video(path, pictures(seed), codec, pix_fmt, options=options, format=name)
+def write(path: Path, extension: str, seed: int) -> Path:
+    codec, pix_fmt, options = FORMATS[extension]
+    name = {"mkv": "matroska"}.get(extension, extension)
+    return write_video(path, noisy_frames(seed), codec, pix_fmt, options=options, format=name)
 
 
 def make_good(folder: Path) -> list[str]:
-    """50 videos; one in five has the extension of another container, which hurts nobody."""
-    made = []
-    for i, kind in zip(range(50), itertools.cycle(KINDS), strict=False):
-        name = f"{NAMES[i]}" if i < len(NAMES) else f"good {i}"
-        ending = "mp4" if i % 5 == 4 else kind
-        made.append(write(folder / f"{name}.{ending}", kind, i).name)
-    return made
+    """50 videos; one in five has the extension of another container, which is harmless."""
+    names = []
+    for i, extension in zip(range(50), itertools.cycle(FORMATS), strict=False):
+        stem = NAMES[i] if i < len(NAMES) else f"good {i}"
+        name = f"{stem}.{'mp4' if i % 5 == 4 else extension}"
+        names.append(write(folder / name, extension, i).name)
+    return names
 
 
 def flip(content: bytes, seed: int, packets: list[tuple[int, int]]) -> bytes:
-    """Turns round a byte in a hundred of all packets (place, size) but for their first ones."""
-    spoilt, chance = bytearray(content), random.Random(seed)
-    for place, size in packets:
+    """Changes 1% of the bytes of each packet (offset, size), but not the first 8 bytes."""
+    damaged, rng = bytearray(content), random.Random(seed)
+    for offset, size in packets:
         for _ in range(max(1, size // 100)):
-            at = place + chance.randrange(min(8, size - 1), size)
-            spoilt[at] ^= chance.randrange(1, 256)
-    return bytes(spoilt)
+            i = offset + rng.randrange(min(8, size - 1), size)
+            damaged[i] ^= rng.randrange(1, 256)
+    return bytes(damaged)
 
 
 def packets_of(path: Path) -> list[tuple[int, int]]:
-    content, found = path.read_bytes(), []
+    """(offset, size) of each packet."""
+    content, packets = path.read_bytes(), []
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):
             if packet.size:
-                found.append((content.index(bytes(packet), packet.pos), packet.size))
-    return found
+                packets.append((content.index(bytes(packet), packet.pos), packet.size))
+    return packets
 
 
-def _cut(folder: Path) -> Iterator[tuple[str, str]]:
-    kinds = {"mp4": "no index", "fast.mp4": "frames of the 20", "mkv": "frames of the 20"}
-    for kind, said in (kinds | {"avi": "cut short", "webm": "cut short"}).items():
-        whole = folder / f"whole.{kind}"
-        if kind == "fast.mp4":
-            with av.open(str(whole), "w", options={"movflags": "faststart"}) as container:
+def _write_truncated(folder: Path) -> Iterator[tuple[str, str]]:
+    reasons = {"mp4": "no index", "fast.mp4": "frames of the 20", "mkv": "frames of the 20"}
+    reasons |= {"avi": "cut short", "webm": "cut short"}
+    for extension, reason in reasons.items():
+        original = folder / f"original.{extension}"
+        if extension == "fast.mp4":
+            with av.open(str(original), "w", options={"movflags": "faststart"}) as container:
                 stream = container.add_stream("libx264", rate=10)
                 stream.width, stream.height = 64, 48
-                encode(container, stream, pictures(0))
+                encode(container, stream, noisy_frames(0))
         else:
-            write(whole, kind, 0)
-        content = whole.read_bytes()
-        whole.unlink()
+            write(original, extension, 0)
+        content = original.read_bytes()
+        original.unlink()
         for percent in range(15, 95, 10):
-            name = f"cut at {percent}.{kind}"
+            name = f"cut at {percent}.{extension}"
             (folder / name).write_bytes(content[: len(content) * percent // 100])
-            yield name, f"{said}|stream is empty|Invalid data"
+            yield name, f"{reason}|stream is empty|Invalid data"
 
 
-def _flipped(folder: Path) -> Iterator[tuple[str, str]]:
-    for kind in ("mp4", "mkv", "avi"):
-        whole = write(folder / f"whole.{kind}", kind, 1)
-        content, packets = whole.read_bytes(), packets_of(whole)
-        whole.unlink()
+def _write_flipped(folder: Path) -> Iterator[tuple[str, str]]:
+    for extension in ("mp4", "mkv", "avi"):
+        original = write(folder / f"original.{extension}", extension, 1)
+        content, packets = original.read_bytes(), packets_of(original)
+        original.unlink()
         for seed in range(17):
-            name = f"flipped {seed}.{kind}"
+            name = f"flipped {seed}.{extension}"
             (folder / name).write_bytes(flip(content, seed, packets))
             yield name, "damaged|no frame decodes"
 
 
-def _no_videos(folder: Path) -> Iterator[tuple[str, str]]:
+def _write_other_files(folder: Path) -> Iterator[tuple[str, str]]:
     texts = ("a cat plays the piano\n" * 50, "<html>404 Not Found</html>", '{"a": 1}', "кот\n" * 9)
     for i in range(20):
         (folder / f"text {i}.mp4").write_text(texts[i % 4], encoding="utf-8")
@@ -113,7 +115,7 @@ def _no_videos(folder: Path) -> Iterator[tuple[str, str]]:
     for i in range(10):
         (folder / f"zeros {i}.webm").write_bytes(bytes(1000 + i))
         yield f"zeros {i}.webm", "zeros"
-    for i in range(15):  # another kind of file under the name of a video
+    for i in range(15):  # another type of file with a video's extension
         path = folder / f"archive {i}.mkv"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a", random.Random(i).randbytes(3000))
@@ -123,26 +125,26 @@ def _no_videos(folder: Path) -> Iterator[tuple[str, str]]:
         yield f"sound {i}.mp4", "no video stream"
 
 
-def _hollow(folder: Path) -> Iterator[tuple[str, str]]:
+def _write_without_frames(folder: Path) -> Iterator[tuple[str, str]]:
     for i in range(10):
-        path = folder / f"hollow {i}.{('mkv', 'mp4')[i % 2]}"
+        path = folder / f"no frames {i}.{('mkv', 'mp4')[i % 2]}"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=10)
             stream.width, stream.height = 64, 48
             container.start_encoding()
         yield path.name, "stream is empty|before its first frame|no video stream"
     for i in range(15):
-        path = write(folder / f"promise {i}.avi", "avi", i)
+        path = write(folder / f"overstated {i}.avi", "avi", i)
         overstate_frames(path, 10**9)
         yield path.name, "20 frames of the 1000000000"
 
 
-def _links_and_modes(folder: Path) -> Iterator[tuple[str, str]]:
+def _write_links_and_modes(folder: Path) -> Iterator[tuple[str, str]]:
     for i in range(7):
-        os.symlink(f"itself {i}.mp4", folder / f"itself {i}.mp4")
-        yield f"itself {i}.mp4", "a link that leads nowhere"
+        os.symlink(f"loop {i}.mp4", folder / f"loop {i}.mp4")
+        yield f"loop {i}.mp4", "a link that leads nowhere"
     for i in range(3):
-        os.symlink("gone", folder / f"dead {i}.mp4")
+        os.symlink("nowhere", folder / f"dead {i}.mp4")
         yield f"dead {i}.mp4", "does not exist"
     os.mkfifo(folder / "pipe 0.mp4")
     yield "pipe 0.mp4", "not a file"
@@ -153,14 +155,17 @@ def _links_and_modes(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def make_damaged(folder: Path) -> dict[str, str]:
-    """200 files: name -> what is to be said of it, a regular expression; empty: it is good,
-    since who runs this may read a file whatever its mode."""
-    makers = (_cut, _flipped, _no_videos, _hollow, _links_and_modes)
-    return {name: said for maker in makers for name, said in maker(folder)}
+    """200 files: name -> a regular expression for the reason that is expected. Empty if the file
+    is good, since a user such as root can read a file whatever its mode."""
+    writers = (
+        *(_write_truncated, _write_flipped, _write_other_files),
+        *(_write_without_frames, _write_links_and_modes),
+    )
+    return {name: reason for writer in writers for name, reason in writer(folder)}
 
 
 def make_folder(root: Path) -> tuple[list[str], dict[str, str]]:
-    """The names of the good and of the damaged files in `root`/videos, with a caption each."""
+    """Writes a data set; returns the names of its good files, and `make_damaged`'s result."""
     (root / "videos").mkdir(parents=True)
     good, damaged = make_good(root / "videos"), make_damaged(root / "videos")
     with open(root / "captions.csv", "w", newline="", encoding="utf-8") as file:
@@ -172,7 +177,7 @@ def make_folder(root: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _misbehave(path: str) -> None:
-    """Does what the name of a file says."""
+    """Does what the file name says: hang, crash or allocate too much memory."""
     name = Path(path).stem
     if name == "hang":
         time.sleep(1000)
@@ -182,11 +187,11 @@ def _misbehave(path: str) -> None:
         np.ones(1 << 30, np.uint8)
 
 
-def examine_or_misbehave(job: FileJob) -> FileReport:
+def inspect_or_misbehave(job: FileJob) -> FileReport:
     _misbehave(job.path)
     return inspect_file(job)
 
 
-def take_or_misbehave(clip: DecodeRequest) -> np.ndarray | str:
+def decode_or_misbehave(clip: DecodeRequest) -> np.ndarray | str:
     _misbehave(clip.path)
     return decode_checked(clip)

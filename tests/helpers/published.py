@@ -1,4 +1,4 @@
-"""Annotation files in the shape of the published ones, of any size, and their reading."""
+"""Writes annotation files in the formats of the published ones, of any size, and reads them."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ import pytest
 
 from data import inputs
 from data.errors import DataError
+from data.records import Annotations, Clip, DatasetLocation
 
 
 def write(path: Path, text: str) -> None:
@@ -24,14 +25,14 @@ def table(path: Path, *rows: Sequence[object]) -> None:
 
 
 def spread(total: int, videos: int) -> list[int]:
-    """Numbers of captions of each video that add up to `total`."""
+    """A number of captions for each video; they add up to `total`."""
     return [total // videos + (i < total % videos) for i in range(videos)]
 
 
 def msrvtt(folder: Path, train: int = 4, val: int = 1, test: int = 3, each: int = 2) -> None:
-    """The first `train` ids are in 9k and 7k, those of `val` in 7k too; half of `test` is 1k-A's.
+    """`train` and `val` ids are in the 7k list; half of the `test` ids are in 1k-A's test list.
 
-    As in the real one, 9k is all that the test split of 1k-A does not have.
+    As in the published files, the 9k list has all ids except those of 1k-A's test list.
     """
     splits = ["train"] * train + ["validate"] * val + ["test"] * test
     ids = [f"video{i}" for i in range(len(splits))]
@@ -54,7 +55,7 @@ def msrvtt(folder: Path, train: int = 4, val: int = 1, test: int = 3, each: int 
 
 
 def didemo(folder: Path, train: int = 2, val: int = 1, test: int = 1) -> None:
-    """Three descriptions a video, those of all videos in turn; names of several extensions."""
+    """Three descriptions per video, not in consecutive rows; names with various extensions."""
     first = 0
     for split, count in {"train": train, "val": val, "test": test}.items():
         numbers = range(first, first + count)
@@ -70,10 +71,10 @@ def didemo(folder: Path, train: int = 2, val: int = 1, test: int = 1) -> None:
 
 
 def activitynet(folder: Path, counts: dict[str, tuple[int, int]]) -> None:
-    """`counts`: of a split, its paragraphs and its listed ids."""
+    """`counts`: split -> number of its paragraphs, number of its listed ids."""
     for split, captions, listed in (("train", "train", "train"), ("test", "val_1", "val")):
-        with_captions, all_of_them = counts[split]
-        ids = [f"v_{split:_<5}{i:06d}" for i in range(all_of_them)]
+        with_captions, num_ids = counts[split]
+        ids = [f"v_{split:_<5}{i:06d}" for i in range(num_ids)]
         rows = {
             v: {"duration": 9.5, "timestamps": [[0, 3.5], [3, 9.5]], "sentences": ["A b.", " C d."]}
             for v in ids[:with_captions]
@@ -101,13 +102,13 @@ MSVD = {"train": (1200, 48774), "val": (100, 4290), "test": (670, 27763)}
 
 
 def msvd(folder: Path, counts: dict[str, tuple[int, int]], kind: str = "pkl") -> None:
-    """`counts`: of a split, its videos and their captions in all."""
+    """`counts`: split -> number of its videos, number of all their captions."""
     captions = {}
     for split, (videos, total) in counts.items():
         ids = [f"-4{split}_{i}_{i + 9}" for i in range(videos)]
         sizes = dict(zip(ids, spread(total, videos), strict=True))
         captions |= {v: [["a", "man", str(k)] for k in range(size)] for v, size in sizes.items()}
-        end = "" if split == "val" else "\n"  # as it really is
+        end = "" if split == "val" else "\n"  # as in the published files
         write(folder / f"{split}_list.txt", "\n".join(sizes) + end)
     if kind == "pkl":
         (folder / "raw-captions.pkl").write_bytes(pickle.dumps(captions, protocol=2))
@@ -117,15 +118,15 @@ def msvd(folder: Path, counts: dict[str, tuple[int, int]], kind: str = "pkl") ->
 
 
 def vatex(folder: Path, train: int = 2, val: int = 1, test: int = 1) -> None:
-    """As published, val and test are both out of the validation file."""
+    """As published, the captions of val and test are in the validation file."""
     counts = {"train": train, "val": val, "test": test}
     ids = {s: [f"{s:_<5}{i:06d}_000012_000022" for i in range(n)] for s, n in counts.items()}
-    for split, own in ids.items():
-        write(folder / f"{split}_list.txt", "".join(f"{v}\n" for v in own))
-    for name, own in (("training", ids["train"]), ("validation", ids["val"] + ids["test"])):
+    for split, split_ids in ids.items():
+        write(folder / f"{split}_list.txt", "".join(f"{v}\n" for v in split_ids))
+    for name, file_ids in (("training", ids["train"]), ("validation", ids["val"] + ids["test"])):
         rows = [
             {"videoID": v, "enCap": [f"A cap {k}." for k in range(10)], "chCap": ["猫"] * 10}
-            for v in own
+            for v in file_ids
         ]
         write(folder / f"vatex_{name}_v1.0.json", json.dumps(rows))
     hidden = [{"videoID": "hidden_____0_000000_000010"}]
@@ -148,22 +149,33 @@ def charades(folder: Path, train: int = 2, test: int = 1) -> None:
         )
 
 
-def found(dataset, folder, videos="", protocol=""):
-    return inputs.read_annotations(dataset, "", str(folder), str(videos), protocol)
+def read_annotations(
+    dataset: str, folder: Path, videos: Path | str = "", protocol: str = ""
+) -> Annotations:
+    return inputs.read_annotations(
+        DatasetLocation(dataset, annotations=str(folder), videos=str(videos), protocol=protocol)
+    )
 
 
-def clips(dataset, folder, videos="", protocol=""):
-    return {clip.clip_id: clip for clip in found(dataset, folder, videos, protocol).clips}
+def clips_by_id(dataset: str, folder: Path, videos: Path | str = "") -> dict[str, Clip]:
+    return {clip.clip_id: clip for clip in read_annotations(dataset, folder, videos).clips}
 
 
-def touch(folder, *names):
+def touch(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 
 
-def refused(dataset, folder, says, protocol="", kind=DataError):
-    with pytest.raises(kind, match=says) as caught:
-        found(dataset, folder, "", protocol)
+def assert_rejected(
+    dataset: str,
+    folder: Path,
+    message: str,
+    protocol: str = "",
+    error: type[Exception] = DataError,
+) -> None:
+    """Reading raises a one-line error that names the folder and matches `message`."""
+    with pytest.raises(error, match=message) as caught:
+        read_annotations(dataset, folder, protocol=protocol)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -232,7 +232,7 @@ def test_what_is_left_out_is_counted_and_a_leak_is_told(clips, whole, tmp_path, 
     scoring = json.loads(out)["scoring"]
     assert scoring["contains_the_answer"] is True and "contain the answer" in scoring["warning"]
     assert json.loads(out)["counts"] == {"videos": 8, "captions": 8, "excluded": 2}
-    assert "3 clips: 1 train, 2 test" in err and "1 ids are of no clip" in err and "nobody" in err
+    assert "3 clips: 1 train, 2 test" in err and "1 ids match no clip" in err and "nobody" in err
     status, _, err = run_cli(*command, f"--config.data.exclude={tmp_path / 'gone'}")
     assert status == 2 and "data.exclude" in err and "Traceback" not in err
 
