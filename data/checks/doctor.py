@@ -53,8 +53,8 @@ def inspect_clips(
     for number, result in bar:
         job = jobs[number]
         if isinstance(result, Failed):
-            result = FileReport((SegmentReport(result.reason),) * len(job.stretches))
-        for ends, stretch in zip(job.stretches, result.stretches, strict=True):
+            result = FileReport((SegmentReport(result.reason),) * len(job.segments))
+        for ends, stretch in zip(job.segments, result.segments, strict=True):
             found[(job.path, *ends)] = stretch, result.missing, result.content
     nothing = SegmentReport("no such file"), True, None
     return [
@@ -235,4 +235,4 @@ def _duplicates(patients: Sequence[InspectedClip]) -> list[dict]:
 def _contents(patient: InspectedClip) -> list[Any]:
     clip = patient.clip
     whole = (*patient.content, clip.start, clip.end) if patient.content else None
-    return [key for key in (whole, patient.found.pictures) if key]
+    return [key for key in (whole, patient.found.digest) if key]

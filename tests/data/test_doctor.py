@@ -102,7 +102,7 @@ def test_a_bug_of_ours_is_no_fault_of_a_file(tmp_path):
 def test_damage_is_bad_where_frames_are_taken(tmp_path, spoilt, fault, damage):
     path = write_video(tmp_path / "a.mov", numbered(40), "png", "rgb24", rate=5)
     spoil_packets(path, *spoilt)
-    found = inspect_file(FileJob(str(path), WHOLE, 12)).stretches[0]
+    found = inspect_file(FileJob(str(path), WHOLE, 12)).segments[0]
     assert (found.fault, found.damage) == (fault, damage)
 
 
@@ -110,7 +110,7 @@ def test_damage_is_bad_where_frames_are_taken(tmp_path, spoilt, fault, damage):
 def test_what_is_taken_is_what_training_reads(tmp_path, kind):
     path = str(write(tmp_path / f"a.{kind}", kind, 0))
     for start, end in ((None, None), (0.3, 1.4), (1.0, 1.0)):
-        expected = read_frames(path, 24, 4, start, end)
+        expected = read_frames(path, 24, 4, start=start, end=end)
         np.testing.assert_array_equal(
             decode_checked(DecodeRequest(path, start, end, 4, 24)), expected
         )
@@ -135,7 +135,7 @@ def test_frames_that_lean_on_a_damaged_one_are_damaged(tmp_path):
     path = write_video(tmp_path / "a.mkv", numbered(60), options=options)
     spoil_packets(path, 25, 25)
     stretches = ((0.0, 1.9), (2.8, 3.9), (4.0, 5.9), (7.0, 8.0))
-    before, behind, next_key, late = inspect_file(FileJob(str(path), stretches, 12)).stretches
+    before, behind, next_key, late = inspect_file(FileJob(str(path), stretches, 12)).segments
     assert behind.fault.startswith("2 of the 2 frames to take are damaged")
     assert before.fault == next_key.fault == "15 of its 60 frames are damaged"
     assert "beyond the end" in late.fault
@@ -147,7 +147,7 @@ def test_frames_that_a_decoder_patches_up_are_damaged(tmp_path):
     for seed in range(10):
         path = tmp_path / f"{seed}.mp4"
         path.write_bytes(flip(content, seed, packets[8:9]))
-        found += inspect_file(FileJob(str(path), ((1.0, 1.9),), 12)).stretches
+        found += inspect_file(FileJob(str(path), ((1.0, 1.9),), 12)).segments
     # Other bytes may still be a picture; what is noticed is never taken for a frame.
     assert sum(s.fault.startswith("1 of the 1 frames to take") for s in found) >= 5
     assert not any(s.damage for s in found)
