@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from data.errors import DataError, UsageError
 from data.records import Clip
-from data.shards import prepare
+from data.shards.reader import open_shards
 from data.video.decode import read_frames
 
 
@@ -19,7 +19,7 @@ def decode(clip: Clip, size: int, frames: int) -> np.ndarray:
     Raises DataError, naming the clip, where its file is missing, broken or has no picture.
     """
     try:
-        return read_frames(clip.path, size, frames, clip.start, clip.end)
+        return read_frames(clip.path, size, frames, start=clip.start, end=clip.end)
     except DataError as error:
         raise DataError(f"clip {clip.clip_id}: {error}") from error
 
@@ -72,14 +72,14 @@ class ShardFrames:
     def __init__(self, directory: str, clips: Sequence[Clip], size: int, frames: int):
         self.size, self.longest = size, frames
         self._splits = {
-            split: prepare.open_shards(directory, split, clips)
+            split: open_shards(directory, split, clips)
             for split in dict.fromkeys(clip.split for clip in clips)
         }
         self._places: dict[str, tuple[str, int]] = {}
         for split, opened in self._splits.items():
-            if (opened.size, opened.frames) != (size, frames):
+            if (opened.size, opened.max_frames) != (size, frames):
                 raise UsageError(
-                    f"{directory} holds up to {opened.frames} frames of {opened.size} px, "
+                    f"{directory} holds up to {opened.max_frames} frames of {opened.size} px, "
                     f"the run wants {frames} of {size} px: run `prepare` into another directory"
                 )
             self._places |= {clip_id: (split, i) for i, clip_id in enumerate(opened.clip_ids)}

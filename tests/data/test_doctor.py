@@ -10,7 +10,7 @@ import pytest
 from data.checks import doctor, exclude
 from data.errors import UsageError
 from data.records import Annotations, Clip
-from data.shards.prepare import open_shards
+from data.shards.reader import open_shards
 from data.video.decode import read_frames
 from data.video.inspection import DecodeRequest, FileJob, decode_checked, inspect_file
 from hvp_jax.cli.doctor import table
