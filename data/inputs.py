@@ -143,7 +143,9 @@ def open_frame_source(
     if not config.data.shards:
         require_sound(clips)
     data = config.data
-    return frame_sources.open_frames(clips, image_size, data.max_frames, data.shards, data.workers)
+    return frame_sources.open_frames(
+        clips, image_size, data.max_frames, data.shards, workers=data.workers
+    )
 
 
 def padded_num_frames(config: ConfigDict, source: frame_sources.FrameSource, least: int = 0) -> int:
@@ -171,8 +173,8 @@ def batches(
         source,
         width,
         config.data.max_words,
-        config.train.batch_size // process_count,
-        config.seed,
+        batch_size=config.train.batch_size // process_count,
+        seed=config.seed,
         host_index=process_index,
         host_count=process_count,
         augment=open_augment(config.seed, **config.augment),
