@@ -82,7 +82,7 @@ def main(folder: str, shard_folder: str) -> None:
         "ours, shards": frame_sources.ShardFrames(shard_folder, clips, SIZE, FRAMES),
     }
     batches = {
-        name: pipeline.numbered_batches(clips, source, FRAMES, WORDS, BATCH, seed=0)
+        name: pipeline.numbered_batches(clips, source, FRAMES, WORDS, batch_size=BATCH, seed=0)
         for name, source in ours.items()
     }
     # By number: an iterator would work ahead, on the time of the others.

@@ -1,29 +1,36 @@
-"""What the pipeline makes and a step takes: batches of arrays, on the host or on devices.
+"""The batches that the pipeline produces and a training or evaluation step consumes.
 
-b examples, w tokens of a caption, t frames of a clip. A mask is true where there is a token
-or a frame; what lies beyond is padding.
+Dimensions: b examples, l tokens of a caption, t frames of a clip, h x w pixels. A mask is True
+for valid tokens or frames and False for padding.
+
+The pipeline fills the fields with NumPy arrays. The partitioner returns the same batch with
+arrays on the devices; tests and `bench` also use batches of `jax.ShapeDtypeStruct`. So the
+shapes and dtypes are part of the types, the class of the arrays is not.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 
 class TextBatch(NamedTuple):
-    text_ids: Int32[np.ndarray, "b w"]
-    text_mask: Bool[np.ndarray, "b w"]
+    """Captions as token ids; the padding of a row comes after its valid tokens."""
+
+    text_ids: Int32[Any, "b l"]
+    text_mask: Bool[Any, "b l"]
 
 
 class VideoBatch(NamedTuple):
-    video: UInt8[np.ndarray, "b t h w 3"]
-    video_mask: Bool[np.ndarray, "b t"]
+    """Frames of clips, RGB; the padding of a row comes after its valid frames."""
+
+    video: UInt8[Any, "b t h w 3"]
+    video_mask: Bool[Any, "b t"]
 
 
 class Batch(NamedTuple):
-    """Pairs of a caption and a clip: example i of the one belongs to example i of the other."""
+    """Captions and clips: caption i describes clip i, every other clip is a negative for it."""
 
-    text_ids: Int32[np.ndarray, "b w"]
-    text_mask: Bool[np.ndarray, "b w"]
-    video: UInt8[np.ndarray, "b t h w 3"]
-    video_mask: Bool[np.ndarray, "b t"]
+    text_ids: Int32[Any, "b l"]
+    text_mask: Bool[Any, "b l"]
+    video: UInt8[Any, "b t h w 3"]
+    video_mask: Bool[Any, "b t"]

@@ -1,126 +1,129 @@
-"""Where the pictures of a clip come from: its file, the memory, or shards."""
+"""Where the frames of a clip come from: its file, the memory, or shards."""
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from data.errors import DataError, UsageError
 from data.records import Clip
-from data.shards import prepare
+from data.shards.reader import open_shards
 from data.video.decode import read_frames
 
-
-def decode(clip: Clip, size: int, frames: int) -> np.ndarray:
-    """Pictures of a clip, uint8 [n, size, size, 3] RGB, 1 <= n <= frames.
-
-    Raises DataError, naming the clip, where its file is missing, broken or has no picture.
-    """
-    try:
-        return read_frames(clip.path, size, frames, clip.start, clip.end)
-    except DataError as error:
-        raise DataError(f"clip {clip.clip_id}: {error}") from error
-
-
-# All pictures of a set are kept in memory if they cannot take more bytes than this.
+# The frames of a data set are kept in memory if they need no more bytes than this.
 MEMORY_LIMIT = 2 << 30
+
+Frames = UInt8[np.ndarray, "n s s 3"]
+
+
+@runtime_checkable
+class FrameSource(Protocol):
+    """Maps the id of a clip to its frames, RGB."""
+
+    size: int  # of a frame, in pixels
+    longest: int  # no clip has more frames
+
+    def __getitem__(self, clip_id: str) -> Frames: ...
 
 
 class FileFrames:
-    """clip_id -> pictures uint8 [n, size, size, 3], n <= frames, decoded from the files.
+    """Decodes the files at every access.
 
-    Raises DataError, naming the clip, where a file is missing or broken.
+    Raises DataError with the id of the clip if a file is missing or broken.
     """
 
-    def __init__(self, clips: Sequence[Clip], size: int, frames: int):
-        self.size, self.longest = size, frames
+    def __init__(self, clips: Sequence[Clip], size: int, max_frames: int):
+        self.size, self.longest = size, max_frames
         self._clips = {clip.clip_id: clip for clip in clips}
 
-    def __getitem__(self, clip_id: str) -> np.ndarray:
-        return decode(self._clips[clip_id], self.size, self.longest)
+    def __getitem__(self, clip_id: str) -> Frames:
+        clip = self._clips[clip_id]
+        try:
+            return read_frames(clip.path, self.size, self.longest, start=clip.start, end=clip.end)
+        except DataError as error:
+            raise DataError(f"clip {clip_id}: {error}") from error
 
 
 class MemoryFrames:
-    """clip_id -> the same pictures as FileSource, every clip decoded once and kept.
+    """Decodes all clips once and keeps their frames, for small data sets (MEMORY_LIMIT).
 
-    For sets so small that all their pictures fit (`FITS` bytes). `longest` is the number
-    of frames of the longest clip: no batch of theirs need be wider.
+    `longest` is the actual number of frames of the longest clip.
     """
 
-    def __init__(self, clips: Sequence[Clip], size: int, frames: int):
-        files = FileFrames(clips, size, frames)
+    def __init__(self, clips: Sequence[Clip], size: int, max_frames: int):
+        files = FileFrames(clips, size, max_frames)
         ids = [clip.clip_id for clip in clips]
-        with ThreadPoolExecutor(threads()) as pool:
-            read = tqdm(pool.map(files.__getitem__, ids), "decoding", len(ids), leave=False)
-            self._pictures = dict(zip(ids, read, strict=True))
+        with ThreadPoolExecutor(num_threads()) as pool:
+            decoded = tqdm(pool.map(files.__getitem__, ids), "decoding", len(ids), leave=False)
+            self._frames = dict(zip(ids, decoded, strict=True))
         self.size = size
-        self.longest = max(map(len, self._pictures.values()), default=1)
+        self.longest = max(map(len, self._frames.values()), default=1)
 
-    def __getitem__(self, clip_id: str) -> np.ndarray:
-        return self._pictures[clip_id]
+    def __getitem__(self, clip_id: str) -> Frames:
+        return self._frames[clip_id]
 
 
 class ShardFrames:
-    """clip_id -> the same pictures as FileSource, from what `prepare` wrote.
+    """Reads the shards that `prepare` wrote.
 
-    Raises UsageError if the shards are of another size or number of frames, DataError if
-    one of the clips is not in them.
+    Raises UsageError if the shards have another size or number of frames, DataError if
+    they lack one of the clips.
     """
 
-    def __init__(self, directory: str, clips: Sequence[Clip], size: int, frames: int):
-        self.size, self.longest = size, frames
+    def __init__(self, directory: str, clips: Sequence[Clip], size: int, max_frames: int):
+        self.size, self.longest = size, max_frames
         self._splits = {
-            split: prepare.open_shards(directory, split, clips)
+            split: open_shards(directory, split, clips)
             for split in dict.fromkeys(clip.split for clip in clips)
         }
-        self._places: dict[str, tuple[str, int]] = {}
-        for split, opened in self._splits.items():
-            if (opened.size, opened.frames) != (size, frames):
+        self._positions: dict[str, tuple[str, int]] = {}
+        for split, shards in self._splits.items():
+            if (shards.size, shards.max_frames) != (size, max_frames):
                 raise UsageError(
-                    f"{directory} holds up to {opened.frames} frames of {opened.size} px, "
-                    f"the run wants {frames} of {size} px: run `prepare` into another directory"
+                    f"{directory} contains up to {shards.max_frames} frames of {shards.size} px, "
+                    f"the run needs {max_frames} of {size} px: run `prepare` into another directory"
                 )
-            self._places |= {clip_id: (split, i) for i, clip_id in enumerate(opened.clip_ids)}
-        missing = [clip.clip_id for clip in clips if clip.clip_id not in self._places]
+            self._positions |= {clip_id: (split, i) for i, clip_id in enumerate(shards.clip_ids)}
+        missing = [clip.clip_id for clip in clips if clip.clip_id not in self._positions]
         if missing:
             raise DataError(
                 f"{directory} lacks {len(missing)} of {len(clips)} clips, such as {missing[0]}: "
                 "run `prepare` into another directory"
             )
 
-    def __getitem__(self, clip_id: str) -> np.ndarray:
-        split, i = self._places[clip_id]
+    def __getitem__(self, clip_id: str) -> Frames:
+        split, i = self._positions[clip_id]
         return self._splits[split][i]["frames"]
 
 
-FrameSource = FileFrames | MemoryFrames | ShardFrames
-
-
 def open_frames(
-    clips: Sequence[Clip], size: int, frames: int, directory: str = "", workers: int = 0
+    clips: Sequence[Clip], size: int, max_frames: int, directory: str = "", *, workers: int = 0
 ) -> FrameSource:
-    """Pictures of `clips` from the shards in `directory`, or from the files if it is empty.
+    """The frames of `clips` from the shards in `directory`, or from the files if it is empty.
 
-    Files of a small set are decoded here, once; those of a large one whenever they are
-    asked for, as are those that worker processes read for themselves.
+    The files of a small data set are decoded here, once. Those of a large one are decoded at
+    every access, and so are those of a small one if worker processes read them.
     """
     if directory:
-        return ShardFrames(directory, clips, size, frames)
-    fits = len(clips) * frames * size * size * 3 <= MEMORY_LIMIT
-    return (MemoryFrames if fits and not workers else FileFrames)(clips, size, frames)
+        return ShardFrames(directory, clips, size, max_frames)
+    if not workers and len(clips) * max_frames * size * size * 3 <= MEMORY_LIMIT:
+        return MemoryFrames(clips, size, max_frames)
+    return FileFrames(clips, size, max_frames)
 
 
-_processes = 1  # that read side by side on the cores of this machine, this one included
+_num_processes = 1  # that read on this machine at the same time, including this one
 
 
-def share_cores(processes: int) -> None:
-    """Tells a process that it is one of so many that read side by side."""
-    global _processes
-    _processes = processes
+def share_cores(num_processes: int) -> None:
+    """Limits `num_threads` to this process's share of the cores of the machine."""
+    global _num_processes
+    _num_processes = num_processes
 
 
-def threads() -> int:
-    """How many threads this process has for reading."""
-    return max(1, len(os.sched_getaffinity(0)) // _processes)
+def num_threads() -> int:
+    """How many threads this process may use for reading."""
+    return max(1, len(os.sched_getaffinity(0)) // _num_processes)

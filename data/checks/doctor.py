@@ -56,8 +56,8 @@ def inspect_clips(
     for number, result in bar:
         job = jobs[number]
         if isinstance(result, Failed):
-            result = FileReport((SegmentReport(result.reason),) * len(job.stretches))
-        for ends, segment in zip(job.stretches, result.stretches, strict=True):
+            result = FileReport((SegmentReport(result.reason),) * len(job.segments))
+        for ends, segment in zip(job.segments, result.segments, strict=True):
             findings[(job.path, *ends)] = segment, result.missing, result.content
     no_file = SegmentReport("no such file"), True, None
     return [
@@ -247,4 +247,4 @@ def _find_duplicates(inspected: Sequence[InspectedClip]) -> Warnings:
 def _digests(item: InspectedClip) -> list[Any]:
     """A tuple for the file, start and end, and a `str` for the frames, where not all black."""
     file = (*item.content, item.clip.start, item.clip.end) if item.content else None
-    return [digest for digest in (file, item.segment.pictures) if digest]
+    return [digest for digest in (file, item.segment.digest) if digest]

@@ -1,7 +1,7 @@
-"""Shards written by Apache Beam, for a cluster whose machines share the destination's disk.
+"""Shards written by Apache Beam, on a cluster whose machines share the destination's disk.
 
-Its workers do what the processes of one machine do, file by file, so the shards are the
-same and a run that was killed is gone on with in either way.
+Beam workers do what the processes of a single machine do, file by file. So the shards are the
+same, and either way can finish what the other began.
 """
 
 import json
@@ -19,9 +19,9 @@ from data.worker_pool import IsolatedProcess
 
 
 def write_shards(tasks: Sequence[writer.ShardTask], options: str) -> list[Broken]:
-    """Finishes all tasks on the runner that `options`, as on a command line, tell of.
+    """Writes all shards with the Beam runner given by `options`, as on a command line.
 
-    Returns all clips that are broken, as `staging.finish_all`. Raises UsageError if Beam is not
+    Returns all broken clips, as `writer.write_shards` does. Raises UsageError if Beam is not
     installed.
     """
     try:
@@ -32,23 +32,23 @@ def write_shards(tasks: Sequence[writer.ShardTask], options: str) -> list[Broken
             "data.beam_options needs Apache Beam: pip install -r requirements-beam.txt"
         ) from error
     with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
-        # Pickled here: Beam would take a named tuple for a row of a table.
-        sent = pipeline | beam.Create([pickle.dumps(task) for task in tasks])
-        _ = sent | beam.Reshuffle() | beam.Map(_finish)
-    notes = [note for task in tasks if (note := _note(task)).exists()]
-    return [Broken(*broken) for note in notes for broken in json.loads(note.read_text())]
+        # Pickled here, because Beam would turn a NamedTuple into a row of a table.
+        pickled = pipeline | beam.Create([pickle.dumps(task) for task in tasks])
+        _ = pickled | beam.Reshuffle() | beam.Map(_write_shard)
+    files = [file for task in tasks if (file := _broken_file(task)).exists()]
+    return [Broken(*broken) for file in files for broken in json.loads(file.read_text())]
 
 
-def _note(task: writer.ShardTask) -> Path:
+def _broken_file(task: writer.ShardTask) -> Path:
     return task.folder / f"{task.name}.broken.partial"
 
 
-_kept = threading.local()  # of a thread of a worker: the process that decodes for it
+_thread = threading.local()  # each thread of a Beam worker has a decoding process of its own
 
 
-def _finish(sent: bytes) -> None:
-    task = pickle.loads(sent)  # of our own making, on its way between two workers
-    if not hasattr(_kept, "guard"):
-        _kept.guard = IsolatedProcess(inspection.decode_checked)
-    if broken := writer.write_shard(task, _kept.guard.each):
-        _note(task).write_text(json.dumps(broken))
+def _write_shard(pickled: bytes) -> None:
+    task = pickle.loads(pickled)  # pickled above, so it is safe to load
+    if not hasattr(_thread, "decoder"):
+        _thread.decoder = IsolatedProcess(inspection.decode_checked)
+    if broken := writer.write_shard(task, _thread.decoder.each):
+        _broken_file(task).write_text(json.dumps(broken))

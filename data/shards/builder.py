@@ -1,8 +1,9 @@
-"""The TFDS builder of shards: what is in them, and which clips are in which file."""
+"""The TFDS builder of shards: the features of an example, and which clips are in which file."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,33 +13,34 @@ from data.shards import writer
 from data.video.inspection import DecodeRequest
 from data.worker_pool import Failed
 
-# One file holds about this much before compression. A killed `prepare` loses at most
-# one such file a process.
+# The frames in one file take about this much before compression. If `prepare` is killed, each
+# process loses at most one such file.
 SHARD_BYTES = 128 << 20
 
 
 def examples(
-    clips: Sequence[Clip], size: int, frames: int, each: writer.DecodeEach
+    clips: Sequence[Clip], size: int, max_frames: int, decode_each: writer.DecodeEach
 ) -> Iterator[tuple[str, dict] | Broken]:
-    """The key and the example of each clip, in their order, or what is wrong with it.
+    """The key and the example of each clip, in order, or what is wrong with the clip.
 
-    `each` decodes, that is does `take`; a clip is broken if `doctor` would say so.
+    `decode_each` maps `decode_checked` over requests; a clip is broken if `doctor` would
+    report it.
     """
-    wanted = [DecodeRequest(clip.path, clip.start, clip.end, frames, size) for clip in clips]
-    for clip, found in zip(clips, each(wanted), strict=True):
-        if isinstance(found, str | Failed):
-            reason = found if isinstance(found, str) else found.reason
+    requests = [DecodeRequest(clip.path, clip.start, clip.end, max_frames, size) for clip in clips]
+    for clip, result in zip(clips, decode_each(requests), strict=True):
+        if isinstance(result, str | Failed):
+            reason = result if isinstance(result, str) else result.reason
             yield Broken(clip.clip_id, clip.path, reason)
             continue
-        example = {"frames": found, "captions": list(clip.captions)}
+        example = {"frames": result, "captions": list(clip.captions)}
         yield clip.clip_id, {"clip_id": clip.clip_id} | example
 
 
 class Clips(tfds.core.ShardBasedBuilder):
-    """Puts clips into shards in their own order, so that place i is clip i.
+    """Writes clips in the given order, so that example i is clip i.
 
-    A shard is a function of its own clips alone. GeneratorBasedBuilder will not do:
-    it sorts what it gets, and beyond 1 GB a split it needs TensorFlow for that.
+    A shard depends on its own clips only. GeneratorBasedBuilder cannot be used: it sorts
+    the examples, and needs TensorFlow to do so for a split of more than 1 GB.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -46,9 +48,9 @@ class Clips(tfds.core.ShardBasedBuilder):
     # `importlib_resources`, which TFDS uses and does not install.
     url_infos = None
 
-    def __init__(self, *, clips: Sequence[Clip], fingerprint: dict, data_dir: str):
+    def __init__(self, *, clips: Sequence[Clip], fingerprint: dict[str, Any], data_dir: str):
         self._clips, self._fingerprint = clips, fingerprint
-        self._size, self._frames = fingerprint["size"], fingerprint["frames"]
+        self._size, self._max_frames = fingerprint["size"], fingerprint["frames"]
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -63,20 +65,22 @@ class Clips(tfds.core.ShardBasedBuilder):
             builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata
         )
 
-    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable]]:
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
         del dl_manager  # nothing is downloaded
-        step = max(1, SHARD_BYTES // (self._frames * self._size**2 * 3))
+        step = max(1, SHARD_BYTES // (self._max_frames * self._size**2 * 3))
         shards: dict[str, list[Callable]] = {}
         for split in self._fingerprint["clip_ids"]:
             clips = [clip for clip in self._clips if clip.split == split]
             shards[split] = [
-                functools.partial(examples, clips[first : first + step], self._size, self._frames)
+                functools.partial(
+                    examples, clips[first : first + step], self._size, self._max_frames
+                )
                 for first in range(0, len(clips), step)
             ]
         return shards
 
     def tasks(self, folder: Path) -> dict[str, list[writer.ShardTask]]:
-        """Of every split, the files to make in a folder of work."""
+        """The shards of each split, to be written into the staging folder `folder`."""
         tasks = {}
         for split, shards in self._shard_iterators_per_split(None).items():
             template = self._get_filename_template(split)
@@ -91,13 +95,13 @@ class Clips(tfds.core.ShardBasedBuilder):
         return tasks
 
     def write_info(self, tasks: dict[str, list[writer.ShardTask]], directory: Path) -> None:
-        """Writes into `directory` what TFDS must know of the finished files."""
+        """Writes the metadata files of TFDS for the finished shards into `directory`."""
         splits = []
-        for split, files in tasks.items():
-            facts = [writer.read_stats(task.folder, task.name) for task in files]
-            lengths = [fact["examples"] for fact in facts]
-            held = sum(fact["bytes"] for fact in facts)
+        for split, shards in tasks.items():
+            stats = [writer.require_stats(task.folder, task.name) for task in shards]
+            lengths = [shard["examples"] for shard in stats]
+            num_bytes = sum(shard["bytes"] for shard in stats)
             template = self._get_filename_template(split)
-            splits.append(tfds.core.SplitInfo(split, lengths, held, template))
+            splits.append(tfds.core.SplitInfo(split, lengths, num_bytes, template))
         self.info.set_splits(tfds.core.SplitDict(splits))
         self.info.write_to_directory(directory)

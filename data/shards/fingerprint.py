@@ -1,69 +1,73 @@
-"""What shards follow from: kept beside them, and compared with the clips of a run.
+"""What the content of shards depends on: stored with them, and compared with a run's clips.
 
-Of the video files the sizes are in it, but no paths and no times: shards stay good when
-the data set is copied to another place, or its video files are deleted.
+Of the video files it contains the sizes, but no paths and no times: shards stay valid when
+the data set is copied elsewhere, or its video files are deleted.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from data.records import Clip
 
-NO_FILE = -1  # the size of a file that is not there; nothing is ever made of it
+NO_FILE = -1  # the size of a missing file; such a clip is never written
 
 
-def fingerprint(clips: Sequence[Clip], size: int, frames: int, known: dict | None = None) -> dict:
-    """Other values mean other shards.
+def fingerprint(
+    clips: Sequence[Clip], size: int, max_frames: int, known: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Shards are the same if their fingerprints are.
 
-    Returns {"size", "frames", "clips": a digest of all, and for every split lists in the
-    order of its clips: "clip_ids", "bytes": sizes of their files, "texts": digests of
-    what is said of them}. A file that is gone counts as it did in the fingerprint `known`.
+    Returns {"size", "frames", "clips": a digest of all clips, and for each split, lists in the
+    order of its clips: "clip_ids", "bytes": sizes of the video files, "texts": digests of
+    the captions}. A file that is gone counts with its size in the fingerprint `known`.
     """
-    lengths = _lengths(known) if known else {}
+    known_sizes = _file_sizes(known) if known else {}
     digest = hashlib.sha256()
-    listed: dict[str, dict[str, list]] = {"clip_ids": {}, "bytes": {}, "texts": {}}
+    columns: dict[str, dict[str, list]] = {"clip_ids": {}, "bytes": {}, "texts": {}}
     for clip in clips:
-        length = _length(clip, lengths.get(clip.clip_id, NO_FILE))
-        facts = (clip.clip_id, length, _text_digest(clip))
-        digest.update(json.dumps([clip.split, *facts]).encode())
-        for name, fact in zip(listed, facts, strict=True):
-            listed[name].setdefault(clip.split, []).append(fact)
-    return {"size": size, "frames": frames, "clips": digest.hexdigest()} | listed
+        file_size = _file_size(clip, known_sizes.get(clip.clip_id, NO_FILE))
+        row = (clip.clip_id, file_size, _text_digest(clip))
+        digest.update(json.dumps([clip.split, *row]).encode())
+        for column, value in zip(columns.values(), row, strict=True):
+            column.setdefault(clip.split, []).append(value)
+    return {"size": size, "frames": max_frames, "clips": digest.hexdigest()} | columns
 
 
-def changed_clips(prepared: dict, split: str, clips: Sequence[Clip]) -> list[str]:
-    """Those of `split` that are not as in the fingerprint `prepared`, each with the reason.
+def changed_clips(prepared: dict[str, Any], split: str, clips: Sequence[Clip]) -> list[str]:
+    """The clips of `split` that differ from the fingerprint `prepared`, each with the reason.
 
-    Clips whose video file is gone, or that were not prepared at all, are none of them.
+    Clips whose video file is gone, or that were never prepared, are not among them.
     """
     split_of = {i: part for part, ids in prepared["clip_ids"].items() for i in ids}
     text_of = dict(zip(prepared["clip_ids"][split], prepared["texts"][split], strict=True))
-    lengths = _lengths(prepared)
-    found = []
+    file_sizes = _file_sizes(prepared)
+    changed = []
     for clip in clips:
-        before = split_of.get(clip.clip_id)
-        if clip.split != split or before is None:
+        old_split = split_of.get(clip.clip_id)
+        if clip.split != split or old_split is None:
             continue
-        if before != split:
-            found.append(f"{clip.clip_id} (was of the split {before}, is of {split})")
+        if old_split != split:
+            changed.append(f"{clip.clip_id} (was in the split {old_split}, is in {split})")
         elif text_of[clip.clip_id] != _text_digest(clip):
-            found.append(f"{clip.clip_id} (other captions)")
+            changed.append(f"{clip.clip_id} (other captions)")
         else:
-            was = lengths[clip.clip_id]
-            now = _length(clip, was)
-            if now != was:
-                found.append(f"{clip.clip_id} ({clip.path} had {was} bytes, has {now})")
-    return found
+            old = file_sizes[clip.clip_id]
+            new = _file_size(clip, old)
+            if new != old:
+                changed.append(f"{clip.clip_id} ({clip.path} had {old} bytes, has {new})")
+    return changed
 
 
-def _lengths(prepared: dict) -> dict[str, int]:
-    parts = ((prepared["clip_ids"][s], prepared["bytes"][s]) for s in prepared["clip_ids"])
-    return {i: length for part in parts for i, length in zip(*part, strict=True)}
+def _file_sizes(prepared: dict[str, Any]) -> dict[str, int]:
+    """Sizes of the video files by clip id."""
+    splits = ((prepared["clip_ids"][s], prepared["bytes"][s]) for s in prepared["clip_ids"])
+    return {i: size for split in splits for i, size in zip(*split, strict=True)}
 
 
-def _length(clip: Clip, if_gone: int) -> int:
+def _file_size(clip: Clip, if_gone: int) -> int:
     try:
         return os.path.getsize(clip.path)
     except OSError:
@@ -71,6 +75,6 @@ def _length(clip: Clip, if_gone: int) -> int:
 
 
 def _text_digest(clip: Clip) -> str:
-    # 32 bits: enough to tell a changed clip, and short, as there are many clips. Where it starts
-    # and ends is in its id; without its file, no reader can tell whether that is cut already.
+    # 32 bits are enough to notice a change, and short, as there are many clips. The start and
+    # end of a clip are in its id; its `end` may be unknown once the file is gone.
     return hashlib.sha256(json.dumps(clip.captions).encode()).hexdigest()[:8]

@@ -1,20 +1,20 @@
-"""Shards: every clip decoded once, kept in ArrayRecord files that TFDS reads.
+"""Shards: every clip decoded once and stored in ArrayRecord files that TFDS reads.
 
-`prepare` writes DESTINATION/clips/1.0.0/, one TFDS split per split of ours, and
-`open_shards` reads it. An example is
+`prepare` writes DESTINATION/clips/1.0.0/, with one TFDS split for each split of the data set,
+and `reader.py` reads it. An example is
 
     clip_id   text
-    frames    uint8 [n, size, size, 3] RGB, n <= frames
+    frames    uint8 [n, size, size, 3] RGB, n <= max_frames
     captions  texts
 
-The files are made in DESTINATION/clips/incomplete.*, and get their directory's name when
-all is there, the fingerprint (`metadata.json`) with it. So a set under its own name is
-always whole, and what a killed `prepare` has finished is there for the next.
+The files are written to DESTINATION/clips/incomplete.*, and moved to their directory when
+all are finished, together with the fingerprint (`metadata.json`). So shards under their final
+name are always complete, and the next `prepare` resumes with what a killed one has finished.
 
-Frames are stored raw. Read at random, clips of drawings (3 frames of 224 px) take 35%
+Frames are stored raw. In random access, clips of drawings (3 frames of 224 px) take 35%
 of their size and 0.5 ms raw, as ArrayRecord compresses by itself; 33% and 1.4 ms with
-zlib, 24% and 3.8 ms as PNG, 7% and 1.3 ms as JPEG of quality 95, whose pixels are not
-those of the files. Camera pictures take 78%, 73%, 56% and 16%.
+zlib, 24% and 3.8 ms as PNG, 7% and 1.3 ms as JPEG of quality 95, which changes the pixels.
+Camera recordings take 78%, 73%, 56% and 16%.
 """
 
 import hashlib
@@ -25,231 +25,164 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import tensorflow_datasets as tfds
+from typing import Any
 
 from data.checks.quick_check import refusal
 from data.errors import DataError, UsageError
 from data.records import Broken, Clip
 from data.shards import beam, builder, writer
 from data.shards.builder import Clips
-from data.shards.fingerprint import changed_clips, fingerprint
+from data.shards.fingerprint import fingerprint
+from data.shards.reader import location_of, read_fingerprint
 from data.video import inspection
 from data.worker_pool import IsolatedProcess
 
-SAMPLE = 8  # clips that are decoded to estimate the room that all need
+SAMPLE = 8  # clips that are decoded to estimate the disk space that all need
 
-Progress = Callable[[int, int], None]  # clips done, clips in all
+Progress = Callable[[int, int], None]  # (clips done, number of clips)
 
 log = logging.getLogger(__name__)
 
 
-def _location(directory: str) -> Path:
-    return Path(directory, Clips.name, str(Clips.VERSION))
-
-
-def _read_fingerprint(directory: str) -> dict | None:
-    """The fingerprint of the whole set in `directory`; None if there is no whole set."""
-    try:
-        found = json.loads((_location(directory) / "metadata.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if "texts" not in found:
-        raise UsageError(
-            f"{directory} holds shards of an older form: delete it, run `prepare` again"
-        )
-    return found
-
-
 def finished(directory: str) -> bool:
-    """Whether `directory` holds a whole set of shards, of whatever clips."""
-    return _read_fingerprint(directory) is not None
+    """Whether `directory` contains complete shards, of any clips."""
+    return read_fingerprint(directory) is not None
 
 
 def prepare(
     clips: Sequence[Clip],
     destination: str,
     size: int,
-    frames: int,
+    max_frames: int,
+    *,
     progress: Progress | None = None,
     workers: int = 0,
     beam_options: str = "",
-) -> dict:
-    """Decodes every clip to at most `frames` pictures of `size` px and writes the shards.
+) -> dict[str, Any]:
+    """Decodes every clip to at most `max_frames` frames of `size` px and writes the shards.
 
-    `workers` processes do so, one a core if 0, or Apache Beam if there are options for it;
-    the shards are the same.
-    Killed and called again, it goes on after the files that were finished. Shards that
-    are whole and of the same clips, size and frames are left as they are. Returns
-    {"directory", "splits": {split: clips}, "bytes", "written"}, `written` being False
-    where the shards were there already. One run at a time may write to a destination.
+    This is done by `workers` processes, one per core if 0, or by Apache Beam if there are
+    options for it; the shards are the same. After a kill, the next call keeps the shards that
+    were finished. Complete shards of the same clips, size and frames are left untouched.
+    Returns {"directory", "splits": {split: number of clips}, "bytes", "written"}; `written`
+    is False if the shards existed already. Only one run at a time may write to a destination.
 
-    Raises DataError if there are no clips or some are broken, once all are looked at: how
-    many, and the first of them (nothing is left then). A clip is broken if `doctor` says
-    so; one that crashes or hangs the decoder costs its own process alone. Raises UsageError
-    if the destination holds other shards, cannot be written to or lacks the room that a
-    sample of the clips says is needed.
+    Raises DataError if there are no clips, or if some are broken. All clips are checked first:
+    the message has the number of broken ones and the first of them, and nothing is left on
+    the disk. A clip is broken if `doctor` reports it; a clip that crashes or hangs the decoder
+    does so in a process of its own. Raises UsageError if the destination contains other
+    shards, is not writable or has less free space than a sample of the clips suggests.
     """
     if not clips:
         raise DataError("there are no clips to prepare")
-    found = _read_fingerprint(destination)
-    wanted = fingerprint(clips, size, frames, found)
-    if found and found != wanted:
-        other = [key for key in ("size", "frames", "clips") if found[key] != wanted[key]]
+    existing = read_fingerprint(destination)
+    wanted = fingerprint(clips, size, max_frames, existing)
+    if existing and existing != wanted:
+        other = [key for key in ("size", "frames", "clips") if existing[key] != wanted[key]]
         raise UsageError(
-            f"{destination} holds shards made with other {', '.join(other)} ({found['frames']} "
-            f"frames of {found['size']} px): name another directory or delete this one"
+            f"{destination} contains shards with other {', '.join(other)} ({existing['frames']} "
+            f"frames of {existing['size']} px): choose another directory or delete this one"
         )
     try:
-        if not found:
-            _write(clips, wanted, destination, progress, workers, beam_options)
-        _remove_leftovers(destination)
+        if not existing:
+            _write(
+                clips,
+                wanted,
+                destination,
+                progress or (lambda done, total: None),
+                workers=workers,
+                beam_options=beam_options,
+            )
+        _remove_staging(destination)
     except OSError as error:
         raise UsageError(f"cannot write shards to {destination}: {error}") from error
     return {
         "directory": destination,
         "splits": {split: len(ids) for split, ids in wanted["clip_ids"].items()},
-        "bytes": sum(path.stat().st_size for path in _location(destination).iterdir()),
-        "written": not found,
+        "bytes": sum(path.stat().st_size for path in location_of(destination).iterdir()),
+        "written": not existing,
     }
 
 
 def _write(
     clips: Sequence[Clip],
-    wanted: dict,
+    wanted: dict[str, Any],
     destination: str,
-    progress: Progress | None,
+    progress: Progress,
+    *,
     workers: int,
     beam_options: str,
 ) -> None:
-    maker = Clips(clips=clips, fingerprint=wanted, data_dir=destination)
-    whole = _location(destination)
+    dataset = Clips(clips=clips, fingerprint=wanted, data_dir=destination)
+    location = location_of(destination)
     key = hashlib.sha256(json.dumps([wanted, builder.SHARD_BYTES]).encode()).hexdigest()[:16]
-    folder = whole.with_name(f"incomplete.{key}")
-    tasks = maker.tasks(folder)
-    todo = [task for files in tasks.values() for task in files]
-    _remove_leftovers(destination, keep=folder)
-    _require_room(maker, clips, whole, todo)
-    new = [path for path in (whole.parent, Path(destination)) if not path.exists()]
-    writer.prepare_folder(folder)
-    report = progress or (lambda done, total: None)
+    staging = location.with_name(f"incomplete.{key}")
+    tasks_of_splits = dataset.tasks(staging)
+    tasks = [task for split in tasks_of_splits.values() for task in split]
+    _remove_staging(destination, keep=staging)
+    _require_disk_space(dataset, clips, location, tasks)
+    new_folders = [path for path in (location.parent, Path(destination)) if not path.exists()]
+    writer.prepare_folder(staging)
     if beam_options:
-        broken = beam.write_shards(todo, beam_options)
-        report(len(clips), len(clips))
+        broken = beam.write_shards(tasks, beam_options)
+        progress(len(clips), len(clips))
     else:
-        count = workers or len(os.sched_getaffinity(0))
-        show = lambda done: report(done, len(clips))  # noqa: E731
-        broken = writer.write_shards(todo, inspection.decode_checked, count, show)
+        processes = workers or len(os.sched_getaffinity(0))
+        broken = writer.write_shards(
+            tasks, inspection.decode_checked, processes, lambda done: progress(done, len(clips))
+        )
     if broken:
-        shutil.rmtree(folder)
-        for path in new:
+        shutil.rmtree(staging)
+        for path in new_folders:
             path.rmdir()
         raise refusal(broken, len(clips))
-    writer.publish(folder, todo, whole, lambda directory: maker.write_info(tasks, directory))
+    writer.publish(
+        staging, tasks, location, lambda folder: dataset.write_info(tasks_of_splits, folder)
+    )
 
 
-def _remove_leftovers(destination: str, keep: Path | None = None) -> None:
-    """Removes what killed runs have left, but for the folder `keep`."""
-    for left in _location(destination).parent.glob("incomplete.*"):
-        if left != keep:
+def _remove_staging(destination: str, keep: Path | None = None) -> None:
+    """Removes the staging folders that killed runs left behind, except `keep`."""
+    for path in location_of(destination).parent.glob("incomplete.*"):
+        if path != keep:
             if keep:
-                log.info("%s: removed, its unfinished shards are of other clips or sizes", left)
-            shutil.rmtree(left)
+                log.info("%s: removed, its unfinished shards have other clips or sizes", path)
+            shutil.rmtree(path)
 
 
-def _require_room(
-    maker: Clips, clips: Sequence[Clip], whole: Path, todo: list[writer.ShardTask]
+def _require_disk_space(
+    dataset: Clips, clips: Sequence[Clip], location: Path, tasks: list[writer.ShardTask]
 ) -> None:
-    """Says how much room is needed; raises UsageError if there is less."""
-    found = [writer.read_stats(task.folder, task.name) for task in todo]
-    left = len(clips) - sum(facts["examples"] for facts in found if facts)
-    if not left:
+    """Logs how much disk space is needed; raises UsageError if less is free."""
+    finished = [writer.read_stats(task.folder, task.name) for task in tasks]
+    remaining = len(clips) - sum(stats["examples"] for stats in finished if stats)
+    if not remaining:
         return
-    size, frames = maker.info.metadata["size"], maker.info.metadata["frames"]
+    size, max_frames = dataset.info.metadata["size"], dataset.info.metadata["frames"]
     sample = clips[:: -(-len(clips) // SAMPLE)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        IsolatedProcess(inspection.decode_checked) as guard,
+        IsolatedProcess(inspection.decode_checked) as decoder,
     ):
         path = Path(folder, "sample")
-        found = builder.examples(sample, size, frames, guard.each)
-        sound = (item for item in found if not isinstance(item, Broken))
-        count = writer.write_records(path, sound, maker.info.features)
-        needed = path.stat().st_size * left // max(count, 1)
-    place = next(path for path in whole.parents if path.exists())
-    free = shutil.disk_usage(place).free
-    most = left * frames * size * size * 3
-    told = f"{left} clips need about {_amount(needed)} (their pictures at most {_amount(most)})"
+        results = builder.examples(sample, size, max_frames, decoder.each)
+        good = (result for result in results if not isinstance(result, Broken))
+        count = writer.write_records(path, good, dataset.info.features)
+        needed = path.stat().st_size * remaining // max(count, 1)
+    existing = next(path for path in location.parents if path.exists())
+    free = shutil.disk_usage(existing).free
+    uncompressed = remaining * max_frames * size * size * 3
+    need = (
+        f"{remaining} clips need about {_format_bytes(needed)} "
+        f"(their frames at most {_format_bytes(uncompressed)})"
+    )
     if needed > free:
         raise UsageError(
-            f"{place} has {_amount(free)} free, {told}: make room or name another directory"
+            f"{existing} has {_format_bytes(free)} free, {need}: "
+            "free some disk space or choose another directory"
         )
-    log.info("%s: %s, %s are free", whole.parents[1], told, _amount(free))
+    log.info("%s: %s, %s are free", location.parents[1], need, _format_bytes(free))
 
 
-def _amount(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-class Shards:
-    """One split, read at random: item i is {"clip_id", "frames", "captions"} of clip i.
-
-    `frames` is uint8 [n, size, size, 3], `captions` a tuple of str. `clip_ids` lists
-    the clips in order; `size` and `frames` say how they were prepared. Pickles small
-    and may be read by several threads. Reading raises DataError where a file is broken.
-    """
-
-    def __init__(self, source, directory: str, split: str, prepared: dict):
-        self._source = source
-        self._directory = directory
-        self.clip_ids: list[str] = prepared["clip_ids"][split]
-        self.size: int = prepared["size"]
-        self.frames: int = prepared["frames"]
-
-    def __len__(self) -> int:
-        return len(self.clip_ids)
-
-    def __getitem__(self, i: int) -> dict:
-        try:
-            example = self._source[i]
-        except RuntimeError as error:  # what ArrayRecord raises where a checksum is wrong
-            raise DataError(
-                f"{self._directory}: clip {self.clip_ids[i]} cannot be read ({error}): "
-                "copy or prepare the shards again"
-            ) from error
-        clip_id = example["clip_id"].decode()
-        if clip_id != self.clip_ids[i]:
-            message = f"clip {clip_id} in the place of {self.clip_ids[i]}: prepare the shards again"
-            raise DataError(f"{self._directory}: {message}")
-        captions = tuple(caption.decode() for caption in example["captions"])
-        return {"clip_id": clip_id, "frames": example["frames"], "captions": captions}
-
-
-def open_shards(directory: str, split: str, clips: Sequence[Clip] = ()) -> Shards:
-    """Opens one split of what `prepare` wrote to `directory`.
-
-    Raises UsageError if there is no whole set or it has no such split, DataError if files
-    of it are missing or cut short, as after a copy that was broken off, or if `clips`
-    of this split have changed since.
-    """
-    prepared = _read_fingerprint(directory)
-    if prepared is None:
-        raise UsageError(f"{directory} holds no finished shards: run `prepare` first")
-    if split not in prepared["clip_ids"]:
-        there = ", ".join(prepared["clip_ids"])
-        raise UsageError(f"{directory} holds no split {split}, only {there}: run `prepare` with it")
-    if changed := changed_clips(prepared, split, clips):
-        first = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        raise DataError(
-            f"{directory}: {len(changed)} clips of the split {split} are not as they were "
-            f"prepared: {first}; undo the change or run `prepare` into another directory"
-        )
-    opened = tfds.builder_from_directory(_location(directory))
-    info = opened.info.splits[split]
-    held = sum(os.path.getsize(path) for path in info.filepaths if os.path.exists(path))
-    if held != info.num_bytes:
-        raise DataError(
-            f"{directory}: files of the split {split} are missing or cut short: "
-            "copy or prepare the shards again"
-        )
-    return Shards(opened.as_data_source(split), directory, split, prepared)

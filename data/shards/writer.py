@@ -1,13 +1,13 @@
-"""Record files written several at a time, each of them whole or not there at all.
+"""Shards written several at a time, each of them atomically.
 
-A folder of work holds
+A staging folder contains
 
-    files/NAME       finished files, and nothing else
-    facts/NAME.json  of each: {"examples", "bytes", "sha256"}, written when it is on the disk
-    *.partial        what is being written, or was when a process was killed
+    files/NAME       finished shards, and nothing else
+    facts/NAME.json  statistics of each: {"examples", "bytes", "sha256"}, written after it
+    *.partial        files being written, or left behind by a killed process
 
-A file is finished if its facts are there and are true of it; any other is written again.
-So a kill, a crash of the machine or a damaged file costs the files it touches, no more.
+A shard is finished if its statistics exist and match it; any other is written again. So a
+kill, a crash of the machine or a damaged file costs only the shards that it affects.
 """
 
 import concurrent.futures
@@ -32,17 +32,19 @@ DecodeEach = Callable[[Iterable[Any]], Iterator[Any]]  # `IsolatedProcess.each`
 
 
 class ShardTask(NamedTuple):
-    """One file to write, in a form that can be sent to another process."""
+    """One shard to write; can be pickled."""
 
     folder: Path
     name: str
-    # Keys and examples, as a TFDS builder yields them, or what is wrong with one.
+    # Yields keys and examples, as a TFDS builder does, or what is wrong with a clip.
     examples: Callable[[DecodeEach], Iterable[tuple[str, dict] | Broken]]
     features: tfds.features.FeaturesDict
 
 
-def write_records(path: str | Path, examples: Iterable[tuple[str, dict]], features) -> int:
-    """Writes one ArrayRecord file of keys and examples; returns how many they are."""
+def write_records(
+    path: str | Path, examples: Iterable[tuple[str, dict]], features: tfds.features.FeaturesDict
+) -> int:
+    """Writes one ArrayRecord file of keys and examples; returns their number."""
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     count = 0
 
@@ -50,35 +52,35 @@ def write_records(path: str | Path, examples: Iterable[tuple[str, dict]], featur
         nonlocal count
         for key, example in examples:
             proto = serializer.get_tf_example(features.encode_example(example))
-            # Fields would come in an order of their own in every process.
+            # Otherwise the order of fields would differ between processes.
             yield key, proto.SerializeToString(deterministic=True)
             count += 1
 
     try:
         ArrayRecordFileAdapter.write_examples(path, records())
-    except RuntimeError as error:  # what ArrayRecord raises where the disk takes no more
+    except RuntimeError as error:  # what ArrayRecord raises if the disk is full
         raise UsageError(
-            f"cannot write {path}: {error}; make room, then run `prepare` again"
+            f"cannot write {path}: {error}; free some disk space and run `prepare` again"
         ) from error
     return count
 
 
 def prepare_folder(folder: Path) -> None:
-    """Makes a folder of work, or clears one of what a kill left half written."""
+    """Makes the staging folder if there is none, and removes partial files from it."""
     for part in ("files", "facts"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.partial"):
-        left.unlink()
+    for path in folder.glob("*.partial"):
+        path.unlink()
 
 
 def publish(
     folder: Path, tasks: list[ShardTask], directory: Path, write_info: Callable[[Path], None]
 ) -> None:
-    """Makes the finished files and what `write_info` adds to them a directory, in one step."""
+    """Moves the finished shards and the files that `write_info` adds to `directory`, atomically."""
     files = folder / "files"
     names = {task.name for task in tasks}
     for path in files.iterdir():
-        if path.name not in names:  # of a conclusion that was cut off
+        if path.name not in names:  # left by a call that was killed
             path.unlink()
     write_info(files)
     for path in files.iterdir():
@@ -89,69 +91,76 @@ def publish(
 
 
 def write_shard(
-    task: ShardTask, each: DecodeEach, tick: Callable[[int], None] = lambda n: None
+    task: ShardTask, decode_each: DecodeEach, report_done: Callable[[int], None] = lambda n: None
 ) -> list[Broken]:
-    """Writes the file of a task unless it is finished; returns the clips it cannot be made with.
+    """Writes a shard unless it is finished; returns its broken clips, with which it is not written.
 
-    Any number of processes may do so at once. `each` decodes; tick(n) says that n more
+    Several processes may write shards at the same time. report_done(n) is called when n more
     examples are done.
     """
-    facts = read_stats(task.folder, task.name)
-    if facts and _digest(task.folder / "files" / task.name) == facts["sha256"]:
-        tick(facts["examples"])
+    stats = read_stats(task.folder, task.name)
+    if stats and _digest(task.folder / "files" / task.name) == stats["sha256"]:
+        report_done(stats["examples"])
         return []
     broken: list[Broken] = []
 
-    def sound() -> Iterator[tuple[str, dict]]:
-        for item in task.examples(each):
+    def good_examples() -> Iterator[tuple[str, dict]]:
+        for item in task.examples(decode_each):
             if isinstance(item, Broken):
                 broken.append(item)
-            if not broken:
+            elif not broken:
                 yield item
-            tick(1)
+            report_done(1)
 
     partial = task.folder / f"{task.name}.{uuid.uuid4().hex}.partial"
     try:
-        count = write_records(partial, sound(), task.features)
+        count = write_records(partial, good_examples(), task.features)
         if broken:
             return broken
-        facts = {"examples": count, "bytes": partial.stat().st_size, "sha256": _digest(partial)}
-        _place(partial, task.folder / "files" / task.name)
-        partial.write_text(json.dumps(facts))
-        _place(partial, task.folder / "facts" / f"{task.name}.json")
+        stats = {"examples": count, "bytes": partial.stat().st_size, "sha256": _digest(partial)}
+        _move_durably(partial, task.folder / "files" / task.name)
+        partial.write_text(json.dumps(stats))
+        _move_durably(partial, task.folder / "facts" / f"{task.name}.json")
     finally:
         partial.unlink(missing_ok=True)
     return []
 
 
-def read_stats(folder: Path, name: str) -> dict | None:
-    """{"examples", "bytes", "sha256"} of a file; None if it is not finished.
+def read_stats(folder: Path, name: str) -> dict[str, Any] | None:
+    """{"examples", "bytes", "sha256"} of a shard; None if it is not finished.
 
     Only its size is compared, not its content.
     """
     try:
-        facts = json.loads((folder / "facts" / f"{name}.json").read_text())
-        same = facts["bytes"] == (folder / "files" / name).stat().st_size
+        stats = json.loads((folder / "facts" / f"{name}.json").read_text())
+        same_size = stats["bytes"] == (folder / "files" / name).stat().st_size
     except (OSError, ValueError, KeyError):
         return None
-    return facts if same else None
+    return stats if same_size else None
+
+
+def require_stats(folder: Path, name: str) -> dict[str, Any]:
+    """The same of a shard that is known to be finished."""
+    stats = read_stats(folder, name)
+    assert stats is not None, f"{folder / name} is not finished"
+    return stats
 
 
 def write_shards(
     tasks: Sequence[ShardTask],
-    work: Callable[[Any], Any],
+    decode: Callable[[Any], Any],
     processes: int,
     progress: Callable[[int], None],
 ) -> list[Broken]:
-    """Finishes all tasks, `processes` at a time, each with a process that does `work` for it.
+    """Writes all shards, `processes` at a time, each with a process of its own that decodes.
 
-    progress(examples done). Returns all clips that are broken, in the order of the tasks:
-    files are not made with these, all others are. What is raised ends all; what is finished
-    stays.
+    progress(examples done so far). Returns all broken clips, in the order of the tasks; shards
+    with broken clips are not written, all others are. An exception stops all of them;
+    finished shards are kept.
     """
     numbers, stop, lock = iter(range(len(tasks))), threading.Event(), threading.Lock()
-    found: dict[int, list[Broken]] = {}
-    alone, done = min(processes, len(tasks)) < 2, 0
+    broken: dict[int, list[Broken]] = {}
+    serial, done = min(processes, len(tasks)) < 2, 0
 
     def tick(examples: int = 0) -> None:
         nonlocal done
@@ -159,33 +168,33 @@ def write_shards(
             raise concurrent.futures.CancelledError
         with lock:
             done += examples
-        if alone and examples:
+        if serial and examples:
             progress(done)
 
-    def finish_some() -> None:
-        with IsolatedProcess(work, tick) as guard:
+    def write_some() -> None:
+        with IsolatedProcess(decode, tick) as decoder:
             while (number := next(numbers, None)) is not None:
-                found[number] = write_shard(tasks[number], guard.each, tick)
+                broken[number] = write_shard(tasks[number], decoder.each, tick)
 
-    if alone:
-        finish_some()
+    if serial:
+        write_some()
     else:
-        # Threads will do: they wait for what is decoded, and writing leaves the interpreter free.
+        # Threads suffice: they wait for decoding processes, and writing releases the GIL.
         count = min(processes, len(tasks))
         pool = ThreadPoolExecutor(count)
         try:
-            waiting = {pool.submit(finish_some) for _ in range(count)}
+            waiting = {pool.submit(write_some) for _ in range(count)}
             while waiting:
                 ended, waiting = concurrent.futures.wait(
                     waiting, POLL, return_when=concurrent.futures.FIRST_COMPLETED
                 )
                 for future in ended:
-                    future.result()  # raises what was raised there
+                    future.result()  # raises what the thread raised
                 progress(done)
         finally:
             stop.set()
             pool.shutdown()
-    return [broken for number in sorted(found) for broken in found[number]]
+    return [clip for number in sorted(broken) for clip in broken[number]]
 
 
 def _digest(path: Path) -> str:
@@ -193,15 +202,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place(partial: Path, path: Path) -> None:
-    """Gives a file its name when its content is on the disk, and the name is too."""
+def _move_durably(partial: Path, path: Path) -> None:
+    """Renames a file once its content is on the disk; returns when the new name is too."""
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Returns when the file, or the names in the folder, would survive a loss of power."""
+    """Flushes a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,185 +1,214 @@
-"""One video file looked at from its first byte to its last: what training would take of it.
+"""One video file checked from its first byte to its last: what training would read from it.
 
-Training passes over what does not decode (`data/video.py: read_frames`): a lost frame is the
-last good one, what a decoder has patched up is taken as it is, and a video that was cut off
-is a shorter one. Here each of them shows (`data/strict.py`).
+Training tolerates what does not decode (`decode.py: read_frames`): a lost frame is replaced by
+the last good one, frames that a decoder has repaired are used, and a truncated video is a
+shorter one. Here all of these are reported (`strict_decode.py`).
 """
 
 import hashlib
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
 from data.video import decode, strict_decode
 from data.video.file_faults import fault_of_file, reason_of_content
+from data.video.strict_decode import Decoded
+from data.video.timeline import (
+    Timeline,
+    frame_positions,
+    frames_at,
+    read_timeline,
+    require_within,
+)
 
-SIDE = 32  # of the pictures that are compared
-BLACK = 8  # of 255: nothing in a black frame is brighter
-TOLERATED = 0.05  # share of a video's frames that may be lost where none of them is wanted
-# Containers whose header tells how long a video is, and not a guess from its rate of bytes.
+SIZE = 32  # of the frames that are compared
+BLACK = 8  # of 255: no pixel of a black frame is brighter
+TOLERATED = 0.05  # share of a video's frames that may be lost if none of them is used
+# Containers whose header states the duration, rather than a guess from the bit rate.
 TIMED = ("matroska", "flv")
 
 
 class FileJob(NamedTuple):
     path: str
-    stretches: tuple[tuple[float | None, float | None], ...]  # start and end of each clip in it
-    frames: int  # a clip's at most
+    segments: tuple[tuple[float | None, float | None], ...]  # start and end of each of its clips
+    max_frames: int  # per clip
 
 
 class SegmentReport(NamedTuple):
     """One clip of a file."""
 
-    fault: str  # why it is not to be trained on; empty: it is sound
-    damage: str = ""  # what is wrong with the file, though all frames that are taken are whole
+    fault: str  # why it must not be used for training; empty: it is good
+    damage: str = ""  # damage to the file that spares all frames training uses
     seconds: float = 0.0
-    frames: int = 0  # taken in training
-    black: int = 0  # of these
-    pictures: str = ""  # digest of these; empty: all are black
+    frames: int = 0  # number that training uses
+    black: int = 0  # number of these that are black
+    digest: str = ""  # of these frames; empty: all are black
 
 
 class FileReport(NamedTuple):
-    stretches: tuple[SegmentReport, ...]
-    missing: bool = False  # no file is there
-    content: tuple[int, str] | None = None  # bytes of the file and their digest
+    segments: tuple[SegmentReport, ...]
+    missing: bool = False  # there is no such file
+    content: tuple[int, str] | None = None  # size of the file in bytes, and its digest
 
 
 def inspect_file(job: FileJob) -> FileReport:
     """What is wrong with each clip of a file; raises nothing but MemoryError."""
     fault, missing = fault_of_file(job.path)
     if fault:
-        return FileReport((SegmentReport(fault),) * len(job.stretches), missing)
+        return FileReport((SegmentReport(fault),) * len(job.segments), missing)
     try:
-        stretches = _stretches(job)
+        segments = _inspect_segments(job)
     except DataError as error:
         fault = reason_of_content(job.path) or _reason(error, job.path)
-        stretches = (SegmentReport(fault),) * len(job.stretches)
+        segments = (SegmentReport(fault),) * len(job.segments)
     with open(job.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    return FileReport(stretches, False, (os.path.getsize(job.path), digest.hexdigest()))
+    return FileReport(segments, False, (os.path.getsize(job.path), digest.hexdigest()))
 
 
 def _reason(error: DataError, path: str) -> str:
-    said = str(error).removeprefix(f"{path}: ").split("; ")[0]
-    return said.replace("(End of file)", "(it ends before its first frame)")
+    reason = str(error).removeprefix(f"{path}: ").split("; ")[0]
+    return reason.replace("(End of file)", "(it ends before its first frame)")
 
 
 class DecodeRequest(NamedTuple):
-    """One clip, and how its pictures are wanted."""
+    """One clip, and the number and size of the frames wanted."""
 
     path: str
     start: float | None
     end: float | None
-    frames: int
+    max_frames: int
     size: int
 
 
-def decode_checked(clip: DecodeRequest) -> np.ndarray | str:
-    """The pictures of a clip as `read_frames` takes them, uint8 [n, size, size, 3], n <= frames,
-    or why the clip is not to be trained on, as `examine` has it.
+def decode_checked(request: DecodeRequest) -> np.ndarray | str:
+    """The frames of a clip as `read_frames` gives them, or why it must not be used for training.
 
-    A sound file is decoded once for both. Raises nothing but MemoryError.
+    Frames are uint8 [n, size, size, 3], n <= max_frames; the reason is that of `inspect_file`.
+    An undamaged file is decoded once for both. Raises nothing but MemoryError.
     """
-    if fault := fault_of_file(clip.path)[0]:
+    if fault := fault_of_file(request.path)[0]:
         return fault
-    job = FileJob(clip.path, ((clip.start, clip.end),), clip.frames)
+    job = FileJob(request.path, ((request.start, request.end),), request.max_frames)
     try:
-        timeline, promised, decoded, (wanted,) = _look(job, clip.size)
-        if isinstance(wanted, str):
-            return wanted
-        if fault := _faults(timeline, promised, decoded, wanted)[0]:
+        file = _decode_file(job, request.size)
+        (numbers,) = file.numbers
+        if isinstance(numbers, str):
+            return numbers
+        if fault := _faults(file, numbers)[0]:
             return fault
-        found = [decoded.pictures[n] for n in wanted if n in decoded.pictures]
-        plain = not decoded.damaged and decoded.by_stamp == timeline.decoded_alike
-        if plain and len(found) == len(wanted):
-            return np.stack(found)
-        # Something was passed over; what training takes instead is for `read_frames` to say.
-        return decode.read_frames(clip.path, clip.size, clip.frames, clip.start, clip.end)
+        decoded = file.decoded
+        frames = [decoded.frames[n] for n in numbers if n in decoded.frames]
+        undamaged = not decoded.damaged and decoded.by_pts == file.timeline.pts_match
+        if undamaged and len(frames) == len(numbers):
+            return np.stack(frames)
+        # Some frames were skipped; `read_frames` decides what training uses instead.
+        return decode.read_frames(
+            request.path, request.size, request.max_frames, start=request.start, end=request.end
+        )
     except DataError as error:
-        return reason_of_content(clip.path) or _reason(error, clip.path)
+        return reason_of_content(request.path) or _reason(error, request.path)
 
 
-def _stretches(job: FileJob) -> tuple[SegmentReport, ...]:
-    timeline, promised, decoded, wanted = _look(job, SIDE)
-    return tuple(
-        SegmentReport(some)
-        if isinstance(some, str)
-        else _judge(timeline, promised, decoded, some, *ends)
-        for some, ends in zip(wanted, job.stretches, strict=True)
-    )
+class _DecodedFile(NamedTuple):
+    timeline: Timeline
+    promised: int  # frames according to the header; 0: it does not state them
+    decoded: Decoded
+    numbers: list[list[int] | str]  # for each segment, the numbers of its frames, or a fault
 
 
-def _look(
-    job: FileJob, size: int
-) -> tuple[decode.Timeline, int, strict_decode.Decoded, list[list[int] | str]]:
-    """The file's timeline, the frames its header promises, what decodes of it, and of each
-    stretch the numbers of the frames to take, or a fault."""
+def _decode_file(job: FileJob, size: int) -> _DecodedFile:
     with decode.open_video(job.path) as (container, stream):
-        timeline = decode.read_timeline(job.path, container, stream)
+        timeline = read_timeline(job.path, container, stream)
         promised = _promised_frames(container, stream, timeline)
-    wanted: list[list[int] | str] = []
-    for start, end in job.stretches:
+    numbers: list[list[int] | str] = []
+    for start, end in job.segments:
         try:
-            decode.require_within(job.path, timeline, start)
+            require_within(job.path, timeline, start)
         except DataError as error:
-            wanted.append(_reason(error, job.path))
+            numbers.append(_reason(error, job.path))
             continue
-        at = decode.frame_positions(timeline.frames, timeline.rate, job.frames, start, end)
-        wanted.append(decode.frames_at(timeline, at))
-    numbers = sorted({n for some in wanted if isinstance(some, list) for n in some})
-    return timeline, promised, strict_decode.decode(job.path, timeline, numbers, size), wanted
+        positions = frame_positions(
+            timeline.num_frames, timeline.fps, job.max_frames, start=start, end=end
+        )
+        numbers.append(frames_at(timeline, positions))
+    wanted = sorted({n for of_clip in numbers if isinstance(of_clip, list) for n in of_clip})
+    decoded = strict_decode.decode(job.path, timeline, wanted, size)
+    return _DecodedFile(timeline, promised, decoded, numbers)
 
 
-def _promised_frames(container, stream, timeline) -> int:
-    """How many frames the header tells of; 0 if it does not."""
+def _promised_frames(container: Any, stream: Any, timeline: Timeline) -> int:
+    """How many frames the header says there are; 0 if it does not say."""
     if stream.frames:
-        # The index of the MP4 family is without the samples that its edit list leaves out.
+        # The index of an MP4 file does not contain the samples that its edit list omits.
         index = len(stream.index_entries) if container.format.name.startswith("mov") else 0
         return min(stream.frames, index or stream.frames)
     timed = container.duration and container.format.name.startswith(TIMED)
-    if not timed or not timeline.steady:  # the last frame may be meant to last
+    if not timed or not timeline.constant_rate:  # the last frame may be meant to be shown longer
         return 0
-    told = _seconds(stream.metadata.get("DURATION", ""))
-    if not told and len(container.streams) == 1:
-        told = container.duration / 1e6
-    return round(told * timeline.rate)
+    duration = _parse_clock(stream.metadata.get("DURATION", ""))
+    if not duration and len(container.streams) == 1:
+        duration = container.duration / 1e6
+    return round(duration * timeline.fps)
 
 
-def _seconds(clock: str) -> float:
-    """Seconds of "00:00:02.000000000"; 0 if it is something else."""
+def _parse_clock(text: str) -> float:
+    """Seconds of "00:00:02.000000000"; 0 if the text has another form."""
     try:
-        hours, minutes, seconds = map(float, clock.split(":"))
+        hours, minutes, seconds = map(float, text.split(":"))
     except ValueError:
         return 0.0
     return 3600 * hours + 60 * minutes + seconds
 
 
-def _judge(timeline, promised, decoded, numbers, start, end) -> SegmentReport:
-    seconds = min(timeline.seconds, end or timeline.seconds) - (start or 0.0)
-    pictures = [decoded.pictures[n] for n in numbers if n in decoded.pictures]
-    black = sum(int(picture.max()) <= BLACK for picture in pictures)
+def _inspect_segments(job: FileJob) -> tuple[SegmentReport, ...]:
+    file = _decode_file(job, SIZE)
+    return tuple(
+        SegmentReport(numbers)
+        if isinstance(numbers, str)
+        else _inspect_segment(file, numbers, start, end)
+        for numbers, (start, end) in zip(file.numbers, job.segments, strict=True)
+    )
+
+
+def _inspect_segment(
+    file: _DecodedFile, numbers: list[int], start: float | None, end: float | None
+) -> SegmentReport:
+    duration = file.timeline.duration
+    decoded = file.decoded.frames
+    frames = [decoded[n] for n in numbers if n in decoded]
+    black = sum(int(frame.max()) <= BLACK for frame in frames)
     digest = ""
-    if black < len(pictures):
-        digest = hashlib.sha256(np.stack(pictures).tobytes()).hexdigest()
-    said = _faults(timeline, promised, decoded, numbers)
-    return SegmentReport(*said, seconds, len(numbers), black, digest)
+    if black < len(frames):
+        digest = hashlib.sha256(np.stack(frames).tobytes()).hexdigest()
+    fault, damage = _faults(file, numbers)
+    return SegmentReport(
+        fault=fault,
+        damage=damage,
+        seconds=min(duration, end or duration) - (start or 0.0),
+        frames=len(numbers),
+        black=black,
+        digest=digest,
+    )
 
 
-def _faults(timeline, promised, decoded, numbers) -> tuple[str, str]:
-    """Why a clip of the frames `numbers` is bad, or what damage it can bear; "" for none."""
-    whole, there = decoded.whole, decoded.there
-    if promised <= there + 1:  # headers may or may not count the last frame's own time
+def _faults(file: _DecodedFile, numbers: list[int]) -> tuple[str, str]:
+    """Why a clip of the frames `numbers` is bad, or which damage is tolerable; "" for none."""
+    intact, present, promised = file.decoded.intact, file.decoded.num_frames, file.promised
+    if promised <= present + 1:  # headers may or may not count the last frame's own time
         promised = 0
-    lost = sum(not whole[n] for n in numbers)
+    lost = sum(not intact[n] for n in numbers)
     faults = []
     if lost:
         faults.append(f"{lost} of the {len(numbers)} frames to take are damaged")
     if promised:
-        faults.append(f"cut short: {there} frames of the {promised} that its header promises")
-    damaged = int((~whole).sum())
-    if not lost and decoded.damaged:
-        faults.append(f"{damaged} of its {timeline.frames} frames are damaged")
-    said = "; ".join(faults)
-    share = max(damaged / timeline.frames, (promised - there) / promised if promised else 0.0)
-    return (said, "") if lost or share > TOLERATED else ("", said)
+        faults.append(f"cut short: {present} frames of the {promised} that its header promises")
+    damaged = int((~intact).sum())
+    if not lost and file.decoded.damaged:
+        faults.append(f"{damaged} of its {file.timeline.num_frames} frames are damaged")
+    text = "; ".join(faults)
+    missing = (promised - present) / promised if promised else 0.0
+    share = max(damaged / file.timeline.num_frames, missing)
+    return (text, "") if lost or share > TOLERATED else ("", text)

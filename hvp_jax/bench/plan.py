@@ -1,17 +1,22 @@
-"""`bench --config.bench=plan`: what a training step needs on machines that are not here.
+"""`bench --config.bench=plan`: estimates of a training step on machines that are not available.
 
-Nothing is run. Memory: the compiler's analysis of the whole step on one simulated device, at
-two batch sizes, is a line in the examples a device holds; to it comes the analysis of the loss
-over as many devices as the machine has, which grows with the global batch. Both are XLA's for
-the CPU: another device's compiler lays out and fuses in its own way. Time: the step's
-operations by `hvp_jax/models/flops.py` at a share of the published peak, and the bytes that
-devices exchange at the published rate of their links, nothing overlapped.
+Nothing is run.
+
+Memory per device is the sum of two parts, both from the compiler's memory analysis:
+the step without the loss, which is linear in the examples per device (a line through two batch
+sizes, compiled for one simulated device); and the loss, which depends on the global batch size
+too (compiled for as many simulated devices as the machine has). XLA compiles for the CPU here;
+on other devices it uses other layouts and fusions.
+
+Time is a lower bound: the operations of the step (`hvp_jax/models/flops.py`) at a share of the
+published peak, plus the bytes that devices exchange at the published bandwidth of their links,
+without overlap of the two.
 """
 
 import dataclasses
 import functools
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +30,7 @@ from hvp_jax.bench.memory import (
     some_devices,
     temp_bytes,
 )
+from hvp_jax.bench.result import BenchResult, describe_run
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
 from hvp_jax.models.clip import REMAT
@@ -35,31 +41,45 @@ from hvp_jax.training import train_state
 from hvp_jax.training.step_spec import step_spec_from_config
 from hvp_jax.training.train_step import train_step
 
-SHARE = 0.4  # of the peak, assumed
+SHARE = 0.4  # of the peak that a step is assumed to reach
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-FITTED = (16, 32)  # examples on one device, of the two compiled steps
-CHECKED = 1024  # global batch of the step that is compiled whole, to tell how good the sum is
+FITTED = (16, 32)  # examples per device in the two steps that determine the line
+CHECKED = 1024  # global batch size of the complete step that the sum is compared with
 
 log = logging.getLogger(__name__)
 
 
 class Machine(NamedTuple):
-    kind: str  # of `PEAKS`
+    kind: str  # key of `PEAKS`
     devices: int
-    link: float  # bytes a second that a device sends, published
+    link: float  # published bandwidth: bytes per second that a device sends
 
 
-# Links: Google, cloud.google.com/tpu/docs/v5e and /v4, "Interchip Interconnect BW" a chip, 1,600
+# Links: Google, cloud.google.com/tpu/docs/v5e and /v4, "Interchip Interconnect BW" per chip, 1,600
 # and 2,400 Gbit/s; NVIDIA H100 data sheet, NVLink 900 GB/s, which counts both directions.
 MACHINES = {
     "v5e-16": Machine("TPU v5 lite", 16, 200e9),
-    "v4-32": Machine("TPU v4", 16, 300e9),  # named by its 32 cores: 16 chips
+    "v4-32": Machine("TPU v4", 16, 300e9),  # named after its 32 cores: 16 chips
     "8 x H100": Machine("NVIDIA H100 80GB HBM3", 8, 450e9),
 }
 
 
-def compiled_step(config: ConfigDict, model: HVPNet, batch: int, devices: list):
-    """The whole training step of a global batch over `devices`, lowered from shapes alone."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanResult(BenchResult):
+    machines: dict[str, dict[int, dict[str, Any]]]  # by machine and global batch size
+    gib_without_examples: dict[str, float] = dataclasses.field(
+        metadata={"json": "GiB_without_examples"}
+    )
+    mib_each_example: dict[str, float] = dataclasses.field(metadata={"json": "MiB_each_example"})
+    sum_over_whole_step: float
+    count_over_cost_analysis: float
+    share_of_peak_assumed: float
+
+
+def lower_step(
+    config: ConfigDict, model: HVPNet, batch: int, devices: list[jax.Device]
+) -> jax.stages.Lowered:
+    """The complete training step of a global batch on `devices`, lowered from shapes."""
     partitioner = Partitioner("shard_map", config.fsdp, devices)
     spec = step_spec_from_config(config, model, batch)
     state = jax.eval_shape(
@@ -76,19 +96,19 @@ def compiled_step(config: ConfigDict, model: HVPNet, batch: int, devices: list):
         video=jax.ShapeDtypeStruct((batch, frames, side, side, 3), jnp.uint8),
         video_mask=jax.ShapeDtypeStruct((batch, frames), bool),
     )
-    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
-    return laid.lower(partitioner.abstract_state(state), partitioner.abstract_batch(shapes))
+    step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
+    return step.lower(partitioner.abstract_state(state), partitioner.abstract_batch(shapes))
 
 
-def step_memory(config: ConfigDict, model: HVPNet, batch: int, devices: list) -> float:
-    """Bytes on one device: the state, this device's part of the batch, and what is temporary."""
-    analysis = compiled_step(config, model, batch, devices).compile().memory_analysis()
-    # The new state takes the place of the old.
+def step_memory(config: ConfigDict, model: HVPNet, batch: int, devices: list[jax.Device]) -> float:
+    """Bytes on one device: the state, its shard of the batch, and temporary memory."""
+    analysis: Any = lower_step(config, model, batch, devices).compile().memory_analysis()
+    # The new state reuses the memory of the old one.
     return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
 
 
 def loss_memory(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> float:
-    """Temporary bytes of the loss on one of `devices`, by the compiler's analysis."""
+    """Temporary bytes of the loss on one of `devices` devices."""
     mesh = make_mesh(some_devices(devices))
     paired = config.similarity.word_weights == "paired"
     compute = loss_and_grad(config.similarity.chunk_size, paired, model.dtype, mesh)
@@ -97,7 +117,7 @@ def loss_memory(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> 
 
 
 def fit_memory_line(config: ConfigDict, model: HVPNet) -> tuple[float, float]:
-    """Bytes on a device: what is there with no example, and what each example adds."""
+    """Bytes of a step without the loss on a device: without examples, and for each example."""
     device = some_devices(1)
     low, high = (
         step_memory(config, model, size, device) - loss_memory(config, model, size, 1)
@@ -108,38 +128,45 @@ def fit_memory_line(config: ConfigDict, model: HVPNet) -> tuple[float, float]:
 
 
 def counted_over_cost_analysis(config: ConfigDict, model: HVPNet) -> float:
-    """Our count of operations over XLA's, of a step where each scan has one turn.
+    """Our count of operations divided by XLA's, for a step in which each scan has one iteration.
 
-    XLA counts the body of a loop once: here the towers have one layer and the scoring one tile.
+    XLA counts the body of a loop only once, so the towers have one layer here, and the scores
+    are computed in one chunk.
     """
     batch, config = 8, config.copy_and_resolve_references()
     config.similarity.chunk_size = batch
     small = dataclasses.replace(model.clip_config, vision_layers=1, text_layers=1)
     single = model.clone(clip_config=small, taps=(1,), remat="none")
-    lowered = compiled_step(config, single, batch, some_devices(1))
+    lowered = lower_step(config, single, batch, some_devices(1))
     ours = flops.training_step(single, batch, config.data.max_frames, config.data.max_words)
-    return ours / lowered.cost_analysis()["flops"]
+    cost: Any = lowered.cost_analysis()
+    return ours / cost["flops"]
 
 
 @functools.lru_cache
 def bytes_to_exchange(model: HVPNet, words: int) -> tuple[int, int]:
-    """Bytes of all weights, and of the text features of one example."""
-    weights = jax.eval_shape(lambda: init_params(model, 0))
+    """Bytes of all parameters, and of the text features of one example."""
+    params = jax.eval_shape(lambda: init_params(model, 0))
     text, _, _ = feature_shapes(model, 1, 1, words)
-    return tuple(
-        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (weights, text)
+    params_bytes, text_bytes = (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (params, text)
     )
+    return params_bytes, text_bytes
 
 
 def bytes_sent(config: ConfigDict, model: HVPNet, batch: int, devices: int) -> float:
-    """Bytes that a device sends in a step: text gathered, its gradient and the weights' summed."""
-    weights, text = bytes_to_exchange(model, config.data.max_words)
-    # Around a ring a gather or a scatter passes on all parts but its own; a sum does both.
-    return (devices - 1) / devices * (2 * batch * text + 2 * weights)
+    """Bytes that a device sends in a step.
+
+    Text features are gathered and their gradients reduce-scattered; the gradients of the
+    parameters are all-reduced.
+    """
+    params, text = bytes_to_exchange(model, config.data.max_words)
+    # In a ring, a gather or a reduce-scatter sends all shards but one; an all-reduce does both.
+    return (devices - 1) / devices * (2 * batch * text + 2 * params)
 
 
-def step_seconds(config: ConfigDict, model: HVPNet, machine: Machine, batch: int) -> dict:
-    """Lower bounds of a step's time: its arithmetic at SHARE of the peak, and the links."""
+def step_seconds(config: ConfigDict, model: HVPNet, machine: Machine, batch: int) -> dict[str, Any]:
+    """Lower bounds for the time of a step: computation at SHARE of the peak, and communication."""
     peak = PEAKS[machine.kind]
     rate = peak.flops if model.dtype == jnp.bfloat16 else peak.flops_float32
     operations = flops.training_step(model, batch, config.data.max_frames, config.data.max_words)
@@ -149,12 +176,12 @@ def step_seconds(config: ConfigDict, model: HVPNet, machine: Machine, batch: int
     }
 
 
-def bench_plan(config: ConfigDict, model: HVPNet) -> dict:
-    """Memory and time a device of every machine and global batch. All computed, none measured."""
+def bench_plan(config: ConfigDict, model: HVPNet) -> PlanResult:
+    """Memory and time for every machine and global batch size: computed, not measured."""
     config.train.steps = config.train.steps or 1000
     lines, models = {}, {}
     for remat in REMAT:
-        log.info("compiling the step, remat %s, at %d and %d examples a device", remat, *FITTED)
+        log.info("compiling the step, remat %s, with %d and %d examples per device", remat, *FITTED)
         config.model.remat = remat
         models[remat] = from_config(resolve(config), model.clip_config)
         lines[remat] = fit_memory_line(config, models[remat])
@@ -162,16 +189,16 @@ def bench_plan(config: ConfigDict, model: HVPNet) -> dict:
     losses = {}
     for devices in counts:
         for batch in BATCHES:
-            log.info("compiling the loss of %d examples over %d devices", batch, devices)
+            log.info("compiling the loss of %d examples on %d devices", batch, devices)
             losses[batch, devices] = loss_memory(config, model, batch, devices)
 
-    def total(remat, batch, devices):
+    def total(remat: str, batch: int, devices: int) -> float:
         base, slope = lines[remat]
         return base + slope * batch / devices + losses[batch, devices]
 
-    log.info("compiling the whole step of %d examples over %d devices", CHECKED, counts[0])
+    log.info("compiling the complete step of %d examples on %d devices", CHECKED, counts[0])
     config.model.remat = "dots"
-    whole = step_memory(config, models["dots"], CHECKED, some_devices(counts[0]))
+    complete = step_memory(config, models["dots"], CHECKED, some_devices(counts[0]))
     machines = {
         name: {
             batch: step_seconds(config, model, machine, batch)
@@ -180,19 +207,20 @@ def bench_plan(config: ConfigDict, model: HVPNet) -> dict:
         }
         for name, machine in MACHINES.items()
     }
-    result = {
-        "machines": machines,
-        "GiB_without_examples": {remat: base / 2**30 for remat, (base, _) in lines.items()},
-        "MiB_each_example": {remat: slope / 2**20 for remat, (_, slope) in lines.items()},
-        "sum_over_whole_step": total("dots", CHECKED, counts[0]) / whole,
-        "count_over_cost_analysis": counted_over_cost_analysis(config, model),
-        "share_of_peak_assumed": SHARE,
-    }
-    return result | {"text": text_of(result, config, model)}
+    result = PlanResult(
+        **describe_run(config),
+        machines=machines,
+        gib_without_examples={remat: base / 2**30 for remat, (base, _) in lines.items()},
+        mib_each_example={remat: slope / 2**20 for remat, (_, slope) in lines.items()},
+        sum_over_whole_step=total("dots", CHECKED, counts[0]) / complete,
+        count_over_cost_analysis=counted_over_cost_analysis(config, model),
+        share_of_peak_assumed=SHARE,
+    )
+    return dataclasses.replace(result, text=text_of(result, config, model))
 
 
-def text_of(result: dict, config: ConfigDict, model: HVPNet) -> str:
-    """The tables for a person, in Markdown. What does not fit into the device is struck out."""
+def text_of(result: PlanResult, config: ConfigDict, model: HVPNet) -> str:
+    """The tables in Markdown. Sizes that exceed the memory of the device are struck out."""
     lines = [
         f"{config.model.variant}, {model.dtype}, {config.data.max_frames} frames, "
         f"{config.data.max_words} words, chunk {config.similarity.chunk_size}. "
@@ -204,12 +232,11 @@ def text_of(result: dict, config: ConfigDict, model: HVPNet) -> str:
             "",
             f"{name}: {machine.devices} devices of {peak.memory / 2**30:.1f} GiB",
             "",
-            "| global batch | a device | step, at least, ms | of it links | examples/s, at most | "
-            + " | ".join(f"GiB, remat {remat}" for remat in REMAT)
-            + " |",
+            "| global batch | per device | step, at least, ms | of it links | "
+            "examples/s, at most | " + " | ".join(f"GiB, remat {remat}" for remat in REMAT) + " |",
             "| ---: |" + " ---: |" * (4 + len(REMAT)),
         ]
-        for batch, row in result["machines"][name].items():
+        for batch, row in result.machines[name].items():
             ms = row["compute_ms"] + row["links_ms"]
             sizes = [
                 f"{gib:.1f}" if gib * 2**30 <= peak.memory else f"~~{gib:.1f}~~"
@@ -223,10 +250,10 @@ def text_of(result: dict, config: ConfigDict, model: HVPNet) -> str:
         [
             *lines,
             "",
-            f"Assumed: {SHARE:.0%} of the published peak. The line and the loss summed, over the "
-            f"analysis of the whole step of {CHECKED:,} examples on "
+            f"Assumed: {SHARE:.0%} of the published peak. The estimated memory, divided by the "
+            f"analysis of the complete step of {CHECKED:,} examples on "
             f"{min(m.devices for m in MACHINES.values())} devices: "
-            f"{result['sum_over_whole_step']:.2f}. Operations counted, over XLA's count where it "
-            f"can be asked: {result['count_over_cost_analysis']:.2f}.",
+            f"{result.sum_over_whole_step:.2f}. The counted operations, divided by XLA's count for "
+            f"a step without loops: {result.count_over_cost_analysis:.2f}.",
         ]
     )

@@ -1,5 +1,6 @@
 """`bench --config.bench=step`: one training step."""
 
+import dataclasses
 import functools
 import time
 
@@ -8,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data.batches.batch import Batch
-from hvp_jax.bench.timing import measure
+from hvp_jax.bench.result import BenchResult, describe_run
+from hvp_jax.bench.timing import Measurement, measure
 from hvp_jax.models import flops
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.monitoring.throughput import peak_memory
@@ -16,6 +18,14 @@ from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import train_state
 from hvp_jax.training.step_spec import step_spec_from_config
 from hvp_jax.training.train_step import train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepResult(Measurement, BenchResult):
+    compile_s: float
+    steps_per_s: float = dataclasses.field(metadata={"json": "steps/s"})
+    videos_per_s: float = dataclasses.field(metadata={"json": "videos/s"})
+    peak_memory_mib: float = dataclasses.field(metadata={"json": "peak_memory_MiB"})
 
 
 def random_batch(config: ConfigDict, model: HVPNet, rng: np.random.Generator) -> Batch:
@@ -30,8 +40,8 @@ def random_batch(config: ConfigDict, model: HVPNet, rng: np.random.Generator) ->
     )
 
 
-def bench_step(config: ConfigDict, model: HVPNet) -> dict:
-    """The training step, on one batch of noise."""
+def bench_step(config: ConfigDict, model: HVPNet) -> StepResult:
+    """Times the training step on a batch of noise."""
     partitioner = Partitioner(config.parallel, config.fsdp)
     partitioner.check_batch_size(config.train.batch_size, "train.batch_size")
     config.train.steps = config.train.steps or 1000
@@ -40,24 +50,26 @@ def bench_step(config: ConfigDict, model: HVPNet) -> dict:
     params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
     state = partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
     del params
-    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
+    step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
     first = time.perf_counter()
-    state, _ = jax.block_until_ready(laid(state, batch))
+    state, _ = jax.block_until_ready(step(state, batch))
     first = time.perf_counter() - first
 
-    def work():
+    def work() -> tuple:
         nonlocal state
-        state, metrics = laid(state, batch)
+        state, metrics = step(state, batch)
         return state, metrics
 
     operations = flops.training_step(
         model, config.train.batch_size, config.data.max_frames, config.data.max_words
     )
-    result = measure(work, operations, model.dtype, len(partitioner.devices))
-    rate = 1000 / result["ms"]
-    return result | {
-        "compile_s": first - result["ms"] / 1000,
-        "steps/s": rate,
-        "videos/s": rate * config.train.batch_size,
-        "peak_memory_MiB": (peak_memory(partitioner.devices[:1]) or 0) / 2**20,
-    }
+    measured = measure(work, operations, model.dtype, len(partitioner.devices))
+    steps_per_s = 1000 / measured.ms
+    return StepResult(
+        **describe_run(config),
+        **vars(measured),
+        compile_s=first - measured.ms / 1000,
+        steps_per_s=steps_per_s,
+        videos_per_s=steps_per_s * config.train.batch_size,
+        peak_memory_mib=(peak_memory(partitioner.devices[:1]) or 0) / 2**20,
+    )

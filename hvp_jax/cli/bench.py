@@ -1,43 +1,46 @@
-"""The verb `bench`: how fast a step or the scoring is."""
+"""The verb `bench`: measures speed and memory of training, scoring and input."""
 
-import jax
+from collections.abc import Callable
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from hvp_jax.bench.input import bench_input
 from hvp_jax.bench.memory import bench_memory, simulate_devices
 from hvp_jax.bench.plan import bench_plan
+from hvp_jax.bench.result import BenchResult
 from hvp_jax.bench.similarity import bench_similarity
 from hvp_jax.bench.step import bench_step
 from hvp_jax.config.resolve import resolve
-from hvp_jax.models.hvpnet import from_config
+from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.monitoring import json_files
 from hvp_jax.weights import initial
 
-PARTS = {
+PARTS: dict[str, Callable[[ConfigDict, HVPNet], BenchResult]] = {
     "step": bench_step,
     "similarity": bench_similarity,
     "input": bench_input,
     "memory": bench_memory,
     "plan": bench_plan,
 }
-# Of compiled programs, for devices that need not be there: how many to simulate.
-SIMULATED = {"memory": 8, "plan": 16}
+# These parts only compile programs: the number of devices to simulate for them.
+SIMULATED_DEVICES = {"memory": 8, "plan": 16}
 
 
-def run(config: ConfigDict, workdir=None) -> dict:
-    """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
-    if config.bench in SIMULATED:
-        simulate_devices(SIMULATED[config.bench])
-    initial_weights = initial.find_initial_weights(
-        config
-    )  # for the sizes: the arithmetic is the same for any weights
+def run(config: ConfigDict, workdir: Path | None = None) -> BenchResult:
+    """Runs the part that `config.bench` names; writes bench_PART.json to a workdir if given."""
+    if config.bench in SIMULATED_DEVICES:
+        simulate_devices(SIMULATED_DEVICES[config.bench])
+    # Only for the sizes: the computation is the same for any weights.
+    initial_weights = initial.find_initial_weights(config)
     config = resolve(config, initial_weights.spec)
     model = from_config(config, initial_weights.spec.clip_config)
     if workdir is not None:
         json_files.make_workdir(workdir)
-    part = PARTS[config.bench]
-    result = {"bench": config.bench, "variant": config.model.variant, "precision": config.precision}
-    result |= {"devices": [str(device) for device in jax.devices()]} | part(config, model)
+    result = PARTS[config.bench](config, model)
     if workdir is not None:
-        json_files.write_json(workdir / f"bench_{config.bench}.json", result)
+        written = json_files.to_json_types(result)
+        if result.text is not None:
+            written["text"] = result.text
+        json_files.write_json(workdir / f"bench_{config.bench}.json", written)
     return result

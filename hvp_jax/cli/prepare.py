@@ -22,8 +22,15 @@ def run(config: ConfigDict) -> dict:
             bar.update(done - bar.n)
 
         data = config.data
-        how = (progress, data.workers, data.beam_options)
-        result = prepare.prepare(clips, data.shards, size, data.max_frames, *how)
+        result = prepare.prepare(
+            clips,
+            data.shards,
+            size,
+            data.max_frames,
+            progress=progress,
+            workers=data.workers,
+            beam_options=data.beam_options,
+        )
     counts = ", ".join(f"{count} {split}" for split, count in result["splits"].items())
     verb = "wrote" if result["written"] else "found"
     text = f"{verb} {counts} clips in {result['directory']}, {result['bytes'] / 2**20:.0f} MiB"

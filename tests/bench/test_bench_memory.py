@@ -1,4 +1,4 @@
-"""The table of the loss's memory: its ways compute the same loss, and need what they should."""
+"""Memory of the loss: all variants compute the same loss, with the expected memory."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from configs.base import get_config
 from hvp_jax.bench import memory
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures, l2_normalize
+from hvp_jax.monitoring.json_files import to_json_types
 from hvp_jax.parallel.partitioner import AXIS
 from hvp_jax.training import train_step
 from tests.helpers.command import run_command
@@ -17,7 +18,7 @@ from tests.helpers.small import SIZES, normal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-MODEL = HVPNet(SIZES, (1, 3))
+MODEL = HVPNet(clip_config=SIZES, taps=(1, 3))
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,16 @@ def mesh():
 
 
 def random_features(batch):
-    """Features of the shapes that the encoders give, all different."""
+    """Random features of the shapes that the encoders produce."""
     text, video, log_scale = memory.feature_shapes(MODEL, batch, 2, 4)
     leaves, tree = jax.tree.flatten((text, video))
-    drawn = [
+    values = [
         np.asarray(l2_normalize(normal(i, *x.shape)), np.float32) for i, x in enumerate(leaves)
     ]
-    return *jax.tree.unflatten(tree, drawn), np.full(log_scale.shape, 2.0, np.float32)
+    return *jax.tree.unflatten(tree, values), np.full(log_scale.shape, 2.0, np.float32)
 
 
-def test_features_are_those_of_the_encoders():
+def test_feature_shapes_are_those_of_the_encoders():
     text, video, log_scale = memory.feature_shapes(MODEL, 16, 2, 4)
     assert (
         isinstance(text, TextFeatures)
@@ -47,35 +48,35 @@ def test_features_are_those_of_the_encoders():
 
 
 @pytest.mark.parametrize("way", [2, "naive", "original"])
-def test_every_way_is_the_loss_of_the_whole_batch(way, mesh):
+def test_every_variant_computes_the_loss_of_the_global_batch(way, mesh):
     inputs = random_features(16)
 
-    def whole(text, video, log_scale):
+    def expected(text, video, log_scale):
         return train_step.loss_from_features(text, video, log_scale, False, 16, jnp.float32)[0]
 
-    loss, gradients = jax.jit(jax.value_and_grad(whole, argnums=(0, 1, 2)))(*inputs)
-    found, theirs = memory.loss_and_grad(way, False, jnp.float32, mesh)(*inputs)
-    np.testing.assert_allclose(found, loss, rtol=1e-5)
-    # A gather's gradient sums what the eight devices, each with the same loss, pass back.
+    loss, gradients = jax.jit(jax.value_and_grad(expected, argnums=(0, 1, 2)))(*inputs)
+    actual, actual_gradients = memory.loss_and_grad(way, False, jnp.float32, mesh)(*inputs)
+    np.testing.assert_allclose(actual, loss, rtol=1e-5)
+    # The gradient of a gather sums over the eight devices, which all have the same loss.
     for (_, x), y in zip(
-        jax.tree.leaves_with_path(theirs[:2]), jax.tree.leaves(gradients[:2]), strict=True
+        jax.tree.leaves_with_path(actual_gradients[:2]), jax.tree.leaves(gradients[:2]), strict=True
     ):
         np.testing.assert_allclose(x / 8, y, atol=1e-6)
 
 
-def test_the_whole_table_needs_more_than_chunks_and_eight_devices_of_it_more_still(mesh):
+def test_memory_of_chunked_is_below_naive_and_naive_below_original(mesh):
     shapes = memory.shard_shapes(memory.feature_shapes(MODEL, 256, 8, 24), mesh)
     chunked, naive, original = (
         memory.temp_bytes(memory.loss_and_grad(way, False, jnp.float32, mesh), shapes)
         for way in (2, "naive", "original")
     )
-    # 2 taps, 256 texts of 24 words, this device's 32 clips of 5 tokens, in float32
+    # 2 taps, 256 texts of 24 words, 32 clips of this device with 5 tokens, float32
     assert naive > 2 * 256 * 24 * 32 * 5 * 4
     assert chunked < naive / 2
     assert original > 4 * naive
 
 
-def test_the_tables_tell_every_batch_and_way(monkeypatch):
+def test_table_has_every_batch_size_and_variant(monkeypatch):
     monkeypatch.setattr(memory, "BATCHES", (16, 24))
     monkeypatch.setattr(memory, "TIMED", 16)
     monkeypatch.setattr(memory, "CHUNKS", (2,))
@@ -84,16 +85,20 @@ def test_the_tables_tell_every_batch_and_way(monkeypatch):
     config.data.max_frames, config.data.max_words = 1, 4
     result = memory.bench_memory(config, MODEL)
     ways = ["chunk 2", "chunk 3", "naive", "original"]
-    assert {batch: list(row) for batch, row in result["temporary_MiB"].items()} == {
+    assert {batch: list(row) for batch, row in result.temporary_mib.items()} == {
         16: ways,
         24: ways,
     }
-    assert result["time_over_naive"].keys() == {"chunk 2", "chunk 3", "naive"}
-    assert all(value > 0 for value in result["ms"].values())
-    assert "| 24 | " in result["text"] and "MiB" in result["text"]
+    assert result.time_over_naive.keys() == {"chunk 2", "chunk 3", "naive"}
+    assert all(value > 0 for value in result.ms.values())
+    assert "| 24 | " in result.text and "MiB" in result.text
+    assert list(to_json_types(result)) == [
+        *("bench", "variant", "precision", "devices"),
+        *("temporary_MiB", "ms", "ms_batch_size", "time_over_naive", "repeats"),
+    ]
 
 
-def test_a_plain_machine_gets_eight_simulated_devices():
+def test_eight_devices_are_simulated_on_a_cpu():
     code = (
         "from hvp_jax.bench import memory as m; m.simulate_devices(); print(len(m.some_devices()))"
     )

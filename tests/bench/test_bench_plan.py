@@ -1,4 +1,4 @@
-"""The plan of a run: what is compiled, how the numbers are put together, what the tables say."""
+"""The plan: counts of operations and bytes, the sum of the memory parts, the table."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from tests.helpers.small import SIZES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-MODEL = HVPNet(SIZES, (3,), stages=1)
+MODEL = HVPNet(clip_config=SIZES, taps=(3,), stages=1)
 GIB = 2**30
 
 
@@ -26,32 +26,32 @@ def config():
     return resolve(config)
 
 
-def parameters():
+def num_params():
     return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(MODEL, 0))))
 
 
-def test_operations_are_counted_as_xla_counts_them(config):
-    share = plan.counted_over_cost_analysis(config, MODEL)
-    assert 0.6 < share < 1.05  # XLA counts norms and the like too, which weigh in a small model
+def test_operation_count_agrees_with_xla(config):
+    ratio = plan.counted_over_cost_analysis(config, MODEL)
+    assert 0.6 < ratio < 1.05  # XLA counts norms etc. too, which matter in a small model
 
 
-def test_what_is_exchanged_is_the_text_and_the_weights(config):
+def test_text_features_and_parameters_are_exchanged(config):
     words = 16 * (4 * 32 + 4 + 32) * 4  # words, their weights, the sentence: float32
-    expected = 7 / 8 * 2 * (words + 4 * parameters())
+    expected = 7 / 8 * 2 * (words + 4 * num_params())
     np.testing.assert_allclose(plan.bytes_sent(config, MODEL, 16, 8), expected)
 
 
-def test_a_step_takes_its_operations_at_a_share_of_the_peak(config):
+def test_step_time_from_peak_and_links(config):
     machine = plan.MACHINES["v4-32"]
     operations = flops.training_step(MODEL, 64, 2, 4)
-    found = plan.step_seconds(config, MODEL, machine, 64)
+    times = plan.step_seconds(config, MODEL, machine, 64)
     expected = 1000 * operations / 16 / (0.4 * PEAKS["TPU v4"].flops_float32)
-    np.testing.assert_allclose(found["compute_ms"], expected)
-    assert found["links_ms"] == 1000 * plan.bytes_sent(config, MODEL, 64, 16) / 300e9
+    np.testing.assert_allclose(times["compute_ms"], expected)
+    assert times["links_ms"] == 1000 * plan.bytes_sent(config, MODEL, 64, 16) / 300e9
 
 
-def test_the_plan_adds_the_loss_to_the_line_and_strikes_out_what_does_not_fit(config, monkeypatch):
-    each = {"none": 0.25, "dots": 0.125, "full": 0.0625}  # GiB an example
+def test_memory_is_the_sum_of_line_and_loss_and_struck_out_if_it_does_not_fit(config, monkeypatch):
+    each = {"none": 0.25, "dots": 0.125, "full": 0.0625}  # GiB per example
 
     def loss(config, model, batch, devices):
         return batch / 1024 / devices * GIB
@@ -65,12 +65,12 @@ def test_the_plan_adds_the_loss_to_the_line_and_strikes_out_what_does_not_fit(co
     monkeypatch.setattr(plan, "counted_over_cost_analysis", lambda *_: 0.9)
     monkeypatch.setattr(plan, "some_devices", lambda count: [None] * count)
     result = plan.bench_plan(config, MODEL)
-    np.testing.assert_allclose(result["GiB_without_examples"]["none"], 2)
-    np.testing.assert_allclose(result["MiB_each_example"]["dots"], 128)
-    np.testing.assert_allclose(result["sum_over_whole_step"], 1)
-    row = result["machines"]["v5e-16"][1024]["GiB"]
+    np.testing.assert_allclose(result.gib_without_examples["none"], 2)
+    np.testing.assert_allclose(result.mib_each_example["dots"], 128)
+    np.testing.assert_allclose(result.sum_over_whole_step, 1)
+    row = result.machines["v5e-16"][1024]["GiB"]
     np.testing.assert_allclose([row[r] for r in each], [18.0625, 10.0625, 6.0625])
-    table = result["text"].split("v4-32")[0]
+    table = result.text.split("v4-32")[0]
     (line,) = [line for line in table.splitlines() if line.startswith("| 1,024 | 64 |")]
     assert line.endswith("| ~~18.1~~ | 10.1 | 6.1 |")
-    assert "Computed, not measured" in result["text"]
+    assert "Computed, not measured" in result.text

@@ -10,7 +10,7 @@ import pytest
 from data.checks import doctor, exclude
 from data.errors import UsageError
 from data.records import Annotations, Clip
-from data.shards.prepare import open_shards
+from data.shards.reader import open_shards
 from data.video.decode import read_frames
 from data.video.inspection import DecodeRequest, FileJob, decode_checked, inspect_file
 from hvp_jax.cli.doctor import table
@@ -115,7 +115,7 @@ def test_damaged_frames_are_a_fault_if_training_takes_them(
 ):
     path = write_video(tmp_path / "a.mov", numbered(40), "png", "rgb24", rate=5)
     spoil_packets(path, *damaged_packets)
-    segment = inspect_file(FileJob(str(path), FULL_VIDEO, 12)).stretches[0]
+    segment = inspect_file(FileJob(str(path), FULL_VIDEO, 12)).segments[0]
     assert (segment.fault, segment.damage) == (fault, damage)
 
 
@@ -144,7 +144,7 @@ def test_frames_that_depend_on_a_damaged_one_are_damaged(tmp_path):
     segments = ((0.0, 1.9), (2.8, 3.9), (4.0, 5.9), (7.0, 8.0))
     before, after, next_keyframe, beyond_end = inspect_file(
         FileJob(str(path), segments, 12)
-    ).stretches
+    ).segments
     assert after.fault.startswith("2 of the 2 frames to take are damaged")
     assert before.fault == next_keyframe.fault == "15 of its 60 frames are damaged"
     assert "beyond the end" in beyond_end.fault
@@ -156,7 +156,7 @@ def test_frames_that_a_decoder_conceals_errors_in_are_damaged(tmp_path):
     for seed in range(10):
         path = tmp_path / f"{seed}.mp4"
         path.write_bytes(flip(content, seed, packets[8:9]))
-        segments += inspect_file(FileJob(str(path), ((1.0, 1.9),), 12)).stretches
+        segments += inspect_file(FileJob(str(path), ((1.0, 1.9),), 12)).segments
     # The changed bytes may be valid; a frame whose errors are detected is never taken.
     assert sum(s.fault.startswith("1 of the 1 frames to take") for s in segments) >= 5
     assert not any(s.damage for s in segments)

@@ -1,15 +1,20 @@
+"""The pipeline: order of the batches, resuming, hosts, worker processes, evaluation."""
+
 import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 from pathlib import Path
 
 import av
+import jaxtyping
 import numpy as np
 import pytest
 
 from data.batches import frame_sources, pipeline
+from data.batches.augment import Augment
 from data.batches.batch import Batch
 from data.errors import DataError, UsageError
 from data.records import Clip
@@ -20,17 +25,17 @@ SIZE, FRAMES, WORDS = 8, 3, 7
 
 
 def make_clips(counts: list[int]) -> list[Clip]:
-    """A clip for each count, with so many captions."""
+    """A clip for each count, with that number of captions."""
     return [
         Clip(f"id{i}", f"{i}.mp4", tuple(f"clip {i} text {j}" for j in range(n)), "train")
         for i, n in enumerate(counts)
     ]
 
 
-class Painted:
-    """A source without files: clip i shows 1 + i % FRAMES pictures of the colour i + 1."""
+class SyntheticFrames:
+    """A source without files: clip i has 1 + i % FRAMES frames of the colour i + 1."""
 
-    size, frames = SIZE, FRAMES
+    size, longest = SIZE, FRAMES
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         i = int(clip_id[2:])
@@ -41,27 +46,36 @@ CLIPS = make_clips([3, 1, 2, 0, 4, 2])  # 12 pairs
 
 
 def start(seed=42, batch_size=4, workers=0, host=(0, 1), clips=CLIPS, source=None):
-    source = source or Painted()
-    numbered = pipeline.numbered_batches(clips, source, FRAMES, WORDS, batch_size, seed, *host)
+    source = source or SyntheticFrames()
+    numbered = pipeline.numbered_batches(
+        clips,
+        source,
+        FRAMES,
+        WORDS,
+        batch_size=batch_size,
+        seed=seed,
+        host_index=host[0],
+        host_count=host[1],
+    )
     return pipeline.train_batches(numbered, workers)
 
 
-def take(iterator, n: int) -> list[dict]:
+def take(iterator, n: int) -> list[Batch]:
     return list(itertools.islice(iterator, n))
 
 
-def pairs(batches: list[dict], clips=CLIPS) -> list[tuple[int, str]]:
-    """The (clip, caption) of every row, the clip by what it shows, the caption by its tokens."""
+def pairs(batches: list[Batch], clips=CLIPS) -> list[tuple[int, str]]:
+    """(clip, caption) of every row: the clip from its colour, the caption from its tokens."""
     captions = [caption for clip in clips for caption in clip.captions]
-    known = {tokenize([caption], WORDS)[0].tobytes(): caption for caption in captions}
+    caption_of = {tokenize([caption], WORDS)[0].tobytes(): caption for caption in captions}
     return [
-        (int(video[0, 0, 0, 0]) - 1, known[ids.tobytes()])
+        (int(video[0, 0, 0, 0]) - 1, caption_of[ids.tobytes()])
         for batch in batches
         for video, ids in zip(batch.video, batch.text_ids, strict=True)
     ]
 
 
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
+def assert_same(one: list, other: list) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         assert type(a) is type(b)
@@ -70,7 +84,7 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def test_batch_holds_pairs_in_the_agreed_format():
+def test_shapes_and_content_of_a_batch():
     batches = take(start(), 3)
     for batch in batches:
         assert {key: (value.dtype.name, value.shape) for key, value in batch._asdict().items()} == {
@@ -81,18 +95,18 @@ def test_batch_holds_pairs_in_the_agreed_format():
         }
         for row, (clip, caption) in enumerate(pairs([batch])):
             assert caption in CLIPS[clip].captions
-            shown = np.arange(FRAMES) < 1 + clip % FRAMES
-            np.testing.assert_array_equal(batch.video_mask[row], shown)
-            assert (batch.video[row][shown] == clip + 1).all()
-            assert not batch.video[row][~shown].any()
+            valid = np.arange(FRAMES) < 1 + clip % FRAMES
+            np.testing.assert_array_equal(batch.video_mask[row], valid)
+            assert (batch.video[row][valid] == clip + 1).all()
+            assert not batch.video[row][~valid].any()
             ids, mask = tokenize([caption], WORDS)
             np.testing.assert_array_equal(batch.text_mask[row], mask[0])
 
 
-def test_an_epoch_is_every_pair_once_in_an_order_of_its_own():
+def test_an_epoch_contains_every_pair_once_in_a_new_order():
     epochs = [pairs(take(run, 3)) for run in [start()] for _ in range(3)]
-    every = sorted((i, caption) for i, clip in enumerate(CLIPS) for caption in clip.captions)
-    assert [sorted(epoch) for epoch in epochs] == [every] * 3
+    expected = sorted((i, caption) for i, clip in enumerate(CLIPS) for caption in clip.captions)
+    assert [sorted(epoch) for epoch in epochs] == [expected] * 3
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert pairs(take(start(), 9)) == sum(epochs, [])
     others = [pairs(take(start(seed), 9)) for seed in (41, 43)]
@@ -102,26 +116,28 @@ def test_an_epoch_is_every_pair_once_in_an_order_of_its_own():
     }
 
 
-def test_the_remainder_differs_from_epoch_to_epoch():
+def test_the_remainder_differs_between_epochs():
     run = start(batch_size=5)
     epochs = [pairs(take(run, 2)) for _ in range(6)]
     assert all(len(set(epoch)) == 10 for epoch in epochs)
     assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
-@pytest.mark.parametrize("batch_size", [2, 4])  # of 4, an odd number fits: 3
-def test_hosts_share_the_batches_of_a_single_host(batch_size):
-    whole = take(start(batch_size=2 * batch_size), 8)
+@pytest.mark.parametrize("batch_size", [2, 4])  # with 4, an epoch has an odd number of batches: 3
+def test_batches_of_all_hosts_are_those_of_a_single_host(batch_size):
+    expected = take(start(batch_size=2 * batch_size), 8)
     parts = [take(start(batch_size=batch_size, host=(i, 2)), 8) for i in range(2)]
-    pairs = zip(*parts, strict=True)
-    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in pairs]
-    assert_same(joined, whole)
+    joined = [
+        Batch(*map(np.concatenate, zip(*batches, strict=True)))
+        for batches in zip(*parts, strict=True)
+    ]
+    assert_same(joined, expected)
     epoch = 12 // (2 * batch_size)
     assert not set(pairs(parts[0][:epoch])) & set(pairs(parts[1][:epoch]))
 
 
 @pytest.mark.parametrize("stop", [0, 2, 3, 7])
-def test_resumes_at_the_very_next_batch(stop):
+def test_resumes_at_the_next_batch(stop):
     run = start()
     take(run, stop)
     state = json.loads(json.dumps(run.get_state()))  # as checkpoints keep it
@@ -134,20 +150,35 @@ def test_resumes_at_the_very_next_batch(stop):
     assert_same(take(run, 5), after)
 
 
+def test_transforms_can_be_pickled():
+    """Grain sends them to its workers; here they are also decorated by the type checker."""
+    read = pipeline.ReadVideos(
+        source=SyntheticFrames(),
+        clip_ids=["id0", "id4"],
+        num_frames=FRAMES,
+        batch_size=2,
+        augment=Augment(7, flip=True),
+    )
+    restored = pickle.loads(pickle.dumps(read))
+    assert_same([restored(np.arange(2), 5)], [read(np.arange(2), 5)])
+    with pytest.raises(jaxtyping.TypeCheckError):
+        read(np.zeros(2))  # indices are integers
+
+
 def write_video(path: Path, colour: int, frames: int) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=1)
         stream.width, stream.height = 48, 32
         for i in range(frames):
-            picture = np.full((32, 48, 3), colour + 9 * i, np.uint8)
-            picture[:, 20:30] = 255 - colour
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            pixels = np.full((32, 48, 3), colour + 9 * i, np.uint8)
+            pixels[:, 20:30] = 255 - colour
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 @pytest.fixture(scope="module")
-def filmed(tmp_path_factory) -> list[Clip]:
+def video_clips(tmp_path_factory) -> list[Clip]:
     """Five clips of real files with two captions each, two of them in the split test."""
     folder = tmp_path_factory.mktemp("videos")
     made = []
@@ -159,38 +190,38 @@ def filmed(tmp_path_factory) -> list[Clip]:
     return made
 
 
-def test_workers_change_no_batch_and_resume_exactly(filmed):
-    source = frame_sources.open_frames(filmed, SIZE, FRAMES)
-    expected = take(start(clips=filmed, source=source), 9)
-    run = start(clips=filmed, source=source, workers=2)
+def test_workers_produce_the_same_batches_and_resume_exactly(video_clips):
+    source = frame_sources.open_frames(video_clips, SIZE, FRAMES)
+    expected = take(start(clips=video_clips, source=source), 9)
+    run = start(clips=video_clips, source=source, workers=2)
     assert_same(take(run, 3), expected[:3])
     state = json.loads(json.dumps(run.get_state()))  # as checkpoints keep it
     assert_same(take(run, 2), expected[3:5])
     run.set_state(state)
     assert_same(take(run, 4), expected[3:7])
     run.close()
-    fresh = start(clips=filmed, source=source, workers=2)
+    fresh = start(clips=video_clips, source=source, workers=2)
     fresh.set_state(state)
     assert_same(take(fresh, 6), expected[3:])
     fresh.close()
 
 
-def test_workers_work_on_after_a_ctrl_c_and_end_with_their_iterator(filmed):
-    source = frame_sources.open_frames(filmed, SIZE, FRAMES)
-    expected = take(start(clips=filmed, source=source), 16)
-    run = start(clips=filmed, source=source, workers=2)
-    begun = take(run, 2)  # one of each worker
+def test_workers_ignore_ctrl_c_and_end_with_their_iterator(video_clips):
+    source = frame_sources.open_frames(video_clips, SIZE, FRAMES)
+    expected = take(start(clips=video_clips, source=source), 16)
+    run = start(clips=video_clips, source=source, workers=2)
+    first = take(run, 2)  # one from each worker
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:
         os.kill(worker.pid, signal.SIGINT)
-    assert_same(begun + take(run, 14), expected)  # far more than was read ahead
+    assert_same(first + take(run, 14), expected)  # far more than was read ahead
     run.close()
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_that_dies_is_named(end):
+def test_error_if_a_worker_dies(end):
     run = start(workers=2)
     take(run, 2)
     worker = multiprocessing.active_children()[0]
@@ -201,23 +232,23 @@ def test_a_worker_that_dies_is_named(end):
     assert not multiprocessing.active_children()
 
 
-class Failing(Painted):
+class FailingFrames(SyntheticFrames):
     def __getitem__(self, clip_id: str) -> np.ndarray:
-        raise RuntimeError("ours")
+        raise RuntimeError("a bug")
 
 
-def test_a_bug_in_a_worker_is_not_taken_for_its_death():
-    run = start(workers=1, source=Failing())
-    with pytest.raises(RuntimeError, match="ours"):
+def test_an_exception_in_a_worker_is_not_reported_as_its_death():
+    run = start(workers=1, source=FailingFrames())
+    with pytest.raises(RuntimeError, match="a bug"):
         next(run)
     run.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
+def test_error_names_the_clip_that_cannot_be_read(video_clips, workers, tmp_path):
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
-    clips = [*filmed, Clip("broken", str(path), ("text",), "train")]
+    clips = [*video_clips, Clip("broken", str(path), ("text",), "train")]
     source = frame_sources.FileFrames(clips, SIZE, FRAMES)
     run = start(clips=clips, source=source, batch_size=11, workers=workers)
     with pytest.raises(DataError, match=r"clip broken: .*text\.mp4"):
@@ -227,44 +258,44 @@ def test_a_clip_that_cannot_be_read_is_named(filmed, workers, tmp_path):
         list(pipeline.eval_videos(clips, source, FRAMES, 4))
 
 
-def test_a_small_set_is_decoded_once_and_a_broken_clip_found_then(filmed, tmp_path):
-    kept, files = (
-        frame_sources.open_frames(filmed, SIZE, FRAMES),
-        frame_sources.FileFrames(filmed, SIZE, FRAMES),
-    )
-    assert isinstance(kept, frame_sources.MemoryFrames)
-    assert kept.longest == max(len(files[clip.clip_id]) for clip in filmed)
-    for clip in filmed:
-        assert kept[clip.clip_id] is kept[clip.clip_id]
-        np.testing.assert_array_equal(kept[clip.clip_id], files[clip.clip_id])
+def test_a_small_data_set_is_decoded_once_and_broken_clips_are_found_then(video_clips, tmp_path):
+    memory = frame_sources.open_frames(video_clips, SIZE, FRAMES)
+    files = frame_sources.FileFrames(video_clips, SIZE, FRAMES)
+    assert isinstance(memory, frame_sources.MemoryFrames)
+    assert memory.longest == max(len(files[clip.clip_id]) for clip in video_clips)
+    for clip in video_clips:
+        assert memory[clip.clip_id] is memory[clip.clip_id]
+        np.testing.assert_array_equal(memory[clip.clip_id], files[clip.clip_id])
     (tmp_path / "text.mp4").write_text("not a video")
     broken = Clip("broken", str(tmp_path / "text.mp4"), ("text",), "train")
     with pytest.raises(DataError, match=r"clip broken: .*text\.mp4"):
-        frame_sources.open_frames([*filmed, broken], SIZE, FRAMES)
+        frame_sources.open_frames([*video_clips, broken], SIZE, FRAMES)
 
 
-def test_shards_give_the_batches_of_the_files(filmed, tmp_path):
-    prepare.prepare(filmed, str(tmp_path), SIZE, FRAMES)
-    files = frame_sources.FileFrames(filmed, SIZE, FRAMES)
-    stored = frame_sources.open_frames(filmed, SIZE, FRAMES, str(tmp_path))
-    assert isinstance(stored, frame_sources.ShardFrames)
-    runs = [take(start(clips=filmed, source=source), 6) for source in (files, stored)]
+def test_shards_and_files_give_the_same_batches(video_clips, tmp_path):
+    prepare.prepare(video_clips, str(tmp_path), SIZE, FRAMES)
+    files = frame_sources.FileFrames(video_clips, SIZE, FRAMES)
+    shards = frame_sources.open_frames(video_clips, SIZE, FRAMES, str(tmp_path))
+    assert isinstance(shards, frame_sources.ShardFrames)
+    runs = [take(start(clips=video_clips, source=source), 6) for source in (files, shards)]
     assert runs[0][0].video.any()
     assert_same(*runs)
-    whole = [list(pipeline.eval_videos(filmed, source, FRAMES, 2)) for source in (files, stored)]
-    assert_same(*[[batch for batch, _ in run] for run in whole])
+    runs = [
+        list(pipeline.eval_videos(video_clips, source, FRAMES, 2)) for source in (files, shards)
+    ]
+    assert_same(*[[batch for batch, _ in run] for run in runs])
 
 
-def test_shards_of_something_else_are_refused(filmed, tmp_path):
-    prepare.prepare(filmed[:4], str(tmp_path), SIZE, FRAMES)
+def test_shards_of_other_clips_or_sizes_are_refused(video_clips, tmp_path):
+    prepare.prepare(video_clips[:4], str(tmp_path), SIZE, FRAMES)
     for size, frames in ((SIZE + 1, FRAMES), (SIZE, FRAMES + 1)):
         with pytest.raises(UsageError, match=f"3 frames of 8 px.* {frames} of {size} px"):
-            frame_sources.open_frames(filmed[:4], size, frames, str(tmp_path))
+            frame_sources.open_frames(video_clips[:4], size, frames, str(tmp_path))
     with pytest.raises(DataError, match="lacks 1 of 5 clips, such as id4"):
-        frame_sources.open_frames(filmed, SIZE, FRAMES, str(tmp_path))
+        frame_sources.open_frames(video_clips, SIZE, FRAMES, str(tmp_path))
 
 
-def test_too_few_pairs_and_a_wrong_seed_are_refused():
+def test_too_few_pairs_and_an_invalid_seed_are_refused():
     with pytest.raises(DataError, match="12 pairs .* batch of 13"):
         start(batch_size=13)
     with pytest.raises(DataError, match="12 pairs .* batch of 14"):
@@ -274,7 +305,7 @@ def test_too_few_pairs_and_a_wrong_seed_are_refused():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 50])
-def test_evaluation_sees_everything_once_in_order(batch_size):
+def test_evaluation_yields_everything_once_in_order(batch_size):
     seen = []
     for batch, valid in pipeline.eval_texts(CLIPS, WORDS, batch_size):
         assert batch.text_ids.shape == batch.text_mask.shape == (batch_size, WORDS)
@@ -286,7 +317,7 @@ def test_evaluation_sees_everything_once_in_order(batch_size):
     assert seen == tokenize(captions, WORDS)[0].tolist()
 
     colours = []
-    for batch, valid in pipeline.eval_videos(CLIPS, Painted(), FRAMES, batch_size):
+    for batch, valid in pipeline.eval_videos(CLIPS, SyntheticFrames(), FRAMES, batch_size):
         assert batch.video.shape == (batch_size, FRAMES, SIZE, SIZE, 3)
         assert batch.video_mask.sum(1)[:valid].tolist() == [
             1 + i % FRAMES for i in range(len(colours), len(colours) + valid)
@@ -296,6 +327,6 @@ def test_evaluation_sees_everything_once_in_order(batch_size):
     assert colours == [i + 1 for i in range(len(CLIPS))]
 
 
-def test_evaluation_of_nothing_is_nothing():
+def test_evaluation_of_no_clips_yields_no_batches():
     assert list(pipeline.eval_texts([], WORDS, 4)) == []
-    assert list(pipeline.eval_videos([], Painted(), FRAMES, 4)) == []
+    assert list(pipeline.eval_videos([], SyntheticFrames(), FRAMES, 4)) == []

@@ -1,3 +1,5 @@
+"""Shards: what `prepare` writes and refuses, and what is read back."""
+
 import dataclasses
 import pickle
 import shutil
@@ -12,28 +14,29 @@ from data.batches import frame_sources
 from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import builder, prepare
+from data.shards.reader import open_shards
 from data.video.decode import read_frames
-from hvp_jax.cli import prepare as verb
+from hvp_jax.cli import prepare as prepare_command
 
 SIZE, FRAMES = 16, 4
 
 
 def write_video(path: Path, seed: int, frames: int) -> None:
-    """A picture a second of coarse noise, which no other seed gives."""
+    """A video of coarse noise, one frame per second; each seed gives other frames."""
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=1)
         stream.width, stream.height = 48, 32
         for _ in range(frames):
-            picture = np.kron(rng.integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1)))
-            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
+            pixels = np.kron(rng.integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1)))
+            frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[Clip]:
-    """Seven clips of 1 to 6 pictures, their splits mixed, one without a caption."""
+    """Seven clips of 1 to 6 frames in two splits, one of them without a caption."""
     folder = tmp_path_factory.mktemp("videos")
     made = []
     for i in range(7):
@@ -49,32 +52,37 @@ def files(directory: Path) -> list[str]:
     return [path.name for path in directory.rglob("*") if path.is_file()]
 
 
-def test_holds_what_the_files_hold(clips, tmp_path, monkeypatch, capsys):
+def test_shards_contain_the_frames_and_captions_of_the_clips(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builder, "SHARD_BYTES", 2 * FRAMES * SIZE * SIZE * 3)
-    seen = []
+    calls = []
     report = prepare.prepare(
-        clips, str(tmp_path), SIZE, FRAMES, lambda done, of: seen.append((done, of)), workers=1
+        clips,
+        str(tmp_path),
+        SIZE,
+        FRAMES,
+        progress=lambda done, total: calls.append((done, total)),
+        workers=1,
     )
     assert report["splits"] == {"train": 5, "test": 2} and report["written"]
     assert report["bytes"] == sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
-    assert seen == [(i + 1, 7) for i in range(7)]
+    assert calls == [(i + 1, 7) for i in range(7)]
     assert capsys.readouterr().out == ""
-    assert sum("-train." in name for name in files(tmp_path)) == 3  # two clips a file
+    assert sum("-train." in name for name in files(tmp_path)) == 3  # two clips per file
 
     for split in ("train", "test"):
         expected = [clip for clip in clips if clip.split == split]
-        opened = pickle.loads(pickle.dumps(prepare.open_shards(str(tmp_path), split)))
-        assert opened.clip_ids == [clip.clip_id for clip in expected]
-        assert (len(opened), opened.size, opened.frames) == (len(expected), SIZE, FRAMES)
+        shards = pickle.loads(pickle.dumps(open_shards(str(tmp_path), split)))
+        assert shards.clip_ids == [clip.clip_id for clip in expected]
+        assert (len(shards), shards.size, shards.max_frames) == (len(expected), SIZE, FRAMES)
         for i in reversed(range(len(expected))):
-            clip, item = expected[i], opened[i]
-            pictures = read_frames(clip.path, SIZE, FRAMES, clip.start, clip.end)
+            clip, item = expected[i], shards[i]
+            frames = read_frames(clip.path, SIZE, FRAMES, start=clip.start, end=clip.end)
             assert item["clip_id"] == clip.clip_id and item["captions"] == clip.captions
             assert item["frames"].dtype == np.uint8
-            np.testing.assert_array_equal(item["frames"], pictures)
+            np.testing.assert_array_equal(item["frames"], frames)
 
 
-def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypatch):
+def test_complete_shards_are_kept_and_other_shards_refused(clips, tmp_path, monkeypatch):
     prepare.prepare(clips, str(tmp_path), SIZE, FRAMES)
 
     def refuse(*args):
@@ -96,8 +104,8 @@ def test_whole_shards_are_kept_and_others_are_refused(clips, tmp_path, monkeypat
         assert str(tmp_path) in str(raised.value)
 
 
-def test_clips_that_changed_since_are_refused(clips, tmp_path):
-    """Shards stay good without the video files, but not with other ones."""
+def test_clips_that_have_changed_are_refused(clips, tmp_path):
+    """Shards stay valid without the video files, but not with different ones."""
     folder, directory = tmp_path / "videos", str(tmp_path / "shards")
     shutil.copytree(Path(clips[0].path).parent, folder)
     clips = [dataclasses.replace(c, path=str(folder / Path(c.path).name)) for c in clips]
@@ -112,23 +120,23 @@ def test_clips_that_changed_since_are_refused(clips, tmp_path):
 
     other = dataclasses.replace
     refused([other(train[0], captions=("new",)), *train[1:]], "1 clips", "clip0 (other captions")
-    refused([*train, other(clips[1], split="train")], "clip1 (was of the split test, is of train)")
+    refused([*train, other(clips[1], split="train")], "clip1 (was in the split test, is in train)")
     with open(clips[0].path, "ab") as file:
         file.write(b"more")
     size = Path(clips[0].path).stat().st_size
     refused(clips, f"clip0 ({clips[0].path} had {size - 4} bytes, has {size})")
     with pytest.raises(UsageError, match="other clips "):
         prepare.prepare(clips, directory, SIZE, FRAMES)
-    assert len(prepare.open_shards(directory, "train", train[1:])) == 5
+    assert len(open_shards(directory, "train", train[1:])) == 5
 
     shutil.rmtree(folder)
-    gone = other(clips[5], path="", end=2.0)  # a reader may not know the end without the file
+    gone = other(clips[5], path="", end=2.0)  # the end may be unknown without the file
     assert frame_sources.open_frames([gone], SIZE, FRAMES, directory)["clip5"].shape[1] == SIZE
-    assert len(prepare.open_shards(directory, "train", clips)) == 5
+    assert len(open_shards(directory, "train", clips)) == 5
     assert not prepare.prepare(clips, directory, SIZE, FRAMES)["written"]
 
 
-def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
+def test_no_shards_are_left_if_a_clip_is_broken(clips, tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
     broken = [*clips[:5], dataclasses.replace(clips[5], path=str(text)), clips[6]]
@@ -137,7 +145,7 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
         prepare.prepare(broken, str(directory), SIZE, FRAMES)
     assert files(directory) == []
     with pytest.raises(UsageError, match="no finished shards"):
-        prepare.open_shards(str(directory), "train")
+        open_shards(str(directory), "train")
 
     absent = dataclasses.replace(clips[0], path=str(tmp_path / "absent.mp4"))
     with pytest.raises(DataError, match=r"^1 of 1 .*: clip0 \(.*absent\.mp4: no such file"):
@@ -149,7 +157,7 @@ def test_a_broken_clip_leaves_no_shards(clips, tmp_path):
         prepare.prepare(clips, str(text), SIZE, FRAMES)
 
 
-def test_the_verb_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
+def test_command_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
     root, config = tmp_path / "set", folder_config()
     shutil.copytree(Path(clips[0].path).parent, root / "videos")
     table = "".join(f"{i},text {i},train\n" for i in range(7))
@@ -159,37 +167,37 @@ def test_the_verb_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
     config.model.variant = "tiny"
     config.data.root, config.data.shards = str(root), str(tmp_path / "shards")
     with pytest.raises(DataError, match=r"^4 of 7 clips .*: 1 \(.*, 3 \(.*, 4 \(.*, \.\.\.;"):
-        verb.run(config)
+        prepare_command.run(config)
     assert not (tmp_path / "shards").exists()
 
     shutil.rmtree(root / "videos")
     shutil.copytree(Path(clips[0].path).parent, root / "videos")
-    assert verb.run(config)["text"].startswith("wrote 7 train clips in ")
-    assert verb.run(config)["text"].startswith("found 7 train clips in ")
+    assert prepare_command.run(config)["text"].startswith("wrote 7 train clips in ")
+    assert prepare_command.run(config)["text"].startswith("found 7 train clips in ")
 
 
-def test_damaged_or_absent_shards_are_named(clips, tmp_path):
+def test_damaged_or_missing_shards_are_named_in_the_error(clips, tmp_path):
     directory = str(tmp_path)
     prepare.prepare(clips, directory, SIZE, FRAMES)
     with pytest.raises(UsageError, match="no split val, only train, test"):
-        prepare.open_shards(directory, "val")
+        open_shards(directory, "val")
     with pytest.raises(UsageError, match="nowhere"):
-        prepare.open_shards(str(tmp_path / "nowhere"), "train")
+        open_shards(str(tmp_path / "nowhere"), "train")
 
     (path,) = tmp_path.rglob("*-train.*")
     whole = path.read_bytes()
     path.write_bytes(whole[:200] + bytes(50) + whole[250:])
     with pytest.raises(DataError, match="clip0"):
-        prepare.open_shards(directory, "train")[0]
+        open_shards(directory, "train")[0]
     path.write_bytes(whole)
-    (facts,) = tmp_path.rglob("metadata.json")
-    facts.write_text(facts.read_text().replace('"clip0"', '"moved"'))
-    with pytest.raises(DataError, match="clip0 in the place of moved"):
-        prepare.open_shards(directory, "train")[0]
+    (metadata,) = tmp_path.rglob("metadata.json")
+    metadata.write_text(metadata.read_text().replace('"clip0"', '"moved"'))
+    with pytest.raises(DataError, match="found clip clip0 instead of moved"):
+        open_shards(directory, "train")[0]
     path.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match="train are missing or cut short"):
-        prepare.open_shards(directory, "train")
+    with pytest.raises(DataError, match="train are missing or truncated"):
+        open_shards(directory, "train")
     path.unlink()
-    with pytest.raises(DataError, match="train are missing or cut short"):
-        prepare.open_shards(directory, "train")
-    assert len(prepare.open_shards(directory, "test")) == 2
+    with pytest.raises(DataError, match="train are missing or truncated"):
+        open_shards(directory, "train")
+    assert len(open_shards(directory, "test")) == 2

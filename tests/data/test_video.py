@@ -1,4 +1,4 @@
-"""Frame choice and pictures against the recorded numbers; which frames a file gives."""
+"""Frame positions and image preprocessing against golden values; which frames are read."""
 
 import json
 from fractions import Fraction
@@ -8,50 +8,51 @@ import numpy as np
 import pytest
 
 from data.video import decode
-from data.video.decode import frame_positions, read_frames, resize_and_crop
+from data.video.decode import read_frames, resize_and_crop
+from data.video.timeline import frame_positions
 from tests.helpers.clips import numbered, numbers, overstate_frames, write_video
 from tests.helpers.command import GOLDEN
 
 
 @pytest.mark.parametrize("case", json.loads((GOLDEN / "frame_positions.json").read_text()))
-def test_positions_are_the_recorded_ones(case):
-    found = frame_positions(
-        case["frames"], case["fps"], case["max_frames"], case["start"], case["end"]
+def test_frame_positions_match_golden(case):
+    positions = frame_positions(
+        case["frames"], case["fps"], case["max_frames"], start=case["start"], end=case["end"]
     )
-    assert found == case["positions"]
+    assert positions == case["positions"]
 
 
-def test_positions_exist_and_are_never_none():
-    for frames in (1, 2, 7, 100):
-        for rate in (0.2, 1, 12.5, 240):
+def test_frame_positions_are_within_the_video_and_never_empty():
+    for num_frames in (1, 2, 7, 100):
+        for fps in (0.2, 1, 12.5, 240):
             for start, end in ((None, None), (0, 0.01), (3, 4), (99, 120), (None, 0), (3, 1)):
-                found = frame_positions(frames, rate, 5, start, end)
-                assert 1 <= len(found) <= 5
-                assert 0 <= min(found) and max(found) < frames
+                positions = frame_positions(num_frames, fps, 5, start=start, end=end)
+                assert 1 <= len(positions) <= 5
+                assert 0 <= min(positions) and max(positions) < num_frames
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_pictures_are_the_recorded_ones(case):
+def test_resize_and_crop_matches_golden(case):
     with np.load(GOLDEN / "preprocess.npz") as golden:
         frame, crop = golden[f"{case}/frame"], golden[f"{case}/crop_uint8"]
-    found = resize_and_crop(frame, crop.shape[0])
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, crop)
+    actual = resize_and_crop(frame, crop.shape[0])
+    assert actual.dtype == np.uint8
+    assert np.array_equal(actual, crop)
 
 
 PLAIN = {
-    "mp4": {},  # pictures are stored in another order than shown
+    "mp4": {},  # frames are stored in another order than they are shown
     "mkv": {},
     "webm": {"codec": "libvpx"},
     "ts": {},
-    "h264": {"format": "h264"},  # neither count nor times
+    "h264": {"format": "h264"},  # neither a frame count nor time stamps
     "mov": {"codec": "mpeg4", "options": {"bf": "2", "qmin": "1", "qmax": "2"}},
     "gif": {"codec": "gif", "pix_fmt": "rgb8"},
 }
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_frames_of_a_steady_video_are_at_the_positions(tmp_path, name):
+def test_constant_frame_rate(tmp_path, name):
     path = write_video(tmp_path / f"a.{name}", numbered(52), rate=25, **PLAIN[name])
     frames = read_frames(str(path), 32, 12)
     assert frames.shape == (3, 32, 32, 3) and frames.dtype == np.uint8
@@ -59,23 +60,23 @@ def test_frames_of_a_steady_video_are_at_the_positions(tmp_path, name):
     assert np.abs(np.array(numbers(frames)) - (0, 25, 50)).max() <= tolerance
 
 
-def test_frames_are_in_order_where_stamps_are_those_of_packets(tmp_path):
+def test_order_of_frames_if_only_packets_have_time_stamps(tmp_path):
     path = write_video(tmp_path / "a.avi", numbered(52), rate=10)
     assert numbers(read_frames(str(path), 32, 12)) == [0, 10, 20, 30, 40, 50]
-    assert numbers(read_frames(str(path), 32, 2, 0.3, 1.3)) == [3, 13]
-    assert numbers(read_frames(str(path), 32, 1, 0.1, 0.2)) == [1]
+    assert numbers(read_frames(str(path), 32, 2, start=0.3, end=1.3)) == [3, 13]
+    assert numbers(read_frames(str(path), 32, 1, start=0.1, end=0.2)) == [1]
 
 
-def test_at_most_so_many_frames_within_the_stretch(tmp_path):
+def test_at_most_max_frames_within_the_segment(tmp_path):
     path = str(write_video(tmp_path / "a.mkv", numbered(60), rate=Fraction(30000, 1001)))
     assert numbers(read_frames(path, 32, 1)) == [0]
     path = str(write_video(tmp_path / "b.mkv", numbered(60), rate=5))
     assert numbers(read_frames(path, 32, 4)) == [0, 15, 35, 55]
-    assert numbers(read_frames(path, 32, 12, 2, 5)) == [10, 15, 20, 25]
-    assert numbers(read_frames(path, 32, 12, 10, 90)) == [50, 55]
+    assert numbers(read_frames(path, 32, 12, start=2, end=5)) == [10, 15, 20, 25]
+    assert numbers(read_frames(path, 32, 12, start=10, end=90)) == [50, 55]
 
 
-def test_only_chosen_frames_are_resized(tmp_path, monkeypatch):
+def test_only_sampled_frames_are_resized(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", numbered(50))
     calls = []
     monkeypatch.setattr(
@@ -85,7 +86,7 @@ def test_only_chosen_frames_are_resized(tmp_path, monkeypatch):
     assert len(calls) == 3
 
 
-def test_the_header_may_lie_about_the_number_of_frames(tmp_path):
+def test_wrong_frame_count_in_the_header(tmp_path):
     path = write_video(tmp_path / "a.avi", numbered(20), "mjpeg", "yuvj420p", rate=5)
     overstate_frames(path, 444)
     with av.open(str(path)) as container:
@@ -94,17 +95,19 @@ def test_the_header_may_lie_about_the_number_of_frames(tmp_path):
 
 
 @pytest.mark.parametrize("offset", [0, 7000])
-def test_frames_of_a_varying_rate_are_chosen_by_time(tmp_path, offset):
-    # Ten pictures in the first second, then one every two seconds: the rate is 19 / 20.9.
-    moments = [100 * i for i in range(10)] + [2900 + 2000 * i for i in range(10)]
-    path = write_video(tmp_path / "a.mkv", numbered(20), milliseconds=[offset + m for m in moments])
+def test_variable_frame_rate_is_sampled_by_time(tmp_path, offset):
+    # Ten frames in the first second, then one every two seconds: the mean rate is 19 / 20.9.
+    times_ms = [100 * i for i in range(10)] + [2900 + 2000 * i for i in range(10)]
+    path = write_video(
+        tmp_path / "a.mkv", numbered(20), milliseconds=[offset + m for m in times_ms]
+    )
     seconds = np.arange(20) * 20.9 / 19
-    shown = [max(i for i in range(20) if moments[i] <= 1000 * s + 1e-6) for s in seconds]
+    shown = [max(i for i in range(20) if times_ms[i] <= 1000 * s + 1e-6) for s in seconds]
     assert len(set(shown)) < 20
     assert numbers(read_frames(str(path), 32, 20)) == shown
 
 
-def test_a_jitter_of_the_times_is_no_varying_rate(tmp_path):
-    moments = [40 * i + (12 if i in (25, 50) else 0) for i in range(52)]
-    path = write_video(tmp_path / "a.mkv", numbered(52), milliseconds=moments)
+def test_jitter_of_time_stamps_is_still_a_constant_rate(tmp_path):
+    times_ms = [40 * i + (12 if i in (25, 50) else 0) for i in range(52)]
+    path = write_video(tmp_path / "a.mkv", numbered(52), milliseconds=times_ms)
     assert numbers(read_frames(str(path), 32, 12)) == [0, 25, 50]

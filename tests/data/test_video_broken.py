@@ -1,4 +1,4 @@
-"""Files that are damaged, cut off or no videos at all, read one by one and checked together."""
+"""Files that are damaged, truncated or not videos: read one by one, and checked together."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from data.video.decode import probe, read_frames
 from tests.helpers.clips import cover, numbered, numbers, spoil_packets, write_sound, write_video
 
 
-def test_lost_frames_are_the_last_good_one(tmp_path):
+def test_lost_frames_are_replaced_by_the_last_good_one(tmp_path):
     path = write_video(tmp_path / "a.mov", numbered(40), "png", "rgb24", rate=5)
     spoil_packets(path, 9, 16)
     assert numbers(read_frames(str(path), 32, 12)) == [0, 5, 8, 8, 20, 25, 30, 35]
@@ -22,27 +22,30 @@ def test_lost_frames_are_the_last_good_one(tmp_path):
     assert numbers(read_frames(str(path), 32, 12)) == [3, 5, 8, 8, 20, 25, 29, 29]
 
 
-def test_a_file_that_is_cut_off(tmp_path):
+def test_truncated_file(tmp_path):
     noise = np.random.default_rng(0).integers(0, 4, (40, 48, 64, 3), dtype=np.uint8)
     path = write_video(
         tmp_path / "a.mkv", np.stack(numbered(40)) + noise, "mjpeg", "yuvj420p", rate=5
     )
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    found = numbers(read_frames(str(path), 32, 12))
-    assert len(found) in (4, 5) and found == [0, 5, 10, 15, 20][: len(found)]
+    shown = numbers(read_frames(str(path), 32, 12))
+    assert len(shown) in (4, 5) and shown == [0, 5, 10, 15, 20][: len(shown)]
 
 
-def test_start_beyond_the_end_is_said(tmp_path):
+def test_start_beyond_the_end_is_an_error(tmp_path):
     path = str(write_video(tmp_path / "a.mp4", numbered(20)))
-    for use in (lambda: read_frames(path, 32, 12, 2.0, 9.0), lambda: probe(path, 2.0)):
+    for use in (
+        lambda: read_frames(path, 32, 12, start=2.0, end=9.0),
+        lambda: probe(path, 2.0),
+    ):
         with pytest.raises(DataError, match=r"a\.mp4: start 2 s lies beyond .* \(2\.00 s\)"):
             use()
-    assert numbers(read_frames(path, 32, 12, 1.95, 9.0)) == [19]
+    assert numbers(read_frames(path, 32, 12, start=1.95, end=9.0)) == [19]
     probe(path, 1.95)
 
 
 def broken_files(folder: Path) -> dict[str, str]:
-    """Path -> what is to be said of it."""
+    """Path -> the expected reason."""
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("a cat plays the piano\n" * 50)
     whole = write_video(folder / "whole.mp4", numbered(20)).read_bytes()
@@ -63,7 +66,7 @@ def broken_files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_what_is_no_video_is_named_in_one_line(tmp_path):
+def test_error_names_the_file_in_one_line(tmp_path):
     for path, reason in broken_files(tmp_path).items():
         for use in (probe, lambda path: read_frames(path, 32, 12)):
             with pytest.raises(DataError) as caught:
@@ -73,7 +76,7 @@ def test_what_is_no_video_is_named_in_one_line(tmp_path):
             assert "\n" not in message
 
 
-def test_nothing_stays_open(tmp_path):
+def test_files_are_closed(tmp_path):
     paths = [*broken_files(tmp_path), str(tmp_path / "whole.mp4")]
     before = len(os.listdir("/proc/self/fd"))
     for path in paths * 3:
@@ -85,16 +88,17 @@ def test_nothing_stays_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_bad_clips_are_found_and_told(tmp_path, capfd):
-    faults = {path: why for path, why in broken_files(tmp_path).items() if why[0] != "I"}
+def test_check_clips_and_require_sound(tmp_path, capfd):
+    reasons = broken_files(tmp_path)
+    paths = [path for path, reason in reasons.items() if reason[0] != "I"]
     whole = str(tmp_path / "whole.mp4")
     good = Clip("good", whole, ("x",), "train", 0.0, 1.0)
     late = Clip("late", whole, ("x",), "train", 5.0, 6.0)
-    bad = [Clip(f"id{i}", path, ("x",), "train") for i, path in enumerate(faults)]
+    bad = [Clip(f"id{i}", path, ("x",), "train") for i, path in enumerate(paths)]
     clips = [good, *bad, late, good]
-    found = check_clips(clips, progress=False)
-    assert [clip for clip, _ in found] == [*bad, late]
-    reasons = dict((clip.clip_id, reason) for clip, reason in found)
+    faults = check_clips(clips, progress=False)
+    assert [clip for clip, _ in faults] == [*bad, late]
+    reasons = {clip.clip_id: reason for clip, reason in faults}
     assert reasons["id0"] == "not a readable video (empty file)"
     assert "beyond the end" in reasons["late"]
     assert any(reason == "no such file" for reason in reasons.values())
