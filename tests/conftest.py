@@ -6,6 +6,7 @@ from pathlib import Path
 
 import absl.flags
 import jax
+import jaxtyping
 import pytest
 
 from tests.helpers.command import ROOT, Finished, run_command
@@ -13,6 +14,10 @@ from tests.helpers.command import ROOT, Finished, run_command
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for parsed flags
+jaxtyping.install_import_hook(
+    ["hvp_jax.models", "hvp_jax.training", "hvp_jax.evaluation", "data.batches"],
+    "beartype.beartype",
+)
 for name in ("absl", "jax", "orbax", "grain"):
     logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -40,7 +40,7 @@ def bench_similarity(config: ConfigDict, model: HVPNet) -> dict:
         score_matrix, text, video, clip_chunk=config.similarity.chunk_size, dtype=model.dtype
     )
     first = seconds(work)
-    operations = taps * flops.word_patch(GALLERY, words, GALLERY, tokens, s.embed_dim)
+    operations = taps * flops.word_patch(GALLERY, words, GALLERY, tokens, width=s.embed_dim)
     operations += 2 * taps * 2.0 * GALLERY**2 * s.embed_dim
     result = measure(work, operations, model.dtype)
     return result | {

@@ -42,7 +42,7 @@ def loss_from_features(
     paired_weights = text.word_weights if paired else None
     if axis is not None:
         text = jax.lax.all_gather(text, axis, tiled=True)
-    return contrastive(scores(text, video, paired_weights, chunk, dtype), log_scale, axis)
+    return contrastive(scores(text, video, paired_weights, chunk, dtype=dtype), log_scale, axis)
 
 
 def loss_fn(
@@ -65,7 +65,7 @@ def loss_fn(
     text, video, log_scale = spec.model.apply(
         {"params": whole(params)},
         *batch,
-        keys,
+        key=keys,
     )
     return loss_from_features(
         text, video, log_scale, spec.paired, spec.chunk_size, spec.model.dtype, axis
