@@ -50,11 +50,11 @@ def draw_contact_sheet(png_path: str | os.PathLike, queries: Sequence[Query | tu
     Queries and hits may be plain tuples. Characters missing from the font become boxes;
     frames are cropped to squares.
     """
-    queries = [
+    rows = [
         Query(text, rank, [Hit(*hit) for hit in hits[:NUM_HITS]]) for text, rank, hits in queries
     ]
     width = 2 * MARGIN + QUERY_WIDTH + NUM_HITS * (STRIP_WIDTH + STRIP_GAP)
-    height = HEADER_HEIGHT + ROW_HEIGHT * len(queries) + MARGIN // 2
+    height = HEADER_HEIGHT + ROW_HEIGHT * len(rows) + MARGIN // 2
     figure = Figure(figsize=(width / 100, height / 100), dpi=200, facecolor=PAPER)
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -62,14 +62,12 @@ def draw_contact_sheet(png_path: str | os.PathLike, queries: Sequence[Query | tu
         axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         axes.axis("off")
         _write(axes, MARGIN, 44, "Text to video", size=15, weight="bold")
-        listed = sum(any(hit.is_correct for hit in query.hits) for query in queries)
-        note = (
-            f"The right clip is among the best {NUM_HITS} for {listed} of {len(queries)} queries."
-        )
+        listed = sum(any(hit.is_correct for hit in query.hits) for query in rows)
+        note = f"The right clip is among the best {NUM_HITS} for {listed} of {len(rows)} queries."
         _write(axes, MARGIN, 68, note, size=9, color=GREY)
         for position, name in enumerate(ORDINALS):
             _write(axes, _strip_left(position), HEADER_HEIGHT - 14, name, size=8, color=GREY)
-        for row, query in enumerate(queries):
+        for row, query in enumerate(rows):
             top = HEADER_HEIGHT + row * ROW_HEIGHT
             axes.plot([MARGIN, width - MARGIN], [top, top], color=FAINT, lw=0.8)
             _draw_query(axes, top, query)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from data.batches.batch import Batch
 from hvp_jax.models.losses import contrastive
@@ -35,7 +36,7 @@ def loss_from_features(
     log_scale: jax.Array,
     paired: bool = False,
     chunk: int = 16,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     axis: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Both sides of a device's part of a batch -> the loss of the whole, and its parts."""
