@@ -21,6 +21,8 @@ from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 Frames = UInt8[Array, "b t height width 3"] | Float[Array, "b t height width 3"]
+WordMask = Bool[Array, "b w"] | Int[Array, "b w"]
+FrameMask = Bool[Array, "b t"] | Int[Array, "b t"]
 
 
 def normalize_pixels(video: Frames, mask: Bool[Array, "b t"]) -> Float[Array, "b t height width 3"]:
@@ -71,7 +73,7 @@ class HVPNet(nn.Module):
         self.patch_weight = TokenWeight(dtype=self.dtype)
         self.frame_weight = TokenWeight(dtype=self.dtype)
 
-    def encode_text(self, ids: Int[Array, "b w"], mask: Bool[Array, "b w"]) -> TextFeatures:
+    def encode_text(self, ids: Int[Array, "b w"], mask: WordMask) -> TextFeatures:
         """Token ids and padding mask -> normalised features and word weights."""
         mask = mask.astype(bool)
         words, sentence = self.clip.text(ids, mask)
@@ -87,7 +89,7 @@ class HVPNet(nn.Module):
         )
 
     def encode_video(
-        self, video: Frames, mask: Bool[Array, "b t"], key: Key[Array, " b"] | None = None
+        self, video: Frames, mask: FrameMask, key: Key[Array, " b"] | None = None
     ) -> VideoFeatures:
         """Frames and padding mask -> features and weights at every tap.
 
@@ -133,9 +135,9 @@ class HVPNet(nn.Module):
     def __call__(
         self,
         text_ids: Int[Array, "b w"],
-        text_mask: Bool[Array, "b w"],
+        text_mask: WordMask,
         video: Frames,
-        video_mask: Bool[Array, "b t"],
+        video_mask: FrameMask,
         *,
         key: Key[Array, " b"] | None = None,
     ) -> tuple[TextFeatures, VideoFeatures, Float[Array, ""]]:
