@@ -14,6 +14,7 @@ import typing
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -39,7 +40,7 @@ class VideoFeatures:
     frame_sum: Float[Array, "clips l d"]  # weighted sum of the normalised frames
 
 
-def l2_normalize(x: Float[Array, "*shape d"]) -> Float[Array, "*shape d"]:
+def l2_normalize(x: Float[Array | np.ndarray, "*shape d"]) -> Float[Array, "*shape d"]:
     """Divides features by their L2 norm, in at least float32; a zero vector stays zero."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
