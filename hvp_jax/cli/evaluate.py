@@ -8,7 +8,7 @@ from data import inputs, splits
 from data.errors import UsageError
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.resolve import resolve
-from hvp_jax.evaluation.results import write_results
+from hvp_jax.evaluation.results import EvalResult, write_results
 from hvp_jax.evaluation.scorer import Scorer
 from hvp_jax.models.hvpnet import from_config
 from hvp_jax.monitoring import json_files
@@ -22,7 +22,7 @@ UNTRAINED = (
 )
 
 
-def run(config: ConfigDict, workdir: Path) -> dict:
+def run(config: ConfigDict, workdir: Path) -> EvalResult:
     """The verb `eval`: a split of a data set with the weights a run has chosen."""
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
@@ -54,6 +54,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         model,
         config,
         partitioner,
-        inputs.padded_num_frames(config, source, resume.recorded_num_frames(workdir)),
+        num_frames=inputs.padded_num_frames(config, source, resume.recorded_num_frames(workdir)),
     )
-    return write_results(config, workdir, scorer, params, clips, source, chosen, excluded)
+    return write_results(
+        config, workdir, scorer, params,
+        clips=clips, source=source, checkpoint=chosen, excluded=excluded,
+    )  # fmt: skip

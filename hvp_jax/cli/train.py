@@ -1,6 +1,7 @@
 """The verb `train`: from a config to a workdir with checkpoints and figures."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,24 @@ from hvp_jax.weights import initial
 log = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict:
+@dataclasses.dataclass(frozen=True)
+class TrainResult(results.EvalResult):
+    """The evaluation of a finished run, its number of steps and of skipped updates."""
+
+    step: int
+    skipped: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StoppedRun:
+    """The result of a run that a signal stopped at `step`."""
+
+    ok: bool = dataclasses.field(default=False, init=False)
+    step: int
+    text: str = dataclasses.field(metadata={"json": None})
+
+
+def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     """Trains, or goes on where the workdir's run was; then scores `eval.split`."""
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
@@ -69,22 +87,27 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         ) as steps:  # fmt: skip
             for warning in _warnings(config, examples, val_clips):
                 steps.metrics.print(warning)
-            scorer = Scorer(model, config, partitioner, num_frames, steps.watchdog.keep_alive)
+            scorer = Scorer(
+                model, config, partitioner,
+                num_frames=num_frames, heartbeat=steps.watchdog.keep_alive,
+            )  # fmt: skip
             validate = functools.partial(_validate, scorer, val_clips, source)
             state, at, stopped = steps.run(state, validate if val_clips else None)
         if stopped:
             return _stopped(steps.signals.name, at, train.steps)
         chosen = checkpoints.select_step()
-        about = {"step": at, "skipped": int(state.skipped)}
+        assert chosen is not None  # the loop has saved a checkpoint
+        skipped = int(state.skipped)
         params = _chosen_params(chosen["step"], at, state, checkpoints, model, partitioner)
         del state
         result = results.write_results(
-            config, workdir, scorer, params, eval_clips, source, chosen, excluded
-        )
+            config, workdir, scorer, params,
+            clips=eval_clips, source=source, checkpoint=chosen, excluded=excluded,
+        )  # fmt: skip
     if is_primary():
         report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
     barrier("the run has ended")
-    return result | about
+    return TrainResult(**vars(result), step=at, skipped=skipped)
 
 
 def _read_splits(config: ConfigDict) -> tuple[list[Clip], list[Clip], list[Clip], list[Clip]]:
@@ -138,14 +161,12 @@ def _chosen_params(
     )
 
 
-def _stopped(signal_name: str | None, at: int, steps: int) -> dict:
-    """The answer of a run that a signal has ended early."""
-    return {
-        "ok": False,
-        "step": at,
-        "text": f"stopped by {signal_name or 'a signal to another process'} at step {at} of "
+def _stopped(signal_name: str | None, at: int, steps: int) -> StoppedRun:
+    return StoppedRun(
+        step=at,
+        text=f"stopped by {signal_name or 'a signal to another process'} at step {at} of "
         f"{steps}, saved: the same command goes on from there",
-    }
+    )
 
 
 def _validate(

@@ -1,1 +1,1 @@
-"""Scores, retrieval metrics and what is reported of them."""
+"""Scoring a split, retrieval metrics and their reports."""

@@ -1,4 +1,4 @@
-"""The contact sheet: queries and the clips that score best for them, as film strips."""
+"""The contact sheet: queries and their best-scoring clips, as film strips."""
 
 import os
 import textwrap
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
@@ -15,127 +16,136 @@ from matplotlib.patches import Circle, FancyBboxPatch
 INK, GREY, FAINT, PAPER = "#1c2330", "#737d8c", "#e3e7ed", "#fcfcfd"
 ORANGE, GREEN = "#d9822b", "#15995b"
 
-# Pixels of a screen; the picture has two of its own to each.
-MARGIN, QUERY, FRAME, FRAMES, HITS = 40, 250, 64, 4, 5
-SEAM, RIM, GAP = 2, 4, 18  # between frames, around a strip, between strips
-STRIP = FRAMES * FRAME + (FRAMES - 1) * SEAM + 2 * RIM
-HEAD, PAD = 104, 16  # above the first row, above the strips in a row
-ROW = PAD + FRAME + 2 * RIM + 36
-BLANK = np.full((1, 1, 3), 242, np.uint8)  # where a clip has fewer frames
+NUM_HITS, STRIP_FRAMES = 5, 4
+# Lengths in layout pixels; the image has two pixels for each.
+MARGIN, QUERY_WIDTH, FRAME_SIZE = 40, 250, 64
+FRAME_GAP, BORDER, STRIP_GAP = 2, 4, 18  # between frames, around a strip, between strips
+STRIP_WIDTH = STRIP_FRAMES * FRAME_SIZE + (STRIP_FRAMES - 1) * FRAME_GAP + 2 * BORDER
+HEADER_HEIGHT, ROW_PADDING = 104, 16  # above the first row, above the strips of a row
+ROW_HEIGHT = ROW_PADDING + FRAME_SIZE + 2 * BORDER + 36
+BLANK = np.full((1, 1, 3), 242, np.uint8)  # in place of missing frames
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 
 
 class Hit(NamedTuple):
-    """A retrieved clip; `frames` uint8 [n, H, W, 3], n of any size."""
+    """A retrieved clip with any number of frames."""
 
     clip_id: str
-    frames: np.ndarray
+    frames: UInt8[np.ndarray, "n height width 3"]
     score: float
-    is_right: bool
+    is_correct: bool
 
 
 class Query(NamedTuple):
-    """A caption, the rank of its own clip, and the clips that score best, best first."""
+    """A caption, the rank of its own clip, and the best-scoring clips in order."""
 
     text: str
     rank: float
     hits: Sequence[Hit]
 
 
-def contact_sheet(png_path: str | os.PathLike, rows: Sequence[Query]) -> None:
-    """Draws each query with its five best clips as film strips, the right one marked.
+def draw_contact_sheet(png_path: str | os.PathLike, queries: Sequence[Query | tuple]) -> None:
+    """Draws each query with its five best clips as film strips and marks the correct clip.
 
-    Characters that the font lacks become boxes; frames are cropped to squares.
+    Queries and hits may be plain tuples. Characters missing from the font become boxes;
+    frames are cropped to squares.
     """
-    rows = [Query(text, rank, [Hit(*hit) for hit in hits[:HITS]]) for text, rank, hits in rows]
-    width = 2 * MARGIN + QUERY + HITS * (STRIP + GAP)
-    height = HEAD + ROW * len(rows) + MARGIN // 2
+    rows = [
+        Query(text, rank, [Hit(*hit) for hit in hits[:NUM_HITS]]) for text, rank, hits in queries
+    ]
+    width = 2 * MARGIN + QUERY_WIDTH + NUM_HITS * (STRIP_WIDTH + STRIP_GAP)
+    height = HEADER_HEIGHT + ROW_HEIGHT * len(rows) + MARGIN // 2
     figure = Figure(figsize=(width / 100, height / 100), dpi=200, facecolor=PAPER)
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         axes.axis("off")
-        _write(axes, MARGIN, 44, "Text to video", 15, weight="bold")
-        found = sum(any(hit.is_right for hit in row.hits) for row in rows)
-        note = f"The right clip is among the best {HITS} for {found} of {len(rows)} queries."
-        _write(axes, MARGIN, 68, note, 9, GREY)
-        for place, name in enumerate(ORDINALS):
-            _write(axes, _strip_left(place), HEAD - 14, name, 8, GREY)
-        for number, row in enumerate(rows):
-            top = HEAD + number * ROW
+        _write(axes, MARGIN, 44, "Text to video", size=15, weight="bold")
+        listed = sum(any(hit.is_correct for hit in query.hits) for query in rows)
+        note = f"The right clip is among the best {NUM_HITS} for {listed} of {len(rows)} queries."
+        _write(axes, MARGIN, 68, note, size=9, color=GREY)
+        for position, name in enumerate(ORDINALS):
+            _write(axes, _strip_left(position), HEADER_HEIGHT - 14, name, size=8, color=GREY)
+        for row, query in enumerate(rows):
+            top = HEADER_HEIGHT + row * ROW_HEIGHT
             axes.plot([MARGIN, width - MARGIN], [top, top], color=FAINT, lw=0.8)
-            _draw_query(axes, top, row)
-            for place, hit in enumerate(row.hits):
-                _draw_hit(axes, _strip_left(place), top, hit)
+            _draw_query(axes, top, query)
+            for position, hit in enumerate(query.hits):
+                _draw_hit(axes, _strip_left(position), top, hit)
         figure.savefig(png_path, format="png", facecolor=PAPER)
 
 
-def _strip_left(place: int) -> int:
-    return MARGIN + QUERY + GAP + place * (STRIP + GAP)
+def _strip_left(position: int) -> int:
+    return MARGIN + QUERY_WIDTH + STRIP_GAP + position * (STRIP_WIDTH + STRIP_GAP)
 
 
-def _foot(top: float) -> float:
-    """The line under the strips of the row that begins at `top`."""
-    return top + PAD + FRAME + 2 * RIM + 16
+def _label_y(top: int) -> int:
+    """The baseline of the labels under the strips of the row that begins at `top`."""
+    return top + ROW_PADDING + FRAME_SIZE + 2 * BORDER + 16
 
 
-def _draw_query(axes: Axes, top: float, row: Query) -> None:
-    text = _drawable(row.text) or "(no text)"
+def _draw_query(axes: Axes, top: int, query: Query) -> None:
+    text = _drawable(query.text) or "(no text)"
     lines = textwrap.wrap(text, 29, max_lines=3, placeholder=" …")
-    # Under the strips, should the letters be so wide that they reach them.
-    style = {"va": "top", "linespacing": 1.35, "zorder": 0}
-    _write(axes, MARGIN, top + PAD, "\n".join(lines), 10, **style)
-    listed = any(hit.is_right for hit in row.hits)
-    says = f"rank {row.rank:g}" if listed else f"right clip at rank {row.rank:g}"
-    _write(axes, MARGIN, _foot(top), says, 8, GREEN if listed else ORANGE, weight="bold")
+    # Behind the strips, in case a wide line reaches them.
+    style: dict[str, Any] = {"va": "top", "linespacing": 1.35, "zorder": 0}
+    _write(axes, MARGIN, top + ROW_PADDING, "\n".join(lines), size=10, **style)
+    listed = any(hit.is_correct for hit in query.hits)
+    label = f"rank {query.rank:g}" if listed else f"right clip at rank {query.rank:g}"
+    color = GREEN if listed else ORANGE
+    _write(axes, MARGIN, _label_y(top), label, size=8, color=color, weight="bold")
 
 
-def _draw_hit(axes: Axes, left: float, row_top: float, hit: Hit) -> None:
-    top, foot = row_top + PAD, _foot(row_top)
-    height = FRAME + 2 * RIM
-    rim = GREEN if hit.is_right else FAINT
+def _draw_hit(axes: Axes, left: int, row_top: int, hit: Hit) -> None:
+    top, label_y = row_top + ROW_PADDING, _label_y(row_top)
     box = FancyBboxPatch(
-        (left, top), STRIP, height, boxstyle="round,pad=0,rounding_size=6", fc=rim, ec="none"
+        (left, top),
+        STRIP_WIDTH,
+        FRAME_SIZE + 2 * BORDER,
+        boxstyle="round,pad=0,rounding_size=6",
+        fc=GREEN if hit.is_correct else FAINT,
+        ec="none",
     )
     axes.add_patch(box)
-    pictures = _pick(hit.frames)
-    for place, frame in enumerate(pictures + [BLANK] * (FRAMES - len(pictures))):
-        x, y = left + RIM + place * (FRAME + SEAM), top + RIM
+    frames = _select_frames(hit.frames)
+    for position, frame in enumerate(frames + [BLANK] * (STRIP_FRAMES - len(frames))):
+        x, y = left + BORDER + position * (FRAME_SIZE + FRAME_GAP), top + BORDER
         axes.imshow(
             frame,
-            extent=(x, x + FRAME, y + FRAME, y),
+            extent=(x, x + FRAME_SIZE, y + FRAME_SIZE, y),
             interpolation="lanczos",
             aspect="auto",
             zorder=2,
         )
     name = _drawable(hit.clip_id)
     name = name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"
-    weight, color = ("bold", GREEN) if hit.is_right else ("normal", GREY)
-    _write(axes, left + RIM, foot, name, 7.5, color, weight=weight)
-    _write(axes, left + STRIP - RIM, foot, f"{hit.score:.3f}", 7.5, color, ha="right")
-    if hit.is_right:
-        x, y = left + STRIP - 3, top + 3
+    weight, color = ("bold", GREEN) if hit.is_correct else ("normal", GREY)
+    _write(axes, left + BORDER, label_y, name, size=7.5, color=color, weight=weight)
+    right, score = left + STRIP_WIDTH - BORDER, f"{hit.score:.3f}"
+    _write(axes, right, label_y, score, size=7.5, color=color, ha="right")
+    if hit.is_correct:
+        x, y = left + STRIP_WIDTH - 3, top + 3
         axes.add_patch(Circle((x, y), 10, fc=GREEN, ec=PAPER, lw=1.6, zorder=4))
         axes.plot([x - 4.5, x - 1.3, x + 4.5], [y, y + 3.6, y - 3.4], color=PAPER, lw=1.7, zorder=5)
 
 
-def _pick(frames: np.ndarray) -> list[np.ndarray]:
-    """At most FRAMES frames, evenly spread, cropped to squares: [n, H, W, 3] -> [S, S, 3] each."""
+def _select_frames(frames: np.ndarray) -> list[np.ndarray]:
+    """At most STRIP_FRAMES evenly spaced frames of [n, H, W, 3], cropped to squares."""
     side = min(frames.shape[1:3])
     y, x = ((edge - side) // 2 for edge in frames.shape[1:3])
-    count = min(FRAMES, len(frames))
+    count = min(STRIP_FRAMES, len(frames))
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
     return [frames[i, y : y + side, x : x + side] for i in chosen]
 
 
 def _drawable(text: str) -> str:
-    """One line of text that a font renderer takes: no control character, no lone surrogate."""
+    """One line of text without control characters or lone surrogates, which cannot be drawn."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _write(
-    axes: Axes, x: float, y: float, text: str, size: float, color: str = INK, **style: Any
+    axes: Axes, x: int, y: int, text: str, *, size: int | float, color: str = INK, **style: Any
 ) -> None:
-    # A dollar sign in a caption is no formula.
+    # A dollar sign in a caption does not start a formula.
     axes.text(x, y, text, size=size, color=color, parse_math=False, **style)

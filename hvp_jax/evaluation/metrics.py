@@ -1,63 +1,62 @@
-"""Retrieval figures from a similarity matrix: R@k, median and mean rank, in both directions.
+"""Retrieval metrics from a similarity matrix: R@k, median and mean rank, in both directions.
 
-Rows of a matrix are texts, columns are videos, a greater number is a better match.
-Every query has exactly one rank; ties share the mean of the places they take, so that
-a model that scores everything alike is at chance whatever the order of the gallery.
+Rows of a matrix are texts, columns are videos, and a greater score is a better match.
+Every query has exactly one rank. Ties share their mean rank, so that a model with equal
+scores for everything is at chance, whatever the order of the gallery.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from data.errors import DataError
 
 RECALLS = (1, 5, 10, 50)
-CHUNK = 1024  # rows looked at together: bounds the memory beside the matrix itself
+CHUNK = 1024  # rows compared at once: bounds the memory needed besides the matrix
 
 
 def ranks(
-    similarity: np.ndarray, target: Sequence[int] | np.ndarray, chunk: int = CHUNK
-) -> np.ndarray:
-    """The rank of the right answer of each query, from 1, float64 [Q].
+    similarity: np.ndarray, target: ArrayLike, chunk: int = CHUNK
+) -> Float[np.ndarray, " queries"]:
+    """The rank of each query's correct answer, counted from 1.
 
-    `similarity` [Q, N]; `target` int [Q] is the column of each query's right answer.
-    The rank is 1 + the number of better columns + half the number of other columns that
-    score the same. Raises DataError if a number is NaN or infinite.
+    `similarity` [queries, gallery]; `target` [queries] is the column of each correct answer.
+    The rank is 1 + the number of better columns + half the number of other columns with
+    the same score. Raises DataError if a score is NaN or infinite.
     """
     similarity = _matrix(similarity)
     target = _indices(target, similarity.shape[0], similarity.shape[1])
     _require_finite(similarity, chunk)
-    found = np.empty(len(similarity))
+    result = np.empty(len(similarity))
     for first in range(0, len(similarity), chunk):
         rows = similarity[first : first + chunk]  # [C, N]
-        right = np.take_along_axis(rows, target[first : first + chunk, None], axis=1)  # [C, 1]
-        better = np.count_nonzero(rows > right, axis=1)
-        same = np.count_nonzero(rows == right, axis=1)  # itself included
-        found[first : first + chunk] = 1 + better + (same - 1) / 2
-    return found
+        correct = np.take_along_axis(rows, target[first : first + chunk, None], axis=1)  # [C, 1]
+        better = np.count_nonzero(rows > correct, axis=1)
+        equal = np.count_nonzero(rows == correct, axis=1)  # includes the correct column
+        result[first : first + chunk] = 1 + better + (equal - 1) / 2
+    return result
 
 
 def text_to_video(
-    similarity: np.ndarray, video_of_text: Sequence[int] | np.ndarray, chunk: int = CHUNK
+    similarity: np.ndarray, video_of_text: ArrayLike, chunk: int = CHUNK
 ) -> dict[str, float]:
-    """Figures of every caption looking for its video.
+    """Metrics with captions as queries and videos as the gallery.
 
-    `similarity` [texts, videos]; `video_of_text` int [texts] is the column of each
-    caption's own video. Several captions of a video are queries of their own. Raises
-    DataError as `ranks` does.
+    `similarity` [texts, videos]; `video_of_text` [texts] is the column of each caption's
+    own video. Every caption of a video is a separate query. Raises DataError as `ranks` does.
     """
     return summary(ranks(similarity, video_of_text, chunk))
 
 
 def video_to_text(
-    similarity: np.ndarray, video_of_text: Sequence[int] | np.ndarray, chunk: int = CHUNK
+    similarity: np.ndarray, video_of_text: ArrayLike, chunk: int = CHUNK
 ) -> dict[str, float]:
-    """Figures of every video looking for its captions. Arguments as of `text_to_video`.
+    """Metrics with videos as queries. Arguments as in `text_to_video`.
 
-    A gallery entry is all the captions of one video, as good as the best of them: the
-    rank of video j is 1 + the number of other videos that have a caption which matches
-    j better than j's own best one. So ranks go up to the number of videos, not of
-    captions, as CLIP4Clip and its descendants count them (MSVD has 40 captions a video).
+    A gallery entry is the set of captions of one video and scores as high as its best
+    caption: the rank of video j is 1 + the number of other videos with a caption that
+    matches j better than j's own best one. The greatest rank is therefore the number of
+    videos, not of captions, as in CLIP4Clip and its descendants (MSVD has 40 captions a video).
 
     Raises DataError as `ranks` does, and if a video has no caption.
     """
@@ -68,25 +67,25 @@ def video_to_text(
     if not captions.all():
         raise DataError(
             f"{np.count_nonzero(captions == 0)} of {videos} videos have no caption, the first "
-            f"is number {captions.argmin()}: leave them out of the gallery"
+            f"is number {captions.argmin()}: exclude them from the gallery"
         )
     _require_finite(similarity, chunk)  # a maximum would hide -inf
     groups = np.split(np.argsort(target, kind="stable"), np.cumsum(captions)[:-1])
-    best = np.stack([similarity[rows].max(axis=0) for rows in groups])  # [V of the texts, V]
+    best = np.stack([similarity[rows].max(axis=0) for rows in groups])  # [V captions, V]
     return summary(ranks(best.T, np.arange(videos), chunk))
 
 
-def summary(ranks: np.ndarray) -> dict[str, float]:
-    """`R@k`, the share of ranks up to k in percent, `MdR` and `MnR`, of ranks [Q]."""
+def summary(ranks: Float[np.ndarray, " queries"]) -> dict[str, float]:
+    """`R@k`, the percentage of ranks up to k, median rank `MdR` and mean rank `MnR`."""
     recalls = {f"R@{k}": 100 * float(np.mean(ranks <= k)) for k in RECALLS}
     return recalls | {"MdR": float(np.median(ranks)), "MnR": float(np.mean(ranks))}
 
 
 def chance(videos: int) -> dict[str, float]:
-    """What scores that know nothing reach on average, in either direction.
+    """The expected metrics of random scores, in either direction.
 
-    For V2T too, whatever the numbers of captions: over all videos, the chances of
-    being among the best k of N groups add up to k.
+    For V2T they do not depend on the number of captions: summed over all N videos, the
+    probabilities of being among the best k are k.
     """
     recalls = {f"R@{k}": 100 * min(k / videos, 1.0) for k in RECALLS}
     return recalls | {"MdR": (videos + 1) / 2, "MnR": (videos + 1) / 2}
@@ -99,16 +98,16 @@ def _matrix(similarity: np.ndarray) -> np.ndarray:
     return similarity
 
 
-def _indices(target: Sequence[int] | np.ndarray, rows: int, columns: int) -> np.ndarray:
+def _indices(target: ArrayLike, rows: int, columns: int) -> np.ndarray:
     target = np.asarray(target)
     if target.shape != (rows,) or not np.issubdtype(target.dtype, np.integer):
         raise DataError(
-            f"every row needs the number of its right column: expected {rows} integers, "
+            f"every row needs the index of its correct column: expected {rows} integers, "
             f"got {target.dtype} {target.shape}"
         )
     if target.min() < 0 or target.max() >= columns:
         raise DataError(
-            f"right columns must be from 0 to {columns - 1}, got {target.min()} to {target.max()}"
+            f"correct columns must be from 0 to {columns - 1}, got {target.min()} to {target.max()}"
         )
     return target.astype(np.intp)
 

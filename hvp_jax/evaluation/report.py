@@ -1,4 +1,4 @@
-"""What a person looks at: a table of the figures, a loss curve, a sheet of retrieved clips."""
+"""Reports for people: a table of metrics, a loss curve and a sheet of retrieved clips."""
 
 import os
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -16,112 +17,110 @@ from hvp_jax.evaluation import metrics
 from hvp_jax.evaluation.contact_sheet import (
     FAINT,
     GREY,
-    HITS,
     INK,
+    NUM_HITS,
     ORANGE,
     PAPER,
     Hit,
     Query,
-    contact_sheet,
+    draw_contact_sheet,
 )
 from hvp_jax.monitoring import metrics_logger
 
 BLUE, LIGHT_BLUE = "#2f5fd0", "#b9c9f0"
-SHOWN = 8  # queries on the contact sheet
+NUM_QUERIES = 8  # on the contact sheet
 
 
-def table(results: dict[str, Any]) -> str:
-    """The figures of an eval.json as lines of text, with what chance would reach.
+def table(
+    text_to_video: dict[str, float], video_to_text: dict[str, float], counts: dict[str, int]
+) -> str:
+    """The metrics as lines of text, with those of random scores.
 
-    Reads `text_to_video`, `video_to_text` and `counts`, with `videos` and `captions`.
+    Reads `videos` and `captions` of the `counts`.
     """
-    videos, captions = results["counts"]["videos"], results["counts"]["captions"]
+    videos, captions = counts["videos"], counts["captions"]
     rows = {
-        "text to video": results["text_to_video"],
-        "video to text": results["video_to_text"],
+        "text to video": text_to_video,
+        "video to text": video_to_text,
         "chance": metrics.chance(videos),
     }
     names = list(rows["chance"])
     lines = [" " * 15 + "".join(f"{name:>9}" for name in names)]
-    for name, figures in rows.items():
-        lines.append(f"{name:<15}" + "".join(f"{figures[key]:>9.1f}" for key in names))
+    for name, row in rows.items():
+        lines.append(f"{name:<15}" + "".join(f"{row[key]:>9.1f}" for key in names))
     lines.append(f"{captions:,} captions, {videos:,} videos; R@k in percent, ranks from 1")
     return "\n".join(lines)
 
 
 def line(results: dict[str, Any]) -> str:
-    """The main figures of what `table` shows, in one line."""
+    """R@1, R@10 and MdR of `text_to_video` and `video_to_text`, in one line."""
     t2v, v2t = results["text_to_video"], results["video_to_text"]
     return "  ".join(
-        f"{name} R@1 {figures['R@1']:.1f} R@10 {figures['R@10']:.1f} MdR {figures['MdR']:.1f}"
-        for name, figures in (("T2V", t2v), ("V2T", v2t))
+        f"{name} R@1 {row['R@1']:.1f} R@10 {row['R@10']:.1f} MdR {row['MdR']:.1f}"
+        for name, row in (("T2V", t2v), ("V2T", v2t))
     )
 
 
-def contact_sheet_of(
+def draw_retrievals(
     png_path: str | os.PathLike,
     clips: Sequence[Clip],
-    similarity: np.ndarray,
+    similarity: Float[np.ndarray, "texts clips"],
     source: Any,
 ) -> None:
-    """The contact sheet of an evaluation: the first captions of clips evenly spread over it.
+    """Draws the contact sheet of an evaluation: first captions of evenly spaced clips.
 
-    `similarity` [texts, videos] has a row for each caption, clip by clip; `source` gives
-    frames uint8 [n, H, W, 3] for a clip's id.
+    `similarity` has a row for each caption, in the order of the clips; `source` maps a clip's
+    id to its frames, uint8 [n, H, W, 3].
     """
     first_text = np.cumsum([0, *(len(clip.captions) for clip in clips)])[:-1]  # [V]
-    chosen = np.linspace(0, len(clips) - 1, min(SHOWN, len(clips))).round().astype(int)
-    scores = similarity[first_text[chosen]]  # [shown, V]
-    rows = []
-    for right, row, rank in zip(chosen, scores, metrics.ranks(scores, chosen), strict=True):
-        best = np.argsort(-row, kind="stable")[:HITS]
-        names = [clips[i].clip_id for i in best]
-        hits = [
-            Hit(name, source[name], row[i], i == right) for name, i in zip(names, best, strict=True)
-        ]
-        rows.append(Query(clips[right].captions[0], rank, hits))
-    contact_sheet(png_path, rows)
+    selected = np.linspace(0, len(clips) - 1, min(NUM_QUERIES, len(clips))).round().astype(int)
+    scores = similarity[first_text[selected]]  # [queries, V]
+    queries = []
+    for correct, row, rank in zip(selected, scores, metrics.ranks(scores, selected), strict=True):
+        best = np.argsort(-row, kind="stable")[:NUM_HITS]
+        hits = [Hit(clips[i].clip_id, source[clips[i].clip_id], row[i], i == correct) for i in best]
+        queries.append(Query(clips[correct].captions[0], rank, hits))
+    draw_contact_sheet(png_path, queries)
 
 
 def loss_curve(metrics_jsonl_path: str | os.PathLike, png_path: str | os.PathLike) -> None:
-    """Draws the loss of a run, and beside it the held-out T2V R@1 and R@10 if there are any.
+    """Draws the training loss and, if there are any, the held-out T2V R@1 and R@10 beside it.
 
-    Of the rows, those with `loss` make the curve and those with `text_to_video` the
-    figures; `counts` with `videos` in the latter gives the line of chance. Raises
-    DataError if the file is no metrics.jsonl or holds no loss.
+    Rows with `loss` give the curve and rows with `text_to_video` the metrics; `counts` with
+    `videos` gives the level of chance. Raises DataError if the file is not a metrics.jsonl
+    or contains no loss.
     """
     rows = metrics_logger.read_rows(metrics_jsonl_path)
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    figures = [row for row in rows if "text_to_video" in row]
+    evaluations = [row for row in rows if "text_to_video" in row]
     steps, values = np.array(losses, float).reshape(-1, 2).T  # null becomes NaN
     if not np.isfinite(values).any():
-        raise DataError(f"{metrics_jsonl_path} holds no loss to draw")
-    figure = Figure(figsize=(10.5 if figures else 7, 3.9), dpi=160, facecolor=PAPER)
+        raise DataError(f"{metrics_jsonl_path} contains no loss")
+    figure = Figure(figsize=(10.5 if evaluations else 7, 3.9), dpi=160, facecolor=PAPER)
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
-        panels = figure.subplots(
-            1, 2 if figures else 1, squeeze=False, width_ratios=(5, 3)[: 2 if figures else 1]
-        )[0]
+        num_panels = 2 if evaluations else 1
+        panels = figure.subplots(1, num_panels, squeeze=False, width_ratios=(5, 3)[:num_panels])[0]
         _draw_loss(panels[0], steps, values)
-        if figures:
-            _draw_figures(panels[1], figures)
+        if evaluations:
+            _draw_recalls(panels[1], evaluations)
             panels[1].set_xlim(panels[0].get_xlim())
         figure.tight_layout(pad=1.6, w_pad=3)
         figure.savefig(png_path, format="png")
 
 
 def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    sound = np.isfinite(values)
+    finite = np.isfinite(values)
     axes.plot(steps, values, color=LIGHT_BLUE, lw=1)
-    axes.plot(steps[sound], _smooth(values[sound]), color=BLUE, lw=2)
-    _finish(axes, "Training loss")
-    if not sound.all():
-        foot = axes.get_xaxis_transform()
-        axes.plot(steps[~sound], 0 * steps[~sound], "|", color=ORANGE, ms=14, transform=foot)
-        note = f"{np.count_nonzero(~sound)} not finite"
+    axes.plot(steps[finite], _smooth(values[finite]), color=BLUE, lw=2)
+    _set_style(axes, "Training loss")
+    if not finite.all():
+        transform = axes.get_xaxis_transform()
+        axes.plot(steps[~finite], 0 * steps[~finite], "|", color=ORANGE, ms=14, transform=transform)
+        note = f"{np.count_nonzero(~finite)} not finite"
         axes.text(1, 1.02, note, color=ORANGE, size=8.5, ha="right", transform=axes.transAxes)
 
 
-def _draw_figures(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _draw_recalls(axes: Axes, rows: list[dict[str, Any]]) -> None:
     steps = [row["step"] for row in rows]
     videos = rows[-1].get("counts", {}).get("videos")
     for name, color in (("R@10", BLUE), ("R@1", ORANGE)):
@@ -133,7 +132,7 @@ def _draw_figures(axes: Axes, rows: list[dict[str, Any]]) -> None:
     if videos:
         axes.plot([], [], color=GREY, lw=1, ls=":", label="chance")
     axes.set_ylim(bottom=0)
-    _finish(axes, "Held-out text to video, %")
+    _set_style(axes, "Held-out text to video, %")
     axes.legend(
         frameon=False,
         fontsize=8.5,
@@ -148,7 +147,7 @@ def _draw_figures(axes: Axes, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _finish(axes: Axes, title: str) -> None:
+def _set_style(axes: Axes, title: str) -> None:
     axes.set_facecolor(PAPER)
     axes.set_title(title, loc="left", size=11, weight="bold", color=INK, pad=28)
     axes.set_xlabel("step", color=GREY, size=9)
@@ -161,9 +160,9 @@ def _finish(axes: Axes, title: str) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean weighted by a Gaussian of a fiftieth of the run, cut off at both ends: [n] -> [n]."""
-    width = max(1.0, len(values) / 50)
-    reach = int(3 * width)
-    window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
-    inside = slice(reach, reach + len(values))
+    """Gaussian smoothing, with a sigma of a fiftieth of the run and truncated at both ends."""
+    sigma = max(1.0, len(values) / 50)
+    radius = int(3 * sigma)
+    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    inside = slice(radius, radius + len(values))
     return np.convolve(values, window)[inside] / np.convolve(np.ones(len(values)), window)[inside]

@@ -1,7 +1,9 @@
-"""eval.json and what the scoring was."""
+"""The result of an evaluation: eval.json, the contact sheet and the printed table."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optax
 from ml_collections import ConfigDict
@@ -14,21 +16,41 @@ from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.processes import is_primary
 
 LEAK_WARNING = (
-    "similarity.word_weights=paired: the weights of each clip's own caption are in its scores. "
-    "The figures contain the answer and compare with nothing but the original's."
+    "similarity.word_weights=paired: every clip is scored with the word weights of its own "
+    "caption. The metrics contain the answer: compare them only with the original implementation's."
 )
 
 
-def scoring_settings(config: ConfigDict) -> dict:
-    """What the scoring was, for the report; it says so where the figures contain the answer."""
-    about = {
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """The metrics of a split and how they were computed: the content of eval.json."""
+
+    text_to_video: dict[str, float]
+    video_to_text: dict[str, float]
+    counts: dict[str, int]
+    split: str
+    checkpoint: dict[str, Any]
+    scoring: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        paragraphs = [report.table(self.text_to_video, self.video_to_text, self.counts)]
+        for part in (self.scoring, self.checkpoint):
+            if "warning" in part:
+                paragraphs.append(part["warning"])
+        return "\n\n".join(paragraphs)
+
+
+def scoring_settings(config: ConfigDict) -> dict[str, Any]:
+    """The settings that affect the scores, with a warning if the scores contain the answer."""
+    settings = {
         "word_weights": config.similarity.word_weights,
         "normalize": config.similarity.normalize,
         "mask_padding": config.similarity.mask_padding,
         "noise": config.distill.noise == "always",
     }
     paired = config.similarity.word_weights == "paired"
-    return about | ({"contains_the_answer": True, "warning": LEAK_WARNING} if paired else {})
+    return settings | ({"contains_the_answer": True, "warning": LEAK_WARNING} if paired else {})
 
 
 def write_results(
@@ -36,27 +58,24 @@ def write_results(
     workdir: Path,
     scorer: Scorer,
     params: optax.Params,
+    *,
     clips: Sequence[Clip],
     source: frame_sources.FrameSource,
-    chosen: dict,
+    checkpoint: dict[str, Any],
     excluded: Sequence[Clip],
-) -> dict:
-    """The figures of `eval.split` with the chosen weights: returned, and eval.json.
+) -> EvalResult:
+    """Evaluates `eval.split` and writes eval.json and the contact sheet to the workdir.
 
-    `excluded`: what `data.exclude` leaves out, of every split.
+    `checkpoint` describes where `params` come from. `excluded` are the clips of all splits
+    that `data.exclude` removes.
     """
-    result, matrix = evaluate_split(scorer, params, clips, source, f"eval {config.eval.split}")
-    result["counts"]["excluded"] = sum(clip.split == config.eval.split for clip in excluded)
-    result |= {
-        "split": config.eval.split,
-        "checkpoint": chosen,
-        "scoring": scoring_settings(config),
-    }
+    split = config.eval.split
+    metrics, matrix = evaluate_split(scorer, params, clips, source, progress_label=f"eval {split}")
+    metrics["counts"]["excluded"] = sum(clip.split == split for clip in excluded)
+    result = EvalResult(
+        **metrics, split=split, checkpoint=checkpoint, scoring=scoring_settings(config)
+    )
     if is_primary():
-        json_files.write_json(workdir / "eval.json", result)
-        report.contact_sheet_of(workdir / "contact_sheet.png", clips, matrix, source)
-    text = report.table(result)
-    for part in (result["scoring"], result["checkpoint"]):
-        if "warning" in part:
-            text += f"\n\n{part['warning']}"
-    return result | {"text": text}
+        json_files.write_json(workdir / "eval.json", json_files.to_json_types(result))
+        report.draw_retrievals(workdir / "contact_sheet.png", clips, matrix, source)
+    return result

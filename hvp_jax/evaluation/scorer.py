@@ -1,16 +1,18 @@
-"""Scores every text against every clip, and turns the scores into figures.
+"""Scores every text against every clip and computes retrieval metrics from the scores.
 
-Each clip and each caption is encoded once; the scoring then works on those features
-in blocks. Neither the batch, nor the block, nor the number of devices is part of a score.
+Each clip and each caption is encoded once. The features are then scored in blocks. Scores
+depend neither on the batch size, nor on the block size, nor on the number of devices.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -23,16 +25,23 @@ from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import all_gather_hosts, is_primary, process_index_and_count
 
-BLOCK = 512  # texts, and clips, on the device at a time while scoring
+BLOCK = 512  # texts, and clips, scored at a time
 
 
 @functools.partial(jax.jit, static_argnames=("clip_chunk", "dtype"))
-def _score_block(text, video, paired_weights, clip_chunk, dtype):
-    return scores(text, video, paired_weights, clip_chunk, dtype).sum((0, 1))
+def _score_block(
+    text: TextFeatures,
+    video: VideoFeatures,
+    paired_weights: Float[Array, "clips w"] | None,
+    clip_chunk: int,
+    *,
+    dtype: DTypeLike | None,
+) -> Float[Array, "texts clips"]:
+    return scores(text, video, paired_weights, clip_chunk, dtype=dtype).sum((0, 1))
 
 
-def _rows(tree, first: int, size: int):
-    """Rows `first` to `first + size` of every array, padded by repeating the last."""
+def _rows(tree: Any, first: int, size: int) -> Any:
+    """Rows `first` to `first + size` of every array, padded by repeating the last row."""
 
     def cut(x):
         x = x[first : first + size]
@@ -44,103 +53,117 @@ def _rows(tree, first: int, size: int):
 def score_matrix(
     text: TextFeatures,
     video: VideoFeatures,
-    paired_weights: np.ndarray | None = None,
+    paired_weights: Float[Array | np.ndarray, "clips w"] | None = None,
     clip_chunk: int = 16,
-    dtype: jnp.dtype | None = None,
+    *,
+    dtype: DTypeLike | None = None,
     text_block: int = BLOCK,
     clip_block: int = BLOCK,
-) -> np.ndarray:
-    """Features of all texts and all clips -> scores [texts, clips], summed over terms and taps.
+) -> Float[np.ndarray, "texts clips"]:
+    """Scores of all texts and all clips, summed over terms and taps.
 
-    `paired_weights` [clips, W]: word weights of each clip's own caption (the reference).
+    `paired_weights`: word weights of each clip's own caption (the reference).
     """
     texts, clips = text.words.shape[0], video.patches.shape[0]
     text_block, clip_block = min(text_block, texts), min(clip_block, clips)
     matrix = np.empty((texts, clips), text.sentence.dtype)
     for j in range(0, clips, clip_block):
-        part = jax.device_put(_rows(video, j, clip_block))
+        video_block = jax.device_put(_rows(video, j, clip_block))
         paired = None if paired_weights is None else _rows(paired_weights, j, clip_block)
         for i in range(0, texts, text_block):
-            block = _score_block(_rows(text, i, text_block), part, paired, clip_chunk, dtype)
+            block = _score_block(
+                _rows(text, i, text_block), video_block, paired, clip_chunk, dtype=dtype
+            )
             height, width = matrix[i : i + text_block, j : j + clip_block].shape
             matrix[i : i + height, j : j + width] = np.asarray(block)[:height, :width]
     return matrix
 
 
 class Scorer:
-    """The compiled encoders of a model, laid over devices, and its way of scoring."""
+    """The encoders of a model, compiled for the devices, and its scoring settings."""
 
     def __init__(
         self,
         model: HVPNet,
         config: ConfigDict,
         partitioner: Partitioner,
-        width: int,
-        beat: Callable[[], None] = lambda: None,
+        *,
+        num_frames: int,
+        heartbeat: Callable[[], None] = lambda: None,
     ):
-        """Clips are padded to `width` frames; `beat` is called with every batch."""
-        noise = config.seed if config.distill.noise == "always" else None
-        self.config, self.model, self.width = config, model, width
-        self._beat = beat
-        self._rows = config.eval.batch_size * len(partitioner.local_devices)
+        """Clips are padded to `num_frames` frames; `heartbeat` is called for every batch."""
+        noise_seed = config.seed if config.distill.noise == "always" else None
+        self.config, self.model, self.num_frames = config, model, num_frames
+        self._heartbeat = heartbeat
+        self._batch_size = config.eval.batch_size * len(partitioner.local_devices)
         self.paired = config.similarity.word_weights == "paired"
-        self._text = partitioner.compile_eval_fn(functools.partial(encode_text, model=model))
-        self._video = partitioner.compile_eval_fn(
-            functools.partial(encode_video, model=model, noise_seed=noise)
+        self._encode_text = partitioner.compile_eval_fn(functools.partial(encode_text, model=model))
+        self._encode_video = partitioner.compile_eval_fn(
+            functools.partial(encode_video, model=model, noise_seed=noise_seed)
         )
 
-    def texts(self, params: optax.Params, clips: Sequence[Clip]) -> TextFeatures:
-        """Every caption of the clips, clip by clip."""
-        batches = pipeline.eval_texts(clips, self.config.data.max_words, self._rows)
-        return self._encode(self._text, params, batches)
+    def encode_texts(self, params: optax.Params, clips: Sequence[Clip]) -> TextFeatures:
+        """Features of all captions, in the order of the clips."""
+        batches = pipeline.eval_texts(clips, self.config.data.max_words, self._batch_size)
+        return self._encode(self._encode_text, params, batches)
 
-    def videos(
+    def encode_videos(
         self,
         params: optax.Params,
         clips: Sequence[Clip],
-        numbers: np.ndarray,
+        indices: Int[np.ndarray, " clips"],
         source: frame_sources.FrameSource,
-        say: str = "",
+        *,
+        progress_label: str = "",
     ) -> VideoFeatures:
-        """The clips of the given numbers, in order; `say` names the progress bar."""
-        size = self._rows
-        batches = pipeline.eval_videos([clips[i] for i in numbers], source, self.width, size)
-        show = say and is_primary()
-        bar = tqdm(batches, say, total=-(-len(numbers) // size), disable=not show, unit="batch")
-        return self._encode(self._video, params, bar, numbers)
+        """Features of the clips at `indices`; without a label there is no progress bar."""
+        selected = [clips[i] for i in indices]
+        batches = pipeline.eval_videos(selected, source, self.num_frames, self._batch_size)
+        progress = tqdm(
+            batches,
+            progress_label,
+            total=-(-len(indices) // self._batch_size),
+            disable=not (progress_label and is_primary()),
+            unit="batch",
+        )
+        return self._encode(self._encode_video, params, progress, indices)
 
     def _encode(
         self,
-        encode: Callable,
+        encode: Callable[[optax.Params, Any], Any],
         params: optax.Params,
-        batches: Iterator,
-        numbers: np.ndarray | None = None,
-    ):
-        parts, seen = [], 0
+        batches: Iterable[tuple[Any, int]],
+        clip_indices: np.ndarray | None = None,
+    ) -> Any:
+        """Features of all valid rows of the batches; video batches come with `clip_indices`."""
+        parts, encoded = [], 0
         for batch, valid in batches:
-            self._beat()
-            if numbers is not None:
+            self._heartbeat()
+            if clip_indices is not None:
                 index = np.zeros(len(batch.video), np.int32)
-                index[:valid] = numbers[seen : seen + valid]
+                index[:valid] = clip_indices[encoded : encoded + valid]
                 batch = batch, index
             parts.append(jax.tree.map(lambda x, n=valid: x[:n], encode(params, batch)))
-            seen += valid
+            encoded += valid
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
-    def matrix(
+    def score(
         self,
         text: TextFeatures,
         video: VideoFeatures,
-        video_of_text: np.ndarray,
-        numbers: np.ndarray,
-    ) -> np.ndarray:
-        """Scores [texts, numbers] of those clips. Paired, a clip's own caption is its first."""
+        video_of_text: Int[np.ndarray, " texts"],
+        indices: Int[np.ndarray, " clips"],
+    ) -> Float[np.ndarray, "texts clips"]:
+        """Scores of all texts and the clips at `indices`, whose features are `video`.
+
+        With paired word weights, a clip's own caption is its first.
+        """
         paired = None
         if self.paired:
             _, first = np.unique(video_of_text, return_index=True)
-            paired = text.word_weights[first[numbers]]
+            paired = text.word_weights[first[indices]]
         chunk = self.config.similarity.chunk_size
-        return score_matrix(text, video, paired, chunk, self.model.dtype)
+        return score_matrix(text, video, paired, chunk, dtype=self.model.dtype)
 
 
 def evaluate_split(
@@ -148,47 +171,53 @@ def evaluate_split(
     params: optax.Params,
     clips: Sequence[Clip],
     source: frame_sources.FrameSource,
-    say: str = "",
-) -> tuple[dict, np.ndarray]:
-    """T2V and V2T figures of `clips`, and the scores [texts, clips] they come from.
+    *,
+    progress_label: str = "",
+) -> tuple[dict[str, Any], Float[np.ndarray, "texts clips"]]:
+    """T2V and V2T metrics and the counts of `clips`, and the scores.
 
-    Each process encodes and scores every so many-th clip; all of them get all scores.
+    With N processes, each one encodes and scores every Nth clip; all receive all scores.
     """
     video_of_text = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
     index, count = process_index_and_count()
-    # The last ones twice, so that each process has as many.
+    # The last clip is repeated so that every process has the same number of clips.
     shares = np.minimum(np.arange(-(-len(clips) // count) * count), len(clips) - 1)
     shares = shares.reshape(-1, count)  # [clips of a process, processes]
-    text = scorer.texts(params, clips)
-    video = scorer.videos(params, clips, shares[:, index], source, say)
-    own = scorer.matrix(text, video, video_of_text, shares[:, index])
+    text = scorer.encode_texts(params, clips)
+    video = scorer.encode_videos(
+        params, clips, shares[:, index], source, progress_label=progress_label
+    )
+    own = scorer.score(text, video, video_of_text, shares[:, index])
     matrix = np.empty((len(video_of_text), len(clips)), own.dtype)
     matrix[:, shares.T] = all_gather_hosts(own).swapaxes(0, 1)
-    result = {
+    split_metrics = {
         "text_to_video": metrics.text_to_video(matrix, video_of_text),
         "video_to_text": metrics.video_to_text(matrix, video_of_text),
         "counts": {"videos": len(clips), "captions": len(video_of_text)},
     }
-    return result, matrix
+    return split_metrics, matrix
 
 
 def encode_text(params: optax.Params, batch: TextBatch, model: HVPNet) -> TextFeatures:
-    """What scoring needs of the texts."""
-    return model.apply({"params": params}, *batch, method="encode_text")
+    """The text features of a batch."""
+    features = model.apply({"params": params}, *batch, method="encode_text")
+    return cast(TextFeatures, features)
 
 
 def encode_video(
     params: optax.Params,
-    batch: tuple[VideoBatch, np.ndarray],
+    batch: tuple[VideoBatch, Int[Array, " b"] | None],
     model: HVPNet,
     noise_seed: int | None = None,
 ) -> VideoFeatures:
-    """What scoring needs of the clips; a batch comes with their numbers [b] in the gallery.
+    """The video features of a batch, which comes with the clips' indices in the gallery.
 
-    `noise_seed` turns the clustering's noise on (the reference), with a key per number.
+    `noise_seed` enables the clustering's noise (the reference), with a key for each index.
     """
     (video, mask), index = batch
     keys = None
     if noise_seed is not None:
+        assert index is not None  # the noise of a clip depends on its index
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(noise_seed), index)
-    return model.apply({"params": params}, video, mask, keys, method="encode_video")
+    features = model.apply({"params": params}, video, mask, keys, method="encode_video")
+    return cast(VideoFeatures, features)

@@ -1,1 +1,1 @@
-"""The model as functions of arrays: imports JAX and Flax alone."""
+"""The model, as pure functions of arrays. Imports only JAX, Flax, NumPy and jaxtyping."""

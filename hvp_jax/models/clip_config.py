@@ -1,13 +1,13 @@
-"""The sizes of a model, by name of a variant or as the shapes of its tensors tell them."""
+"""The sizes of a model: those of a named variant, or inferred from the shapes of its tensors."""
 
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     image_size: int
     patch_size: int
@@ -19,34 +19,59 @@ class ClipConfig:
     context_length: int = 77
     vocab_size: int = 49408
     activation: str = "quick_gelu"  # quick_gelu, gelu
-    vision_head_dim: int = 64  # width of an attention head
+    vision_head_dim: int = 64
     text_head_dim: int = 64
     vision_mlp_dim: int | None = None  # None: four times the width
     text_mlp_dim: int | None = None
 
 
 class ModelSpec(NamedTuple):
-    """What the weights of a model tell of it."""
+    """What is known of a model from its weights."""
 
     clip_config: ClipConfig
-    taps: tuple[int, ...] | None = None  # None: they do not tell
-    stages: int = 0  # of distillation; 0: there are no weights, or CLIP's alone
-    pretrained: bool = False  # training began, or begins, from weights of elsewhere
+    taps: tuple[int, ...] | None = None  # None: not recorded with the weights
+    stages: int = 0  # of distillation; 0: there are no weights, or only CLIP's
+    pretrained: bool = False  # training started, or will start, from pretrained weights
 
 
+_BASE_32 = ClipConfig(
+    image_size=224,
+    patch_size=32,
+    vision_width=768,
+    vision_layers=12,
+    text_width=512,
+    text_layers=12,
+    embed_dim=512,
+)
 VARIANTS = {
-    "ViT-B/32": ClipConfig(224, 32, 768, 12, 512, 12, 512),
-    "ViT-B/16": ClipConfig(224, 16, 768, 12, 512, 12, 512),
-    "ViT-L/14": ClipConfig(224, 14, 1024, 24, 768, 12, 768),
+    "ViT-B/32": _BASE_32,
+    "ViT-B/16": dataclasses.replace(_BASE_32, patch_size=16),
+    "ViT-L/14": ClipConfig(
+        image_size=224,
+        patch_size=14,
+        vision_width=1024,
+        vision_layers=24,
+        text_width=768,
+        text_layers=12,
+        embed_dim=768,
+    ),
     # Trains from scratch on a CPU; for demonstrations and tests.
-    "tiny": ClipConfig(64, 16, 128, 4, 128, 2, 128),
+    "tiny": ClipConfig(
+        image_size=64,
+        patch_size=16,
+        vision_width=128,
+        vision_layers=4,
+        text_width=128,
+        text_layers=2,
+        embed_dim=128,
+    ),
 }
 
 Shape = tuple[int, ...]
 
-# Which axes of which parameters tell a size. Several do, and the most frequent answer is
-# taken: a tensor of another shape is then the odd one out, and can be named.
-SIZE_SOURCES = {
+# The (parameter, axis) pairs that give each size. The most frequent value is taken, so that
+# a tensor of the wrong shape disagrees with the result and can be reported by name.
+SIZE_SOURCES: dict[str, tuple[tuple[str, int], ...]] = {
     "vision_width": (
         ("clip/visual/norm_pre/scale", 0),
         ("clip/visual/norm_post/scale", 0),
@@ -85,37 +110,40 @@ SIZE_SOURCES = {
 }
 
 
-def from_shapes(shapes: Mapping[str, Sequence[Shape]], **told: object) -> tuple[ClipConfig, int]:
-    """Shapes of our parameters, of every layer of a stack -> sizes, and stages of distillation.
+def from_shapes(
+    shapes: Mapping[str, Sequence[Shape]], **known_sizes: Any
+) -> tuple[ClipConfig, int]:
+    """Infers the sizes and the number of distillation stages from the parameters' shapes.
 
-    `told` are the sizes that no shape tells: the widths of heads, the activation. The grids
-    of patches and positions must be squares.
+    `shapes` has for each parameter a shape per layer of its stack. `known_sizes` are the
+    fields that no shape determines: the head widths and the activation. The grids of
+    patches and positions must be square.
     """
-    found = {
+    inferred: dict[str, Any] = {
         size: _most_frequent(
             shape[axis]
-            for path, axis in witnesses
+            for path, axis in sources
             for shape in shapes.get(path, ())
             if axis < len(shape)
         )
-        for size, witnesses in SIZE_SOURCES.items()
+        for size, sources in SIZE_SOURCES.items()
     }
     patch_size = math.isqrt(shapes["clip/visual/patch_embedding"][0][0] // 3)
     side = math.isqrt(shapes["clip/visual/position_embedding"][0][0] - 1)
     for tower in ("vision", "text"):
-        if found[f"{tower}_mlp_dim"] == 4 * found[f"{tower}_width"]:
-            found[f"{tower}_mlp_dim"] = None
+        if inferred[f"{tower}_mlp_dim"] == 4 * inferred[f"{tower}_width"]:
+            inferred[f"{tower}_mlp_dim"] = None
     stages = {path.split("/")[1] for path in shapes if path.startswith("distill/")}
     sizes = ClipConfig(
         image_size=side * patch_size,
         patch_size=patch_size,
         vision_layers=len(shapes["clip/visual/tower/blocks/norm_1/scale"]),
         text_layers=len(shapes["clip/text/tower/blocks/norm_1/scale"]),
-        **found,
-        **told,
+        **inferred,
+        **known_sizes,
     )
     return sizes, len(stages)
 
 
-def _most_frequent(values) -> int:
+def _most_frequent(values: Iterable[int]) -> int:
     return collections.Counter(values).most_common(1)[0][0]

@@ -1,19 +1,19 @@
-"""How many floating-point operations a step takes, counted from the sizes of its products.
+"""Floating-point operations of a training step, counted from the shapes of its matrix products.
 
-A product of [a, b] and [b, c] is 2abc. The gradient of a product takes twice as many,
-unless one side has none: the clustering, and the frozen patch convolution.
+A product of [a, b] and [b, c] takes 2abc operations, and its gradient twice as many. The
+clustering and the frozen patch convolution have no gradient.
 """
 
 from hvp_jax.models.hvpnet import HVPNet
 
 
-def tower(tokens: int, width: int, layers: int) -> float:
-    """The blocks of one sequence, forward: 12 width² weights, and two attention products."""
+def tower(tokens: int, width: int, layers: int) -> int:
+    """Forward pass of one sequence: per block 12 width² weights and two attention products."""
     return layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
 
 
 def distillation(tokens: int, width: int, stages: int) -> tuple[float, float]:
-    """One clip at one tap, forward: what has a gradient, and what has none (distances)."""
+    """Forward pass of one clip at one tap: operations with a gradient, and without (distances)."""
     learned = clustering = 0.0
     for _ in range(stages):
         merged = (tokens + 1) // 2
@@ -26,28 +26,30 @@ def distillation(tokens: int, width: int, stages: int) -> tuple[float, float]:
     return learned, clustering
 
 
-def word_patch(texts: int, words: int, clips: int, tokens: int, width: int) -> float:
-    """Scores of every text and clip at one tap."""
+def word_patch(texts: int, words: int, clips: int, tokens: int, *, width: int) -> float:
+    """Word-patch scores of every text and clip at one tap."""
     return 2.0 * texts * words * clips * tokens * width
 
 
 def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
-    """One update on `batch` clips of `frames` frames and captions of `words` words."""
-    s, taps = model.clip_config, len(model.taps)
-    patches = (s.image_size // s.patch_size) ** 2
+    """One update on a batch of clips of `frames` frames and captions of `words` words."""
+    config, taps = model.clip_config, len(model.taps)
+    patches = (config.image_size // config.patch_size) ** 2
     tokens = frames * (patches + 1)
     distilled = tokens
     for _ in range(model.stages):
         distilled = (distilled + 1) // 2
 
-    patch_embedding = frames * 2 * patches * 3 * s.patch_size**2 * s.vision_width
-    vision = frames * tower(patches + 1, s.vision_width, s.vision_layers)
-    vision += taps * 2 * tokens * s.vision_width * s.embed_dim
-    text = tower(words, s.text_width, s.text_layers) + 2 * words * s.text_width * s.embed_dim
-    learned, clustering = distillation(tokens, s.embed_dim, model.stages)
-    weighed = taps * (distilled + frames) + words
-    weighing = weighed * 2 * 4 * s.embed_dim**2
-    scoring = taps * word_patch(batch, words, 1, distilled, s.embed_dim)
-    with_gradient = vision + text + taps * learned + weighing + scoring
+    patch_embedding = frames * 2 * patches * 3 * config.patch_size**2 * config.vision_width
+    vision = frames * tower(patches + 1, config.vision_width, config.vision_layers)
+    vision += taps * 2 * tokens * config.vision_width * config.embed_dim
+    text = (
+        tower(words, config.text_width, config.text_layers)
+        + 2 * words * config.text_width * config.embed_dim
+    )
+    learned, clustering = distillation(tokens, config.embed_dim, model.stages)
+    token_weights = (taps * (distilled + frames) + words) * 2 * 4 * config.embed_dim**2
+    scoring = taps * word_patch(batch, words, 1, distilled, width=config.embed_dim)
+    with_gradient = vision + text + taps * learned + token_weights + scoring
     patches_passes = 1 if model.freeze_patches else 2  # the pixels have no gradient
     return batch * (3 * with_gradient + patches_passes * patch_embedding + taps * clustering)

@@ -1,12 +1,16 @@
-"""HVP-Net whole: CLIP with taps, distillation, token weights, scores.
+"""The complete HVP-Net: CLIP with taps, distillation and token weights.
 
-The only file that sees a config and makes modules.
+The only file of this folder that reads a config.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from hvp_jax.models import similarity
 from hvp_jax.models.clip import CLIP
@@ -16,10 +20,13 @@ from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+Frames = UInt8[Array, "b t height width 3"] | Float[Array, "b t height width 3"]
+WordMask = Bool[Array, "b w"] | Int[Array, "b w"]
+FrameMask = Bool[Array, "b t"] | Int[Array, "b t"]
 
 
-def normalize_pixels(video: jax.Array, mask: jax.Array) -> jax.Array:
-    """Frames [B, T, H, W, 3], uint8 or already normalised -> float, 0 where padded."""
+def normalize_pixels(video: Frames, mask: Bool[Array, "b t"]) -> Float[Array, "b t height width 3"]:
+    """Normalises uint8 frames; float frames are normalised already. Padding becomes 0."""
     if video.dtype == jnp.uint8:
         mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
         video = (video.astype(jnp.float32) / 255 - mean) / std
@@ -27,13 +34,13 @@ def normalize_pixels(video: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 class TokenWeight(nn.Module):
-    """The small network that weighs tokens, D -> 2D -> D -> 1 (paper section 3.3)."""
+    """The small network that weights tokens, d -> 2d -> d -> 1 (paper section 3.3)."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Features that are not normalised [..., D] -> raw weights [...]."""
+    def __call__(self, x: Float[Array, "*shape d"]) -> Float[Array, "*shape"]:
+        """Features before L2 normalisation -> raw weights."""
         shape, width = x.shape[:-1], x.shape[-1]
         x = x.astype(self.dtype).reshape(-1, width)
         x = nn.relu(nn.Dense(2 * width, dtype=self.dtype, name="dense_0")(x))
@@ -48,18 +55,26 @@ class HVPNet(nn.Module):
     normalize: str = "softmax"
     mask_padding: bool = True
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     freeze_patches: bool = True
 
-    def setup(self):
-        self.clip = CLIP(self.clip_config, self.taps, self.remat, self.dtype, self.freeze_patches)
-        self.distill = TokenDistillation(self.stages, self.dtype, self.remat == "full")
-        self.word_weight = TokenWeight(self.dtype)
-        self.patch_weight = TokenWeight(self.dtype)
-        self.frame_weight = TokenWeight(self.dtype)
+    def setup(self) -> None:
+        self.clip = CLIP(
+            config=self.clip_config,
+            taps=self.taps,
+            remat=self.remat,
+            dtype=self.dtype,
+            freeze_patches=self.freeze_patches,
+        )
+        self.distill = TokenDistillation(
+            stages=self.stages, dtype=self.dtype, remat=self.remat == "full"
+        )
+        self.word_weight = TokenWeight(dtype=self.dtype)
+        self.patch_weight = TokenWeight(dtype=self.dtype)
+        self.frame_weight = TokenWeight(dtype=self.dtype)
 
-    def encode_text(self, ids: jax.Array, mask: jax.Array) -> TextFeatures:
-        """Token ids and validity [A, W] -> words and sentence, normalised and weighed."""
+    def encode_text(self, ids: Int[Array, "b w"], mask: WordMask) -> TextFeatures:
+        """Token ids and padding mask -> normalised features and word weights."""
         mask = mask.astype(bool)
         words, sentence = self.clip.text(ids, mask)
         self.sow("intermediates", "words", words)
@@ -68,38 +83,37 @@ class HVPNet(nn.Module):
         raw = self.word_weight(words)
         self.sow("intermediates", "word_weights", raw)
         return TextFeatures(
-            similarity.pad_with_first_token(similarity.l2_normalize(words), valid),
-            similarity.normalize_token_weights(raw, valid, self.normalize),
-            similarity.l2_normalize(sentence),
+            words=similarity.pad_with_first_token(similarity.l2_normalize(words), valid),
+            word_weights=similarity.normalize_token_weights(raw, valid, self.normalize),
+            sentence=similarity.l2_normalize(sentence),
         )
 
     def encode_video(
-        self, video: jax.Array, mask: jax.Array, key: jax.Array | None = None
+        self, video: Frames, mask: FrameMask, key: Key[Array, " b"] | None = None
     ) -> VideoFeatures:
-        """Frames [B, T, H, W, 3] and validity [B, T] -> tokens and frames of every tap.
+        """Frames and padding mask -> features and weights at every tap.
 
-        uint8 frames are normalised here; float frames must be already. `key` [B]: a
-        random key a clip for the clustering's noise; None for none.
+        uint8 frames are normalised here; float frames must be normalised already. `key`: a
+        random key for each clip, for the clustering's noise; None: no noise.
         """
         mask = mask.astype(bool)
         batch, frames = mask.shape
         pixels = normalize_pixels(video, mask)
         x = self.clip.visual(pixels.reshape(-1, *pixels.shape[2:]))  # [L, B T, P, D]
-        taps, _, tokens, width = x.shape
-        frame = x[:, :, 0].reshape(taps, batch, frames, width)
-        patch = x.reshape(taps * batch, frames * tokens, width)
+        taps, _, tokens, dim = x.shape
+        frame = x[:, :, 0].reshape(taps, batch, frames, dim)
+        patch = x.reshape(taps * batch, frames * tokens, dim)
         self.sow("intermediates", "frames", frame)
-        self.sow("intermediates", "patches", patch.reshape(taps, batch, -1, width))
+        self.sow("intermediates", "patches", patch.reshape(taps, batch, -1, dim))
 
         valid = mask if self.mask_padding else jnp.ones_like(mask)
-        # A clip of no frames only ever pads a batch: one frame keeps its arithmetic finite.
+        # Only a clip that pads a batch has no frames: counting one keeps its features finite.
         count = jnp.maximum(valid.sum(axis=1), 1)
         if key is not None:
-            key = jax.vmap(lambda tap: jax.vmap(jax.random.fold_in, (0, None))(key, tap))(
-                jnp.arange(taps)
-            ).reshape(-1)
+            fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+            key = fold_in(key, jnp.arange(taps)).reshape(-1)
         patch, patch_count = self.distill(patch, jnp.tile(count * tokens, taps), key)
-        patch = patch.reshape(taps, batch, -1, width)
+        patch = patch.reshape(taps, batch, -1, dim)
         patch_valid = jnp.arange(patch.shape[2]) < patch_count.reshape(taps, batch, 1)
         frame_valid = jnp.arange(frames) < count[:, None]
 
@@ -112,41 +126,42 @@ class HVPNet(nn.Module):
         patch, frame = similarity.l2_normalize(patch), similarity.l2_normalize(frame)
         highest = jax.lax.Precision.HIGHEST
         return VideoFeatures(
-            similarity.pad_with_first_token(patch, patch_valid).swapaxes(0, 1),
-            patch_weights.swapaxes(0, 1),
-            jnp.einsum("lbm,lbmd->bld", patch_weights, patch, precision=highest),
-            jnp.einsum("lbt,lbtd->bld", frame_weights, frame, precision=highest),
+            patches=similarity.pad_with_first_token(patch, patch_valid).swapaxes(0, 1),
+            patch_weights=patch_weights.swapaxes(0, 1),
+            patch_sum=jnp.einsum("lbm,lbmd->bld", patch_weights, patch, precision=highest),
+            frame_sum=jnp.einsum("lbt,lbtd->bld", frame_weights, frame, precision=highest),
         )
 
     def __call__(
         self,
-        text_ids: jax.Array,
-        text_mask: jax.Array,
-        video: jax.Array,
-        video_mask: jax.Array,
-        key: jax.Array | None = None,
-    ) -> tuple[TextFeatures, VideoFeatures, jax.Array]:
-        """Both sides of a batch and the logarithm of the temperature."""
+        text_ids: Int[Array, "b w"],
+        text_mask: WordMask,
+        video: Frames,
+        video_mask: FrameMask,
+        *,
+        key: Key[Array, " b"] | None = None,
+    ) -> tuple[TextFeatures, VideoFeatures, Float[Array, ""]]:
+        """Text and video features of a batch, and CLIP's `logit_scale`."""
         text = self.encode_text(text_ids, text_mask)
         return text, self.encode_video(video, video_mask, key), self.clip.logit_scale
 
 
-def from_config(config, sizes: ClipConfig | None = None) -> HVPNet:
-    """The model that a resolved config describes; `sizes` where its weights tell them."""
+def from_config(config: Any, sizes: ClipConfig | None = None) -> HVPNet:
+    """The model of a resolved ConfigDict, with the `sizes` of its weights if they are known."""
     return HVPNet(
         sizes or VARIANTS[config.model.variant],
         tuple(config.model.taps),
-        config.distill.stages,
-        config.similarity.normalize,
-        config.similarity.mask_padding,
-        config.model.remat,
-        jnp.dtype(config.precision),
-        config.model.freeze_patches,
+        stages=config.distill.stages,
+        normalize=config.similarity.normalize,
+        mask_padding=config.similarity.mask_padding,
+        remat=config.model.remat,
+        dtype=jnp.dtype(config.precision),
+        freeze_patches=config.model.freeze_patches,
     )
 
 
 def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> dict:
-    """Random weights, from the seed alone."""
+    """Random weights; they depend only on the model and the seed."""
     side = model.clip_config.image_size
     return model.init(
         jax.random.key(seed),
@@ -158,6 +173,6 @@ def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> di
 
 
 def shapes_of(sizes: ClipConfig, stages: int) -> dict:
-    """The parameters' tree with shapes for arrays; the taps add none."""
-    model = HVPNet(sizes, (sizes.vision_layers,), stages)
+    """The tree of parameters as shapes; the taps have no parameters of their own."""
+    model = HVPNet(sizes, (sizes.vision_layers,), stages=stages)
     return jax.eval_shape(lambda: init_params(model, 0))

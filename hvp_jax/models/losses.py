@@ -1,44 +1,51 @@
-"""The contrastive loss over given scores (paper section 3.4), whole or in parts of its columns."""
+"""The contrastive loss (paper section 3.4), on all scores or on a device's shard of columns."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from hvp_jax.models.similarity import TERMS
 
 
-def info_nce(logits: jax.Array, axis: str | None = None) -> jax.Array:
-    """Mean cross-entropy of the diagonal, rows and columns summed: [..., B, b] -> [...].
+def info_nce(
+    logits: Float[Array, "*stack texts clips"], axis: str | None = None
+) -> Float[Array, "*stack"]:
+    """Mean cross-entropy of the diagonal over rows, plus that over columns.
 
-    Without an `axis` b is B. With one, a device holds its own b of the B columns, and every
-    device gets the number of the whole: nothing as large as the table is ever sent.
+    Without an `axis` the logits are square. With one, each device holds the columns of its
+    own clips, and every device gets the loss over all columns. Only arrays of one row or one
+    column length are communicated.
     """
     texts, clips = logits.shape[-2:]
-    columns = jax.nn.logsumexp(logits, axis=-2)  # [..., b]
+    columns = jax.nn.logsumexp(logits, axis=-2)  # [..., clips]
     if axis is None:
-        rows = jax.nn.logsumexp(logits, axis=-1)  # [..., B]
+        rows = jax.nn.logsumexp(logits, axis=-1)  # [..., texts]
         matched = jnp.diagonal(logits, axis1=-2, axis2=-1)
         return (rows - matched).mean(axis=-1) + (columns - matched).mean(axis=-1)
     first = jax.lax.axis_index(axis) * clips
     own = jax.lax.dynamic_slice_in_dim(logits, first, clips, axis=-2)
-    matched = jnp.diagonal(own, axis1=-2, axis2=-1)  # [..., b]
-    highest = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), axis)  # [..., B]
-    total = jax.lax.psum(jnp.exp(logits - highest[..., None]).sum(axis=-1), axis)
-    # Each device takes the rows of its own clips' texts, so that the sum over devices is of all.
-    rows = jax.lax.dynamic_slice_in_dim(jnp.log(total) + highest, first, clips, axis=-1)
+    matched = jnp.diagonal(own, axis1=-2, axis2=-1)  # [..., clips]
+    row_max = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), axis)  # [..., texts]
+    total = jax.lax.psum(jnp.exp(logits - row_max[..., None]).sum(axis=-1), axis)
+    # Each device takes the rows of its own clips' texts: the sum over devices has every row once.
+    rows = jax.lax.dynamic_slice_in_dim(jnp.log(total) + row_max, first, clips, axis=-1)
     return jax.lax.psum((rows + columns - 2 * matched).sum(axis=-1), axis) / texts
 
 
 def contrastive(
-    scores: jax.Array, log_scale: jax.Array, axis: str | None = None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Scores [3, L, B, B] and the temperature's logarithm -> the loss and its parts.
+    scores: Float[Array, "3 l texts clips"],
+    log_scale: Float[Array, ""],
+    axis: str | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The sum of InfoNCE over all terms, taps and both directions, and its parts.
 
-    InfoNCE of every term at every tap, in both directions, all summed; the parts are
-    `TERM/tapI`, I counting the taps from 0. With an `axis`, the scores are [3, L, B, b] of
-    the device's own clips.
+    The logits are the scores times exp(`log_scale`). The parts are named `TERM/tapI`, with I
+    counted from 0. With an `axis`, the scores are those of the device's own clips.
     """
-    parts = info_nce(jnp.exp(log_scale) * scores, axis)  # [3, L]
-    named = {
-        f"{term}/tap{i}": parts[t, i] for t, term in enumerate(TERMS) for i in range(parts.shape[1])
+    losses = info_nce(jnp.exp(log_scale) * scores, axis)  # [3, l]
+    parts = {
+        f"{term}/tap{i}": losses[t, i]
+        for t, term in enumerate(TERMS)
+        for i in range(losses.shape[1])
     }
-    return parts.sum(), named
+    return losses.sum(), parts

@@ -31,7 +31,9 @@ def compute_arrays(
     dtype: jnp.dtype,
 ) -> dict[str, np.ndarray]:
     """Everything among `wanted` that a golden file can hold; the model is the reference's."""
-    model = HVPNet(sizes, taps, stages, "none", False, "none", dtype)
+    model = HVPNet(
+        sizes, taps, stages=stages, normalize="none", mask_padding=False, remat="none", dtype=dtype
+    )
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     batch = {group: _batch(arrays, dtype) for group, arrays in batches.items()}
     ours = _forward(model, params, batch["input"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from data.batches.batch import Batch
 from hvp_jax.models.losses import contrastive
@@ -35,14 +36,14 @@ def loss_from_features(
     log_scale: jax.Array,
     paired: bool = False,
     chunk: int = 16,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     axis: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Both sides of a device's part of a batch -> the loss of the whole, and its parts."""
     paired_weights = text.word_weights if paired else None
     if axis is not None:
         text = jax.lax.all_gather(text, axis, tiled=True)
-    return contrastive(scores(text, video, paired_weights, chunk, dtype), log_scale, axis)
+    return contrastive(scores(text, video, paired_weights, chunk, dtype=dtype), log_scale, axis)
 
 
 def loss_fn(
@@ -65,7 +66,7 @@ def loss_fn(
     text, video, log_scale = spec.model.apply(
         {"params": whole(params)},
         *batch,
-        keys,
+        key=keys,
     )
     return loss_from_features(
         text, video, log_scale, spec.paired, spec.chunk_size, spec.model.dtype, axis

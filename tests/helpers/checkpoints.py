@@ -11,7 +11,17 @@ from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import shapes_of
 from hvp_jax.weights import param_mapping, torch_params
 
-SMALL = ClipConfig(32, 16, 64, 3, 64, 2, 32, context_length=16, vocab_size=100)
+SMALL = ClipConfig(
+    image_size=32,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=3,
+    text_width=64,
+    text_layers=2,
+    embed_dim=32,
+    context_length=16,
+    vocab_size=100,
+)
 
 
 def random_state(sizes: ClipConfig = SMALL, seed: int = 0, head: bool = False) -> dict:

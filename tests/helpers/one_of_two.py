@@ -58,7 +58,7 @@ def scores(partitioner) -> np.ndarray:
         partitioner.shard_state(random_params(MODEL, *batch_of(0)))
     )
     return scorer.evaluate_split(
-        scorer.Scorer(MODEL, config, partitioner, FRAMES), params, clips, source
+        scorer.Scorer(MODEL, config, partitioner, num_frames=FRAMES), params, clips, source
     )[1]
 
 

@@ -1,4 +1,4 @@
-"""The towers against the formulas in numpy, block by block."""
+"""The towers against a numpy implementation, block by block."""
 
 import math
 
@@ -22,7 +22,7 @@ def numpy_norm(x: np.ndarray, params: dict) -> np.ndarray:
 
 
 def numpy_attention(query, key, value, bias=None) -> np.ndarray:
-    """[N, Q, H, d], [N, S, H, d] twice and [N, 1, Q, S], head by head."""
+    """Query [N, Q, H, d], key and value [N, S, H, d], bias [N, 1, Q, S], head by head."""
     out = np.zeros(query.shape)
     for n in range(query.shape[0]):
         for h in range(query.shape[2]):
@@ -48,10 +48,19 @@ def numpy_block(x: np.ndarray, params: dict, bias=None) -> np.ndarray:
 
 
 def tower(remat: str = "none", dtype=jnp.float32) -> clip.Tower:
-    return clip.Tower(WIDTH, 64, None, LAYERS, TAPS, "quick_gelu", remat, dtype)
+    return clip.Tower(
+        width=WIDTH,
+        head_dim=64,
+        mlp_dim=None,
+        layers=LAYERS,
+        taps=TAPS,
+        activation="quick_gelu",
+        remat=remat,
+        dtype=dtype,
+    )
 
 
-def test_attention_in_float64_is_float64():
+def test_attention_in_float64_stays_in_float64():
     query, key, value = normal(0, 2, 5, 2, 64), normal(1, 2, 7, 2, 64), normal(2, 2, 7, 2, 64)
     bias = np.where(normal(3, 2, 1, 5, 7) > 1, -np.inf, normal(4, 2, 1, 5, 7))
     with jax.enable_x64(True):
@@ -60,15 +69,15 @@ def test_attention_in_float64_is_float64():
         np.testing.assert_allclose(ours, numpy_attention(query, key, value, bias), atol=1e-12)
 
 
-def test_attention_in_bfloat16_has_a_float32_softmax():
-    query, key, value = (normal(i, 1, 3, 1, 64).astype(jnp.bfloat16) for i in range(3))
+def test_attention_in_bfloat16_computes_its_softmax_in_float32():
+    query, key, value = (jnp.asarray(normal(i, 1, 3, 1, 64), jnp.bfloat16) for i in range(3))
     jaxpr = str(jax.make_jaxpr(layers.attention)(query, key, value))
     exponentials = [line for line in jaxpr.splitlines() if " = exp " in line]
     assert exponentials and all("f32" in line for line in exponentials)
     assert layers.attention(query, key, value).dtype == jnp.bfloat16
 
 
-def test_taps_are_the_hidden_states_of_the_blocks_one_by_one():
+def test_taps_are_the_hidden_states_of_a_loop_over_blocks():
     x = normal(0, 2, 5, WIDTH)
     causal = np.where(np.tril(np.ones((5, 5), bool)), 0.0, -np.inf)
     bias = np.broadcast_to(causal, (2, 1, 5, 5))
@@ -89,36 +98,38 @@ def test_every_remat_policy_gives_the_same_values_and_gradients():
     x = normal(0, 2, 5, WIDTH).astype(np.float32)
     probe = normal(1, 2, 2, 5, WIDTH).astype(np.float32)
     params = random_params(tower(), x)
-    found = {}
+    results = {}
     for remat in clip.REMAT:
         module = tower(remat)
 
-        def weighed(params, x, module=module):
+        def weighted_sum(params, x, module=module):
             return (module.apply({"params": params}, x) * probe).sum()
 
-        jaxpr = str(jax.make_jaxpr(weighed)(params, x))
+        jaxpr = str(jax.make_jaxpr(weighted_sum)(params, x))
         assert ("checkpoint" in jaxpr or "remat" in jaxpr) == (remat != "none")
-        found[remat] = jax.jit(jax.value_and_grad(weighed, argnums=(0, 1)))(params, x)
-    value, (of_params, of_x) = found["none"]
-    assert all(jnp.abs(g).max() > 1e-3 for g in jax.tree.leaves(of_params["blocks"]["mlp_in"]))
+        results[remat] = jax.jit(jax.value_and_grad(weighted_sum, argnums=(0, 1)))(params, x)
+    value, (params_grad, x_grad) = results["none"]
+    assert all(jnp.abs(g).max() > 1e-3 for g in jax.tree.leaves(params_grad["blocks"]["mlp_in"]))
     for remat in ("dots", "full"):
-        ours = found[remat]
+        ours = results[remat]
         np.testing.assert_allclose(ours[0], value, rtol=1e-5)
-        np.testing.assert_allclose(ours[1][1], of_x, atol=1e-5)
-        for a, b in zip(jax.tree.leaves(ours[1][0]), jax.tree.leaves(of_params), strict=True):
+        np.testing.assert_allclose(ours[1][1], x_grad, atol=1e-5)
+        for a, b in zip(jax.tree.leaves(ours[1][0]), jax.tree.leaves(params_grad), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-6)
 
 
 @pytest.fixture(scope="module")
 def text():
-    module = clip.TextTransformer(16, 50, 64, 2, 32)
+    module = clip.TextTransformer(
+        context_length=16, vocab_size=50, width=64, layers=2, embed_dim=32
+    )
     ids = np.array([[48, 3, 7, 49, 0], [48, 9, 49, 0, 0]])
     params = random_params(module, jnp.asarray(ids), jnp.asarray(ids > 0))
     encode = jax.jit(module.apply)
     return ids, lambda ids, mask: encode({"params": params}, jnp.asarray(ids), jnp.asarray(mask))
 
 
-def test_padding_a_caption_changes_no_word_and_no_sentence(text):
+def test_padding_a_caption_does_not_change_words_or_sentence(text):
     ids, encode = text
     mask = ids > 0
     words, sentence = encode(ids, mask)
@@ -129,14 +140,14 @@ def test_padding_a_caption_changes_no_word_and_no_sentence(text):
     np.testing.assert_allclose(sentence, words[[0, 1], [3, 2]], atol=1e-6)  # end of text
 
 
-def test_a_word_sees_no_later_word_and_no_padding(text):
+def test_a_word_attends_to_no_later_word_and_no_padding(text):
     ids, encode = text
     words, _ = encode(ids, ids > 0)
     other = ids.copy()
     other[0, 2] = 20
     changed = np.abs(encode(other, ids > 0)[0] - words).max(-1)
     assert changed[0, :2].max() < 1e-6 and changed[0, 2:].min() > 1e-3 and changed[1].max() < 1e-6
-    # What a padded place holds is seen by no place after it either.
+    # No later position attends to a padding token either.
     other = ids.copy()
     other[1, 3] = 20
     changed = np.abs(encode(other, ids > 0)[0] - words).max(-1)
@@ -150,9 +161,17 @@ def test_an_empty_caption_stays_finite(text):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_patch_embedding_is_frozen_and_nothing_else(frozen):
-    module = clip.VisionTransformer(32, 16, 64, 2, 32, (1, 2), freeze_patches=frozen)
-    pixels = normal(0, 2, 32, 32, 3).astype(np.float32)
+def test_only_the_patch_embedding_is_frozen(frozen):
+    module = clip.VisionTransformer(
+        image_size=32,
+        patch_size=16,
+        width=64,
+        layers=2,
+        embed_dim=32,
+        taps=(1, 2),
+        freeze_patches=frozen,
+    )
+    pixels = jnp.float32(normal(0, 2, 32, 32, 3))
     params = random_params(module, pixels)
     probe = normal(1, 2, 2, 5, 32).astype(np.float32)
 
@@ -168,9 +187,11 @@ def test_the_patch_embedding_is_frozen_and_nothing_else(frozen):
     assert min(greatest.values()) > 1e-4
 
 
-def test_patches_are_cut_row_by_row_and_classified_first():
-    """A picture that is 1 in one patch moves that patch's token and, before attention, no other."""
-    module = clip.VisionTransformer(48, 16, 64, 1, 32, (1,))
+def test_patches_are_in_row_order_after_the_class_token():
+    """Without attention and MLP, changing one patch changes only that patch's token."""
+    module = clip.VisionTransformer(
+        image_size=48, patch_size=16, width=64, layers=1, embed_dim=32, taps=(1,)
+    )
     pixels = np.zeros((2, 48, 48, 3), np.float32)
     pixels[1, 16:32, 32:48] = normal(0, 16, 16, 3)  # row 1, column 2 of 3 x 3
     params = random_params(module, pixels)
@@ -179,11 +200,11 @@ def test_patches_are_cut_row_by_row_and_classified_first():
             np.zeros_like, params["tower"]["blocks"][name]
         )
     (tokens,) = jax.jit(module.apply)({"params": params}, pixels)
-    moved = np.abs(tokens[1] - tokens[0]).max(-1)
-    assert np.flatnonzero(moved > 1e-6).tolist() == [1 + 3 * 1 + 2]
+    change = np.abs(tokens[1] - tokens[0]).max(-1)
+    assert np.flatnonzero(change > 1e-6).tolist() == [1 + 3 * 1 + 2]
 
 
-def test_the_two_activations():
+def test_the_two_activations_match_their_formulas_and_differ():
     x = np.linspace(-4, 4, 33)
     exact = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
     with jax.enable_x64(True):
@@ -192,7 +213,16 @@ def test_the_two_activations():
         np.testing.assert_allclose(quick, x / (1 + np.exp(-1.702 * x)), atol=1e-12)
     y, outputs = normal(0, 1, 3, 64).astype(np.float32), {}
     for name in layers.ACTIVATIONS:
-        module = clip.Tower(64, 64, None, 1, (1,), name, "none", jnp.float32)
+        module = clip.Tower(
+            width=64,
+            head_dim=64,
+            mlp_dim=None,
+            layers=1,
+            taps=(1,),
+            activation=name,
+            remat="none",
+            dtype=jnp.float32,
+        )
         params = random_params(module, y)
         outputs[name] = jax.jit(module.apply)({"params": params}, y)
     assert jnp.abs(outputs["gelu"] - outputs["quick_gelu"]).max() > 1e-4

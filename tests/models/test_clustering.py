@@ -1,4 +1,4 @@
-"""Clustering of tokens, against loops written from the description."""
+"""Clustering of tokens, against a direct implementation with loops."""
 
 import math
 
@@ -20,7 +20,7 @@ merge = jax.jit(distillation.merge_clusters)
 def numpy_cluster(x: np.ndarray) -> tuple[list[int], float]:
     """DPC-KNN of one sample [N, D] -> the cluster of each token, and the margin.
 
-    The margin is how near the nearest of all comparisons came to going the other way.
+    The margin is the smallest difference among all comparisons that decide the result.
     """
     x = x.astype(np.float64)
     tokens, width = x.shape
@@ -41,13 +41,13 @@ def numpy_cluster(x: np.ndarray) -> tuple[list[int], float]:
         labels.append(centres.index(i) if i in centres else to_centre[0][1])
         if i not in centres and len(centres) > 1:
             gaps.append(to_centre[1][0] - to_centre[0][0])
-    if tokens > 2:  # two tokens are alike, whatever they are
+    if tokens > 2:  # two tokens always have equal density and score
         gaps += [float(np.diff(sorted(density)).min()), float(np.diff(sorted(score)).min())]
     return labels, min(gaps)
 
 
 def tokens_with_a_margin(seed: int, tokens: int) -> np.ndarray:
-    """[N, D] of which no comparison is closer than what float32 may err."""
+    """Tokens [N, D] whose margin exceeds the rounding error of float32."""
     while True:
         x = normal(seed, tokens, WIDTH).astype(np.float32)
         if numpy_cluster(x)[1] > 1e-5:
@@ -56,7 +56,7 @@ def tokens_with_a_margin(seed: int, tokens: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 24])
-def test_cluster_equals_the_loops(tokens):
+def test_clusters_equal_the_reference_loops(tokens):
     samples = [tokens_with_a_margin(seed, tokens) for seed in range(6)]
     labels, clusters = cluster(np.stack(samples), np.full(6, tokens))
     assert labels.dtype == jnp.int32
@@ -64,7 +64,7 @@ def test_cluster_equals_the_loops(tokens):
     assert clusters.tolist() == [math.ceil(tokens / 2)] * 6
 
 
-def test_cluster_of_samples_of_many_lengths_equals_the_loops():
+def test_clusters_of_samples_of_different_lengths_equal_the_reference_loops():
     counts = [1, 2, 3, 4, 5, 9, 12, 13]
     samples = [tokens_with_a_margin(seed, n) for seed, n in enumerate(counts)]
     x = np.float32(normal(0, len(counts), 13, WIDTH) * np.array([[[0.1]], [[100.0]]] * 4))
@@ -77,17 +77,17 @@ def test_cluster_of_samples_of_many_lengths_equals_the_loops():
     assert clusters.tolist() == [1, 1, 2, 2, 3, 5, 6, 7]
 
 
-def test_clusters_are_numbered_by_falling_score():
-    """Three tight groups; the score of a group's head falls with its distance to a denser one."""
+def test_clusters_are_ordered_by_decreasing_score():
+    """Three tight groups: the score of a centre depends on its distance to a denser token."""
     spread = np.array([0.0, 0.1, 0.25])
     line = np.concatenate([spread, 3 + 1.3 * spread, 9 + 1.7 * spread])
     x = np.zeros((1, 9, WIDTH), np.float32)
     x[0, :, 0] = line
     labels, _ = cluster(x, np.array([9]))
     assert labels[0].tolist() == numpy_cluster(x[0])[0]
-    # The densest has the greatest distance (9), then come the far group (6) and the near one (3).
-    heads = [labels[0, 3 * group : 3 * group + 3].min() for group in range(3)]
-    assert heads == [0, 2, 1]
+    # The distances are 9 for the densest group, 6 for the far group and 3 for the near one.
+    first_labels = [labels[0, 3 * group : 3 * group + 3].min() for group in range(3)]
+    assert first_labels == [0, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_clusters_are_numbered_by_falling_score():
         np.eye(8, WIDTH),  # all at the same distance
         np.float32(1e4) + np.zeros((5, WIDTH)),
     ],
-    ids=["alike", "triplets", "one apart", "zeros", "equidistant", "far off"],
+    ids=["equal", "triplets", "one different", "zeros", "equidistant", "far from 0"],
 )
-def test_ties_leave_no_cluster_without_its_centre(x):
+def test_with_ties_every_cluster_has_a_token(x):
     labels, clusters = cluster(x[None].astype(np.float32), np.array([len(x)]))
     assert set(labels[0].tolist()) == set(range(int(clusters[0])))
     merged = merge(x[None].astype(np.float32), np.zeros((1, len(x)), np.float32), labels, clusters)
@@ -110,46 +110,46 @@ def test_ties_leave_no_cluster_without_its_centre(x):
 
 
 @pytest.mark.parametrize("copies", [2, 3, 4])
-def test_of_twins_one_is_a_centre(copies):
-    """The frames of a still: with centres to spare, no token shares one with another."""
+def test_copies_of_a_token_form_their_own_clusters(copies):
+    """Frames of a still image: with enough centres, no cluster has two different tokens."""
     distinct = np.float32(normal(copies, 2, 8, 64))
     x = np.concatenate([distinct] * copies, axis=1)
-    x = np.float32(x * (1 + 1e-6 * normal(9, *x.shape[:2], 1)))  # what rounding does to copies
+    x = np.float32(x * (1 + 1e-6 * normal(9, *x.shape[:2], 1)))  # rounding error
     labels, clusters = cluster(x, np.full(2, 8 * copies))
     for row in labels.reshape(2, copies, 8):
-        # Each token with all its copies, and no other; spare centres are copies too.
+        # A cluster holds copies of one token only; the remaining centres are copies too.
         members = [set(row[:, token].tolist()) for token in range(8)]
         assert sum(len(m) for m in members) == len(set().union(*members)) == clusters[0]
 
 
-def test_the_noise_decides_between_equals():
-    """All at one distance: the density is the noise's, and so is the order of the centres."""
+def test_the_noise_breaks_ties():
+    """For equidistant tokens, the noise alone determines the order of the centres."""
     noise = np.array([[3, 0, 5, 1, 4, 2]], np.float32) / 5
     labels, _ = cluster(np.eye(6, WIDTH, dtype=np.float32)[None], np.array([6]), noise)
     assert labels[0, np.array([2, 4, 0])].tolist() == [0, 1, 2]
-    assert labels[0].tolist() == [2, 0, 0, 0, 1, 0]  # the rest joins the first
+    assert labels[0].tolist() == [2, 0, 0, 0, 1, 0]  # the rest joins the first cluster
 
 
-def test_noise_overrules_no_margin():
+def test_noise_does_not_change_clusters_without_ties():
     x = np.stack([tokens_with_a_margin(seed, 12) for seed in range(4)])
-    quiet, _ = cluster(x, np.full(4, 12))
+    without_noise, _ = cluster(x, np.full(4, 12))
     for seed in range(3):
         noise = np.random.default_rng(seed).random((4, 12), np.float32)
-        np.testing.assert_array_equal(cluster(x, np.full(4, 12), noise)[0], quiet)
+        np.testing.assert_array_equal(cluster(x, np.full(4, 12), noise)[0], without_noise)
 
 
-def test_squared_distances_are_never_negative_and_0_between_twins():
+def test_squared_distances_are_never_negative_and_0_between_equal_tokens():
     squared_distances = jax.jit(distillation.squared_distances)
-    x = np.float32(300 + 1e-4 * normal(0, 2, 40, WIDTH))  # the products cancel to nothing
+    x = np.float32(300 + 1e-4 * normal(0, 2, 40, WIDTH))  # everything cancels
     assert (squared_distances(x) == 0).all()
     x = np.tile(np.float32(normal(1, 1, 200, 512)), (1, 3, 1))
     squared = squared_distances(x)[0].reshape(3, 200, 3, 200)
-    twins = np.eye(200, dtype=bool)
-    assert (squared.transpose(0, 2, 1, 3)[:, :, twins] == 0).all()
-    assert squared.transpose(0, 2, 1, 3)[:, :, ~twins].min() > 500
+    equal = np.eye(200, dtype=bool)
+    assert (squared.transpose(0, 2, 1, 3)[:, :, equal] == 0).all()
+    assert squared.transpose(0, 2, 1, 3)[:, :, ~equal].min() > 500
     x = normal(1, 2, 9, WIDTH).astype(np.float32)
-    long = ((x[:, :, None] - x[:, None]) ** 2).sum(-1)
-    np.testing.assert_allclose(squared_distances(x), long, atol=1e-4)
+    direct = ((x[:, :, None] - x[:, None]) ** 2).sum(-1)
+    np.testing.assert_allclose(squared_distances(x), direct, atol=1e-4)
 
 
 def test_bfloat16_tokens_are_clustered_in_float32():
@@ -172,23 +172,23 @@ def test_mean_of_smallest_counts_duplicates(k):
 
 
 def test_no_gradient_flows_through_the_clustering():
-    x, count = normal(0, 2, 8, WIDTH).astype(np.float32), np.array([8, 6])
-    score, probe = normal(1, 2, 8).astype(np.float32), normal(2, 2, 4, WIDTH).astype(np.float32)
+    x, count = normal(0, 2, 8, WIDTH).astype(np.float32), jnp.array([8, 6])
+    score, probe = jnp.float32(normal(1, 2, 8)), normal(2, 2, 4, WIDTH).astype(np.float32)
     fixed, _ = cluster(x, count)
 
-    def through(x):
+    def with_clustering(x):
         return (
             distillation.merge_clusters(x, score, distillation.dpc_knn_cluster(x, count)[0], count)
             * probe
         ).sum()
 
-    def given(x):
+    def with_fixed_clusters(x):
         return (distillation.merge_clusters(x, score, fixed, count) * probe).sum()
 
-    found = jax.jit(jax.grad(through))(x)
-    np.testing.assert_allclose(found, jax.jit(jax.grad(given))(x), atol=1e-6)
-    assert jnp.isfinite(found).all()
-    # Not even the distances, which are real numbers and have a gradient of their own.
+    gradient = jax.jit(jax.grad(with_clustering))(x)
+    np.testing.assert_allclose(gradient, jax.jit(jax.grad(with_fixed_clusters))(x), atol=1e-6)
+    assert jnp.isfinite(gradient).all()
+    # Nor is a gradient computed for the distances, the only differentiable part.
     jaxpr = str(
         jax.make_jaxpr(
             lambda x, t: jax.jvp(lambda x: distillation.dpc_knn_cluster(x, count), (x,), (t,))

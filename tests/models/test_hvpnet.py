@@ -1,4 +1,4 @@
-"""The whole model: what padding, masks and captions may and may not move."""
+"""The complete model: the effect of padding, masks and captions on its scores."""
 
 import dataclasses
 import functools
@@ -23,47 +23,47 @@ from tests.helpers.small import SIZES, captions, clips, normal, random_params
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TAPS, BATCH, FRAMES, WORDS = (1, 3), 4, 3, 6
-SOUND = HVPNet(SIZES, TAPS, stages=2)
-UNMASKED = dataclasses.replace(SOUND, mask_padding=False)
+MODEL = HVPNet(SIZES, TAPS, stages=2)
+UNMASKED = dataclasses.replace(MODEL, mask_padding=False)
 
 
 def batch_of(seed: int = 0) -> Batch:
     ids, text_mask = captions(seed, BATCH, WORDS)
     video, video_mask = clips(seed, BATCH, FRAMES)
-    return Batch(ids, text_mask, video, video_mask)
+    return Batch(text_ids=ids, text_mask=text_mask, video=video, video_mask=video_mask)
 
 
 def padded(batch: Batch) -> Batch:
-    """Two more frames, of noise, and three more words, all marked as not valid."""
+    """Adds two frames of noise and three words as padding."""
     noise = np.random.default_rng(9).integers(0, 256, (BATCH, 2, *batch.video.shape[2:]))
     return Batch(
-        np.pad(batch.text_ids, [(0, 0), (0, 3)]),
-        np.pad(batch.text_mask, [(0, 0), (0, 3)]),
-        np.concatenate([batch.video, noise.astype(np.uint8)], axis=1),
-        np.pad(batch.video_mask, [(0, 0), (0, 2)]),
+        text_ids=np.pad(batch.text_ids, [(0, 0), (0, 3)]),
+        text_mask=np.pad(batch.text_mask, [(0, 0), (0, 3)]),
+        video=np.concatenate([batch.video, noise.astype(np.uint8)], axis=1),
+        video_mask=np.pad(batch.video_mask, [(0, 0), (0, 2)]),
     )
 
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(SOUND, *batch_of())
+    return random_params(MODEL, *batch_of())
 
 
 @pytest.fixture(scope="module")
 def run(params):
-    """(model, batch) -> scores, Text, Video and the intermediates, compiled once a shape."""
+    """(model, batch) -> scores, features and intermediates, compiled once per shape."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def forward(model, params, batch):
-        (text, video, _), kept = model.apply({"params": params}, *batch, mutable=["intermediates"])
-        return similarity.scores(text, video), text, video, kept["intermediates"]
+        (text, video, _), state = model.apply({"params": params}, *batch, mutable=["intermediates"])
+        return similarity.scores(text, video), text, video, state["intermediates"]
 
     return lambda model, batch: forward(model, params, batch)
 
 
 @pytest.fixture(scope="module")
-def sound_run(run):
-    return run(SOUND, batch_of())
+def model_run(run):
+    return run(MODEL, batch_of())
 
 
 def test_the_batch_of_these_tests_has_padding():
@@ -71,37 +71,37 @@ def test_the_batch_of_these_tests_has_padding():
     assert not batch.text_mask.all() and not batch.video_mask.all()
 
 
-def test_padding_a_clip_and_a_caption_changes_no_score(run, sound_run):
-    longer = run(SOUND, padded(batch_of()))[0]
+def test_padding_a_clip_and_a_caption_does_not_change_scores(run, model_run):
+    longer = run(MODEL, padded(batch_of()))[0]
     assert longer.shape == (3, 2, BATCH, BATCH)
-    np.testing.assert_allclose(longer, sound_run[0], atol=1e-5)
-    assert np.ptp(sound_run[0], axis=(2, 3)).min() > 0.05  # and scores there are
+    np.testing.assert_allclose(longer, model_run[0], atol=1e-5)
+    assert np.ptp(model_run[0], axis=(2, 3)).min() > 0.05  # the scores do differ
 
 
-def test_padding_a_still_changes_no_score(run):
-    """Frames that are alike are ties wherever one looks, and no rounding may decide them."""
+def test_padding_a_clip_of_identical_frames_does_not_change_scores(run):
+    """Identical frames make ties in the clustering; rounding errors must not break them."""
     batch = batch_of()
     batch.video_mask[:] = [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
-    picture = np.random.default_rng(0).integers(0, 256, (4, 1, *batch.video.shape[2:]))
-    batch.video[:] = picture * batch.video_mask[:, :, None, None, None]
-    batch.video[3] = 77  # nor is there anything to see
-    longer = run(SOUND, padded(batch))[0]
-    np.testing.assert_allclose(longer, run(SOUND, batch)[0], atol=1e-5)
+    frame = np.random.default_rng(0).integers(0, 256, (4, 1, *batch.video.shape[2:]))
+    batch.video[:] = frame * batch.video_mask[:, :, None, None, None]
+    batch.video[3] = 77  # identical patches too
+    longer = run(MODEL, padded(batch))[0]
+    np.testing.assert_allclose(longer, run(MODEL, batch)[0], atol=1e-5)
 
 
-def test_without_masks_padding_does_change_scores(run):
+def test_without_masks_padding_changes_scores(run):
     batch = batch_of()
-    batch.text_mask[:] = batch.video_mask[:] = True  # unpadded, both models are one
-    moved = np.abs(run(UNMASKED, padded(batch))[0] - run(SOUND, batch)[0])
-    assert moved.max(axis=(1, 2, 3)).min() > 1e-3  # each of the three terms
-    assert np.abs(run(SOUND, padded(batch))[0] - run(SOUND, batch)[0]).max() < 1e-5
+    batch.text_mask[:] = batch.video_mask[:] = True  # without padding both models agree
+    change = np.abs(run(UNMASKED, padded(batch))[0] - run(MODEL, batch)[0])
+    assert change.max(axis=(1, 2, 3)).min() > 1e-3  # each of the three terms
+    assert np.abs(run(MODEL, padded(batch))[0] - run(MODEL, batch)[0]).max() < 1e-5
 
 
-def test_the_scores_are_the_formulas_on_the_valid_tokens(sound_run):
-    """From raw features and raw weights, by loops: softmax over what is valid, and nothing else."""
-    scores, _, _, kept = sound_run
+def test_the_scores_equal_the_formulas_on_the_valid_tokens(model_run):
+    """Loops over raw features and raw weights, with a softmax over the valid tokens only."""
+    scores, _, _, intermediates = model_run
     batch = batch_of()
-    kept = {name: np.float64(x[0]) for name, x in kept.items() if isinstance(x, tuple)}
+    raw = {name: np.float64(x[0]) for name, x in intermediates.items() if isinstance(x, tuple)}
 
     def unit(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -112,53 +112,53 @@ def test_the_scores_are_the_formulas_on_the_valid_tokens(sound_run):
     for tap, a, b in np.ndindex(len(TAPS), BATCH, BATCH):
         words, frames = batch.text_mask[a].sum(), batch.video_mask[b].sum()
         tokens = frames * 5
-        for _ in range(SOUND.stages):
+        for _ in range(MODEL.stages):
             tokens = (tokens + 1) // 2
-        word, patch = unit(kept["words"][a, :words]), unit(kept["distilled"][tap, b, :tokens])
-        frame = unit(kept["frames"][tap, b, :frames])
-        of_word = softmax(kept["word_weights"][a, :words])
-        of_patch = softmax(kept["patch_weights"][tap, b, :tokens])
-        of_frame = softmax(kept["frame_weights"][tap, b, :frames])
-        cosine, sentence = word @ patch.T, unit(kept["sentence"][a])
+        word, patch = unit(raw["words"][a, :words]), unit(raw["distilled"][tap, b, :tokens])
+        frame = unit(raw["frames"][tap, b, :frames])
+        word_weight = softmax(raw["word_weights"][a, :words])
+        patch_weight = softmax(raw["patch_weights"][tap, b, :tokens])
+        frame_weight = softmax(raw["frame_weights"][tap, b, :frames])
+        cosine, sentence = word @ patch.T, unit(raw["sentence"][a])
         expected = [
-            (of_word @ cosine.max(1) + of_patch @ cosine.max(0)) / 2,
-            of_patch @ (patch @ sentence),
-            of_frame @ (frame @ sentence),
+            (word_weight @ cosine.max(1) + patch_weight @ cosine.max(0)) / 2,
+            patch_weight @ (patch @ sentence),
+            frame_weight @ (frame @ sentence),
         ]
         np.testing.assert_allclose(scores[:, tap, a, b], expected, atol=1e-5)
 
 
-def test_the_first_token_of_each_frame_is_the_frame(sound_run):
-    kept = sound_run[3]
-    patches = kept["patches"][0].reshape(len(TAPS), BATCH, FRAMES, 5, -1)
-    np.testing.assert_array_equal(kept["frames"][0], patches[:, :, :, 0])
+def test_the_frame_feature_is_the_first_token_of_the_frame(model_run):
+    intermediates = model_run[3]
+    patches = intermediates["patches"][0].reshape(len(TAPS), BATCH, FRAMES, 5, -1)
+    np.testing.assert_array_equal(intermediates["frames"][0], patches[:, :, :, 0])
 
 
-def test_a_row_of_nothing_but_padding_stays_finite_and_harms_no_other(run, sound_run):
+def test_a_row_of_only_padding_is_finite_and_does_not_change_other_rows(run, model_run):
     batch = batch_of()
     batch.text_mask[1] = batch.video_mask[2] = False
-    scores, text, video, _ = run(SOUND, batch)
+    scores, text, video, _ = run(MODEL, batch)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((scores, text, video)))
     texts, videos = [0, 2, 3], [0, 1, 3]
     np.testing.assert_allclose(
-        scores[:, :, texts][..., videos], sound_run[0][:, :, texts][..., videos], atol=1e-5
+        scores[:, :, texts][..., videos], model_run[0][:, :, texts][..., videos], atol=1e-5
     )
 
 
-def test_normalised_pixels_give_what_bytes_give():
+def test_float_frames_are_used_as_they_are_and_uint8_frames_are_normalised():
     batch = batch_of()
     video, mask = batch.video, jnp.asarray(batch.video_mask)
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     pixels = (video / 255 - mean) / std * batch.video_mask[:, :, None, None, None]
     np.testing.assert_allclose(normalize_pixels(jnp.asarray(video), mask), pixels, atol=1e-5)
-    pixels[~batch.video_mask] = np.nan  # what is padded is 0, whatever it holds
+    pixels[~batch.video_mask] = np.nan  # padding becomes 0, whatever its values
     again = normalize_pixels(jnp.asarray(pixels, jnp.float32), mask)
     np.testing.assert_allclose(again, np.nan_to_num(pixels), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def features():
-    """Features of 9 captions, two or three a clip of 4, and the clip of each."""
+    """Features of 9 captions and 4 clips, and the index of each caption's clip."""
     video_of_text = np.repeat(np.arange(4), [2, 3, 2, 2])
     arrays = iter(range(100))
 
@@ -173,7 +173,7 @@ def features():
     return text, video, video_of_text
 
 
-def test_batches_are_as_wide_as_the_longest_clip():
+def test_clips_are_padded_to_the_frames_of_the_longest():
     config = base.get_config()  # 12 frames at most
 
     class Short:
@@ -182,28 +182,32 @@ def test_batches_are_as_wide_as_the_longest_clip():
     assert inputs.padded_num_frames(config, Short) == 3
     assert inputs.padded_num_frames(config, Short, least=5) == 5  # as in training
     assert inputs.padded_num_frames(config, Short, least=20) == 12
-    config.similarity.mask_padding = False  # then padding is part of a score
+    config.similarity.mask_padding = False  # padding then affects the scores
     assert inputs.padded_num_frames(config, Short) == 12
 
 
 @pytest.mark.parametrize("word_weights", ["query", "paired"])
-def test_shuffling_the_captions_of_the_gallery(features, word_weights):
-    """By default who belongs to whom is no part of a score; with the reference's leak it is."""
+def test_scores_depend_on_the_order_of_captions_only_with_paired_weights(features, word_weights):
+    """By default a score does not depend on which caption belongs to a clip; paired, it does."""
     text, video, video_of_text = features
     config = base.get_config()
     config.similarity.word_weights = word_weights
     scorer = Scorer(
-        from_config(resolve(config)), config, Partitioner("pmap"), config.data.max_frames
+        from_config(resolve(config)),
+        config,
+        Partitioner("pmap"),
+        num_frames=config.data.max_frames,
     )
     order = np.random.default_rng(1).permutation(9)
     shuffled = jax.tree.map(lambda x: x[order], text)
-    plain = scorer.matrix(text, video, video_of_text, np.arange(4))
-    moved = np.abs(scorer.matrix(shuffled, video, video_of_text, np.arange(4)) - plain[order]).max()
-    part = scorer.matrix(
+    plain = scorer.score(text, video, video_of_text, np.arange(4))
+    after = scorer.score(shuffled, video, video_of_text, np.arange(4))
+    change = np.abs(after - plain[order]).max()
+    part = scorer.score(
         text, jax.tree.map(lambda x: x[1:3], video), video_of_text, np.array([1, 2])
     )
     np.testing.assert_allclose(part, plain[:, 1:3], atol=1e-6)
-    assert moved < 1e-6 if word_weights == "query" else moved > 0.01
+    assert change < 1e-6 if word_weights == "query" else change > 0.01
     leak = text.word_weights[[0, 2, 5, 7]] if word_weights == "paired" else None
     np.testing.assert_allclose(plain, score_matrix(text, video, leak), atol=1e-6)
     assert results.scoring_settings(config).get("contains_the_answer", False) == (
@@ -212,31 +216,47 @@ def test_shuffling_the_captions_of_the_gallery(features, word_weights):
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_blocks_change_no_score(features, paired):
+def test_block_sizes_do_not_change_scores(features, paired):
     text, video, video_of_text = features
     leak = text.word_weights[np.unique(video_of_text, return_index=True)[1]] if paired else None
-    whole = score_matrix(text, video, leak)
-    assert whole.shape == (9, 4)
+    expected = score_matrix(text, video, leak)
+    assert expected.shape == (9, 4)
     for chunk, text_block, clip_block in ((16, 7, 3), (1, 1, 1), (2, 9, 4), (3, 512, 2)):
-        blocks = score_matrix(text, video, leak, chunk, None, text_block, clip_block)
-        np.testing.assert_allclose(blocks, whole, atol=1e-6)
+        blocks = score_matrix(
+            text, video, leak, chunk, text_block=text_block, clip_block=clip_block
+        )
+        np.testing.assert_allclose(blocks, expected, atol=1e-6)
 
 
-def test_from_config_builds_what_the_config_says():
+def test_from_config_uses_every_model_setting():
     config = base.get_config()
     assert from_config(resolve(config)) == HVPNet(
-        VARIANTS["ViT-B/32"], (1, 6, 12), 3, "softmax", True, "dots", jnp.dtype("float32"), False
+        VARIANTS["ViT-B/32"],
+        (1, 6, 12),
+        stages=3,
+        normalize="softmax",
+        mask_padding=True,
+        remat="dots",
+        dtype=jnp.dtype("float32"),
+        freeze_patches=False,
     )
     config.model.variant, config.model.taps, config.model.remat = "ViT-L/14", (2, 24), "full"
     config.distill.stages, config.precision = 2, "bfloat16"
     config.similarity.normalize, config.similarity.mask_padding = "none", False
     config.model.freeze_patches = True
     assert from_config(resolve(config)) == HVPNet(
-        VARIANTS["ViT-L/14"], (2, 24), 2, "none", False, "full", jnp.dtype("bfloat16"), True
+        VARIANTS["ViT-L/14"],
+        (2, 24),
+        stages=2,
+        normalize="none",
+        mask_padding=False,
+        remat="full",
+        dtype=jnp.dtype("bfloat16"),
+        freeze_patches=True,
     )
 
 
-def test_the_reference_is_reached_by_its_config_alone():
+def test_the_reference_config_sets_all_options_of_the_reference():
     from configs import folder
 
     config = resolve(folder.get_config("reference"))
@@ -246,7 +266,7 @@ def test_the_reference_is_reached_by_its_config_alone():
 
 
 @pytest.mark.parametrize("variant", ["tiny", "ViT-L/14"])
-def test_the_weights_do_not_hang_on_the_batch(variant):
+def test_the_shapes_of_the_weights_do_not_depend_on_the_batch(variant):
     sizes = VARIANTS[variant]
     model = HVPNet(sizes, (1, sizes.vision_layers))
     shapes, other = (

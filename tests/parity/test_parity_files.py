@@ -87,7 +87,17 @@ def test_a_file_that_does_not_fit_is_one_line(golden, monkeypatch, changes, says
 
 def test_a_file_of_other_sizes(tmp_path, monkeypatch):
     """Two heads, two taps, two stages, other widths: all follow from the shapes in the file."""
-    sizes = ClipConfig(32, 8, 128, 2, 64, 1, 16, context_length=9, vocab_size=60)
+    sizes = ClipConfig(
+        image_size=32,
+        patch_size=8,
+        vision_width=128,
+        vision_layers=2,
+        text_width=64,
+        text_layers=1,
+        embed_dim=16,
+        context_length=9,
+        vocab_size=60,
+    )
     model = HVPNet(sizes, (1, 2), stages=2)
     ids, text_mask = captions(0, 3, 7)
     ids = np.minimum(ids, 59)

@@ -24,7 +24,15 @@ from tests.helpers.command import COMPILED
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # CLIP's vocabulary, for captions; a tower of two layers, so that it compiles at once.
-SIZES = ClipConfig(32, 16, 64, 2, 64, 1, 32)
+SIZES = ClipConfig(
+    image_size=32,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=2,
+    text_width=64,
+    text_layers=1,
+    embed_dim=32,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -97,7 +97,9 @@ def test_pytorch_goes_on_here():
     taps = tuple(
         i + 1 for i in json.loads((GOLDEN / "pytorch_small.json").read_text())["layers_zero_based"]
     )
-    model = HVPNet(source.clip_config, taps, source.stages, "none", False)
+    model = HVPNet(
+        source.clip_config, taps, stages=source.stages, normalize="none", mask_padding=False
+    )
     c = found.constants
     optimizer = make_optimizer(
         c["lr"][1], c["lr"][0], c["t_total"], c["warmup"], c["weight_decay"], c["max_grad_norm"],

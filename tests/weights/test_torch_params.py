@@ -32,7 +32,7 @@ def test_the_tree_is_the_one_the_model_wants(state):
     params = torch_params.from_torch(state)
     sizes, stages = infer_config({name: x.shape for name, x in state.items()})
     assert (sizes.image_size, sizes.patch_size, sizes.vision_layers, stages) == (48, 16, 4, 3)
-    model = HVPNet(sizes, (1, 3, 4), stages)
+    model = HVPNet(sizes, (1, 3, 4), stages=stages)
     wanted = jax.eval_shape(lambda: init_params(model, 0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
 
