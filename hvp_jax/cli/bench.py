@@ -1,4 +1,6 @@
-"""The verb `bench`: how fast a step or the scoring is."""
+"""The verb `bench`: measures speed and memory of training, scoring and input."""
+
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -20,17 +22,16 @@ PARTS = {
     "memory": bench_memory,
     "plan": bench_plan,
 }
-# Of compiled programs, for devices that need not be there: how many to simulate.
-SIMULATED = {"memory": 8, "plan": 16}
+# These parts only compile programs: the number of devices to simulate for them.
+SIMULATED_DEVICES = {"memory": 8, "plan": 16}
 
 
-def run(config: ConfigDict, workdir=None) -> dict:
-    """The verb: `config.bench` says which part; a workdir gets its bench_PART.json."""
-    if config.bench in SIMULATED:
-        simulate_devices(SIMULATED[config.bench])
-    initial_weights = initial.find_initial_weights(
-        config
-    )  # for the sizes: the arithmetic is the same for any weights
+def run(config: ConfigDict, workdir: Path | None = None) -> dict:
+    """Runs the part that `config.bench` names; writes bench_PART.json to a workdir if given."""
+    if config.bench in SIMULATED_DEVICES:
+        simulate_devices(SIMULATED_DEVICES[config.bench])
+    # Only for the sizes: the computation is the same for any weights.
+    initial_weights = initial.find_initial_weights(config)
     config = resolve(config, initial_weights.spec)
     model = from_config(config, initial_weights.spec.clip_config)
     if workdir is not None:

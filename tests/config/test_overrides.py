@@ -160,7 +160,7 @@ def test_a_config_file_that_does_not_exist_is_refused(name, tmp_path, capfd, mon
     assert main.main(["train", f"--config={name}", "--workdir=w"]) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and (
-        "does not exist" in error or "--config: expected a value" in error
+        "does not exist" in error or "--config: expected a non-empty value" in error
     )
 
 

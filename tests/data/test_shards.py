@@ -164,8 +164,8 @@ def test_the_verb_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
 
     shutil.rmtree(root / "videos")
     shutil.copytree(Path(clips[0].path).parent, root / "videos")
-    assert verb.run(config)["text"].startswith("wrote 7 train clips in ")
-    assert verb.run(config)["text"].startswith("found 7 train clips in ")
+    assert verb.run(config).text.startswith("wrote 7 train clips in ")
+    assert verb.run(config).text.startswith("found 7 train clips in ")
 
 
 def test_damaged_or_absent_shards_are_named(clips, tmp_path):
