@@ -1,1 +1,1 @@
-"""One file an experiment, each with `get_config`; `base.py` holds every key."""
+"""One file per experiment, each with a `get_config`; `base.py` defines every key."""

@@ -1,11 +1,11 @@
 """ActivityNet Captions: --config.data.annotations=DIR --config.data.videos=DIR.
 
-The first holds train.json, val_1.json and the lists of ids.
-A video has one paragraph: 64 words and 64 frames, as the field does. The field tests on
-`val_1.json`, so a seeded 5% of the training videos is held out to choose the checkpoint by.
+The annotations are train.json, val_1.json and the lists of ids.
+A video has one paragraph: 64 tokens and 64 frames, as is common. `val_1.json` is the test
+split, as is common, so a seeded 5% of the training videos is the validation split.
 
-With `:reference` paragraphs are cut at 24 words and 12 frames, as in the original; see
-`configs/base.py`.
+With `:reference` a paragraph is cut to 24 tokens and a video to 12 frames, as in the original;
+see `configs/base.py`.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Every key with its default. A key set to None is filled in when the run starts.
 
-What None becomes depends on other keys (`hvp_jax/config/resolve.py`) and is
-written to the workdir's config.json, so that a run always tells what it used.
+What replaces None depends on other keys (`hvp_jax/config/resolve.py`). The result is written to
+the workdir's config.json, so that a run always records what it used.
 """
 
 from ml_collections import ConfigDict
@@ -10,107 +10,108 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 42
-    config.parallel = "pmap"  # pmap, shard_map: how a step is laid over devices
-    config.fsdp = False  # shard_map only: a device holds a part of the weights and moments
-    config.precision = "float32"  # float32, bfloat16: of the towers' arithmetic
+    config.seed = 42  # of the initial weights, the order of examples, noise and augmentation
+    config.parallel = "pmap"  # pmap, shard_map: how a step is distributed over devices
+    config.fsdp = False  # shard_map only: shards weights and optimizer moments over devices
+    config.precision = "float32"  # float32, bfloat16: the type in which the towers compute
 
     config.model = ConfigDict()
-    # ViT-B/32, ViT-B/16, ViT-L/14, tiny; None: as the weights are, or ViT-B/32 from scratch
+    # ViT-B/32, ViT-B/16, ViT-L/14, tiny; None: that of the weights, or ViT-B/32 from scratch.
     config.model.variant = placeholder(str)
-    # Of a frame's side; None: the variant's or the weights'. Positions are resized to it.
+    # Side of a frame in pixels; None: that of the weights or the variant. Position embeddings
+    # are resized to it.
     config.model.image_size = placeholder(int)
-    # Layers counted from 1; None: those of the weights if told, or first, middle, last.
+    # Layers of the vision tower, counted from 1, whose tokens are used; None: those recorded with
+    # the weights, or first, middle and last.
     config.model.taps = placeholder(tuple)
-    # A checkpoint to start from: a workdir, or any that `port` reads; empty: random weights.
+    # A workdir or a checkpoint that `port` reads; empty: random weights.
     config.model.weights = ""
-    # The patch convolution; None: frozen on a pretrained CLIP, trained from scratch.
+    # Freezes the patch convolution; None: true on a pretrained CLIP, false from scratch.
     config.model.freeze_patches = placeholder(bool)
-    config.model.remat = "dots"  # none, dots, full: what the towers keep for the gradient
+    config.model.remat = "dots"  # none, dots, full: how much the backward pass recomputes
 
     config.distill = ConfigDict()
-    config.distill.stages = placeholder(int)  # None: those of the weights, or 3
+    config.distill.stages = placeholder(int)  # of token merging; None: as the weights have, or 3
     config.distill.noise = "train"  # train, always, never: noise that breaks ties of density
 
     config.similarity = ConfigDict()
-    config.similarity.word_weights = "query"  # query, paired (leaks the answer)
-    config.similarity.normalize = "softmax"  # softmax, none: over the token weights
-    config.similarity.mask_padding = True
-    config.similarity.chunk_size = 16  # clips scored at a time; changes memory, no score
+    # query: words are weighted by their own caption; paired: by the video's (leaks the answer).
+    config.similarity.word_weights = "query"
+    config.similarity.normalize = "softmax"  # softmax, none: of the token weights
+    config.similarity.mask_padding = True  # excludes padding tokens from the similarity
+    config.similarity.chunk_size = 16  # clips scored at a time; affects memory, not the scores
 
     config.data = ConfigDict()
-    config.data.dataset = "folder"
-    config.data.root = ""  # for `folder` and `shapes`: holds videos/ and captions.csv
-    config.data.annotations = ""  # for the published data sets: their annotation files
-    config.data.videos = ""  # for the published data sets: their video files
-    # Which splits; msrvtt: 9k (""), 7k, full; vatex: the test list's name.
+    config.data.dataset = "folder"  # folder, shapes, or a published data set such as msrvtt
+    config.data.root = ""  # of `folder` and `shapes`: holds videos/ and captions.csv
+    config.data.annotations = ""  # of a published data set: the folder of its annotation files
+    config.data.videos = ""  # of a published data set: the folder of its video files
+    # Which splits; msrvtt: "" (9k), 7k, full; vatex: the name of the test list.
     config.data.protocol = ""
-    # Share of the training videos that validates, where there is no such split (by seed and id).
+    # Fraction of the training videos used for validation if the data set has no such split
+    # (selected by seed and id).
     config.data.val_fraction = 0.0
-    config.data.shards = ""  # written by `prepare`; empty: decode the video files
-    config.data.exclude = ""  # a file with the ids of clips to leave out, one a line
+    config.data.shards = ""  # the folder that `prepare` wrote; empty: decode the video files
+    config.data.exclude = ""  # a file with the ids of clips to exclude, one per line
     # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".
     config.data.beam_options = ""
-    config.data.max_frames = 12
-    config.data.max_words = 24
-    # Decoding processes; 0: threads of this process, and in `prepare` a process a core.
+    config.data.max_frames = 12  # of a clip, evenly spaced
+    config.data.max_words = 24  # tokens of a caption, start and end included
+    # Decoding processes; 0: threads of this process, and in `prepare` one process per core.
     config.data.workers = 0
 
-    config.augment = ConfigDict()  # of training clips, one draw for all frames of a clip
+    config.augment = ConfigDict()  # of training clips; all frames of a clip are treated alike
     config.augment.rand_augment = ""  # such as rand-m7-n4-mstd0.5-inc1; empty: none
-    config.augment.crop = 1.0  # random resized crop: least share of the area; 1.0: none
-    config.augment.flip = False  # left to right, of every other clip; captions stay as they are
+    config.augment.crop = 1.0  # random resized crop: smallest fraction of the area; 1.0: none
+    config.augment.flip = False  # mirrors half of the clips, whatever their captions say
 
     config.optim = ConfigDict()
-    config.optim.learning_rate = placeholder(
-        float
-    )  # None: 1e-4 on a pretrained CLIP, 1e-3 from scratch
-    config.optim.clip_learning_rate = placeholder(
-        float
-    )  # inside CLIP; None: 1e-7, or `rate` from scratch
-    config.optim.weight_decay = 0.2
-    config.optim.warmup_fraction = 0.1  # share of the schedule
-    config.optim.max_grad_norm = 1.0
-    config.optim.schedule_epochs = 0  # length of the schedule; 0: as long as the run
+    # Of the parameters outside CLIP; None: 1e-4 on a pretrained CLIP, 1e-3 from scratch.
+    config.optim.learning_rate = placeholder(float)
+    # Of CLIP's parameters; None: 1e-7 on a pretrained CLIP, `learning_rate` from scratch.
+    config.optim.clip_learning_rate = placeholder(float)
+    config.optim.weight_decay = 0.2  # decoupled; not of biases
+    config.optim.warmup_fraction = 0.1  # of the schedule's steps
+    config.optim.max_grad_norm = 1.0  # the gradient is clipped to this global norm
+    config.optim.schedule_epochs = 0  # length of the schedule; 0: that of the run
 
     config.train = ConfigDict()
     config.train.batch_size = 32  # over all devices
-    config.train.epochs = placeholder(int)  # None: 5 on a pretrained CLIP
-    config.train.steps = placeholder(int)  # None: `epochs` of them, or else 300 from scratch
-    config.train.select_on = "val"  # val, test: the split that the best checkpoint is chosen by
-    config.train.checkpoint_every = 100
-    config.train.eval_every = placeholder(int)  # None: once an epoch, at most 5 times from scratch
-    config.train.log_every = 10
-    config.train.max_skipped_updates = (
-        20  # updates in a row with a loss that is not finite: then it stops
-    )
-    config.train.stall_timeout = 1200.0  # without a step, a batch scored: then it ends; 0: never
-    config.train.max_to_keep = 2  # newest checkpoints kept beside the best
-    config.train.keep_period = 0  # and every one whose step this divides; 0: none
-    # rsum (R@1 + R@5 + R@10 of both directions), or text_to_video/R@1, video_to_text/MdR, ...
+    config.train.epochs = placeholder(int)  # None: 5 on a pretrained CLIP, or as `steps` need
+    config.train.steps = placeholder(int)  # None: those of `epochs`, or 300 from scratch
+    config.train.select_on = "val"  # val, test: the split that the best checkpoint is selected on
+    config.train.checkpoint_every = 100  # steps
+    # Steps; None: once per epoch, or about five times per run from scratch.
+    config.train.eval_every = placeholder(int)
+    config.train.log_every = 10  # steps
+    config.train.max_skipped_updates = 20  # the run stops after so many non-finite losses in a row
+    config.train.stall_timeout = 1200.0  # seconds without progress until the run ends; 0: never
+    config.train.max_to_keep = 2  # the newest checkpoints, besides the best
+    config.train.keep_period = 0  # also keeps every step that is a multiple of it; 0: none
+    # rsum (R@1 + R@5 + R@10 of both directions), text_to_video/R@1, video_to_text/MdR, ...
     config.train.select_by = "rsum"
 
     config.eval = ConfigDict()
-    config.eval.split = "test"
+    config.eval.split = "test"  # train, val, test
     config.eval.batch_size = 32  # on each device
 
-    config.bench = "step"  # step, similarity, input, memory, plan
-    # from:to, steps counted from 1: `train` writes their trace to workdir/profile; empty: none.
+    config.bench = "step"  # step, similarity, input, memory, plan: what `bench` measures
+    # "from:to", steps counted from 1, whose trace `train` writes to workdir/profile; empty: none.
     config.profile = ""
     return config
 
 
 def with_form(config: ConfigDict, form: str | None) -> ConfigDict:
-    """The config as it is, or, of `FILE.py:reference`, as the original PyTorch code has it.
+    """The config itself, or for `FILE.py:reference` the settings of the original PyTorch code.
 
-    Scores of the reference contain the answer: the weights of the words come from the caption
-    that is paired with the video. Its checkpoint is chosen on the test split, as in much of the
-    field, which makes figures optimistic. It is there to reproduce the original's figures.
+    The reference scores leak the answer: the weights of the words come from the caption that is
+    paired with the video. Its checkpoint is selected on the test split, as is common in the
+    field, which makes metrics optimistic. It exists to reproduce the original's metrics.
     """
     if form is None:
         return config
     if form != "reference":
-        raise ValueError(f"there is no form {form!r} of it, only 'reference'")
+        raise ValueError(f"there is no form {form!r}, only 'reference'")
     config.similarity.word_weights = "paired"
     config.similarity.normalize = "none"
     config.similarity.mask_padding = False

@@ -1,10 +1,9 @@
 """Charades: --config.data.annotations=DIR --config.data.videos=DIR.
 
-The first holds Charades_v1_train.csv and Charades_v1_test.csv.
-It has no validation split beside the test: a seeded 5% of the training videos is held out to
-choose the checkpoint by.
+The annotations are Charades_v1_train.csv and Charades_v1_test.csv.
+It has no validation split: a seeded 5% of the training videos takes its place.
 
-`:reference` after the file's name selects what the original does: see `configs/base.py`.
+`:reference` after the file name selects the original's settings; see `configs/base.py`.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""The built-in clips of moving shapes on a CPU: what `make demo` runs.
+"""The built-in clips of moving shapes on a CPU; `make demo` runs this config.
 
-The clips are made in --config.data.root=DIR. A tiny model learns them from scratch in
-a few minutes on two cores; everything else is as on a pod.
+The clips are generated in --config.data.root=DIR. A tiny model is trained on them from scratch
+in a few minutes on two cores; everything else is as on a pod.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from configs.base import get_config as base
 def get_config() -> ConfigDict:
     config = base()
     config.data.dataset = "shapes"
-    config.data.max_frames = 4  # what moves leaves a trail, so a few frames tell the motion
+    config.data.max_frames = 4  # moving shapes leave a trail, so a few frames show the motion
     config.model.variant = "tiny"
     config.optim.learning_rate = 1.5e-3
     config.train.steps = 450

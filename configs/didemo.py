@@ -1,10 +1,10 @@
 """DiDeMo: --config.data.annotations=DIR --config.data.videos=DIR.
 
-The first holds {train,val,test}_data.json and {train,val,test}_list.txt.
-A video has one paragraph: 64 words and 64 frames, as the field does. It has a validation split.
+The annotations are {train,val,test}_data.json and {train,val,test}_list.txt.
+A video has one paragraph: 64 tokens and 64 frames, as is common. It has a validation split.
 
-With `:reference` paragraphs are cut at 24 words and 12 frames, as in the original; see
-`configs/base.py`.
+With `:reference` a paragraph is cut to 24 tokens and a video to 12 frames, as in the original;
+see `configs/base.py`.
 """
 
 from ml_collections import ConfigDict

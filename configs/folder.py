@@ -1,8 +1,8 @@
-"""A folder of your own: --config.data.root=DIR, which holds videos/ and captions.csv.
+"""Your own folder of videos: --config.data.root=DIR, which holds videos/ and captions.csv.
 
-`captions.csv` has the columns video_id,caption and, if you like, split, start and end.
+`captions.csv` has the columns video_id and caption, and optionally split, start and end.
 
-`:reference` after the file's name selects what the original does: see `configs/base.py`.
+`:reference` after the file name selects the original's settings; see `configs/base.py`.
 """
 
 from ml_collections import ConfigDict

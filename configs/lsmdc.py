@@ -1,10 +1,10 @@
 """LSMDC: --config.data.annotations=DIR --config.data.videos=DIR.
 
-The first holds LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and
+The annotations are LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and
 LSMDC16_challenge_1000_publictect.csv.
 It has a validation split.
 
-`:reference` after the file's name selects what the original does: see `configs/base.py`.
+`:reference` after the file name selects the original's settings; see `configs/base.py`.
 """
 
 from ml_collections import ConfigDict
@@ -16,5 +16,5 @@ from configs.base import with_form
 def get_config(form: str | None = None) -> ConfigDict:
     config = base()
     config.data.dataset = "lsmdc"
-    config.augment.rand_augment = "rand-m7-n4-mstd0.5-inc1"  # as the paper trains on it
+    config.augment.rand_augment = "rand-m7-n4-mstd0.5-inc1"  # as in the paper
     return with_form(config, form)

@@ -1,10 +1,10 @@
 """VATEX: --config.data.annotations=DIR --config.data.videos=DIR.
 
-The first holds {train,val,test}_list.txt and vatex_*.json.
-It has a validation split. Two test lists go about: where both are there, say which with
---config.data.protocol=NAME, less its `.txt`.
+The annotations are {train,val,test}_list.txt and vatex_*.json.
+It has a validation split. There are two test lists in circulation: if both exist, select one
+with --config.data.protocol=NAME, without its `.txt`.
 
-`:reference` after the file's name selects what the original does: see `configs/base.py`.
+`:reference` after the file name selects the original's settings; see `configs/base.py`.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on GPUs under Slurm, one process a node with all its GPUs; docs/pod.md tells the rest.
+# Trains on GPUs under Slurm, with one process per node that uses all its GPUs; see docs/pod.md.
 #
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh train --config=configs/msrvtt.py --workdir=RUN ...
 #
-# Submitted from the repository's root, whose .venv (with requirements-gpu.txt) every node sees.
-# Jobs of this name run one after another: submit it as often as the run's time needs.
+# Submit it from the repository's root, whose .venv (with requirements-gpu.txt) must be visible to
+# every node. Jobs of this name run one after another: submit as many as the run needs.
 #SBATCH --job-name=hvp
 #SBATCH --dependency=singleton
 #SBATCH --ntasks-per-node=1
@@ -16,11 +16,11 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-# Under Slurm JAX takes one GPU a process, the one of its number on the node, unless told.
+# By default, JAX under Slurm uses one GPU per process, the one with its local index.
 gpus=${SLURM_GPUS_ON_NODE:?ask for GPUs: sbatch --gpus-per-node=8}
 export JAX_LOCAL_DEVICE_IDS
 JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))
 
-# --signal goes to the steps, not to this shell: 120 s before the end the run saves and ends.
-# Without the process of one node the others can but wait: srun ends them all.
+# --signal goes to the job steps, not to this shell: 120 s before the time limit the run saves a
+# checkpoint and exits. If one process dies the others would wait forever, so srun kills them.
 exec srun --kill-on-bad-exit=1 .venv/bin/python run.py "$@"

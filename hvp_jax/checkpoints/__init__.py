@@ -1,1 +1,1 @@
-"""Checkpoints of a run: written, verified, kept, restored."""
+"""Checkpoints of a run: saving, verification, retention and restoring."""

@@ -1,16 +1,12 @@
-"""Event loops that clean up after Orbax where reading or writing fails."""
+"""An event-loop policy under which Orbax's loops finish their tasks before they close."""
 
 import asyncio
 import contextlib
 from collections.abc import Iterator
 
 
-class _PatientLoop(asyncio.SelectorEventLoop):
-    """Ends when all that it began has ended.
-
-    Orbax reads and writes arrays all at once and leaves at the first error. What comes of
-    the others is then printed, a traceback each, and files are still being written.
-    """
+class _AwaitingLoop(asyncio.SelectorEventLoop):
+    """Awaits all tasks that are still pending before it closes."""
 
     def close(self) -> None:
         if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
@@ -18,17 +14,23 @@ class _PatientLoop(asyncio.SelectorEventLoop):
         super().close()
 
 
-class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
+class _AwaitingPolicy(asyncio.DefaultEventLoopPolicy):
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _PatientLoop()
+        return _AwaitingLoop()
 
 
 @contextlib.contextmanager
 def await_pending_tasks() -> Iterator[None]:
-    """Within, in all threads, event loops end when all that they began has ended."""
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_PatientPolicy())
+    """Inside this context, event loops of all threads await their pending tasks before closing.
+
+    Orbax closes its loop at the first error; the reads and writes still in flight then call the
+    closed loop, and TensorStore's C++ prints a traceback for each directly to stderr, past
+    `logging` and `sys.excepthook`. Orbax takes no loop but makes its own, in threads of its own,
+    with `asyncio.new_event_loop()`, so only the policy can replace it.
+    """
+    previous = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_AwaitingPolicy())
     try:
         yield
     finally:
-        asyncio.set_event_loop_policy(before)
+        asyncio.set_event_loop_policy(previous)

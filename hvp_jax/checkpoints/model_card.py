@@ -1,15 +1,16 @@
-"""model.json and model_card.md: what the weights of a workdir are."""
+"""model.json and model_card.md: a description of the weights in a workdir."""
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError, UsageError
 from hvp_jax.models.clip_config import ClipConfig, ModelSpec
 from hvp_jax.models.hvpnet import shapes_of
 
 CARD_FILE = "model.json"
-RENAMED_SIZES = {  # in a model.json written before the renaming: old name -> new
+RENAMED_SIZES = {  # a model.json of an earlier version: old name -> new name
     "vocabulary": "vocab_size",
     "vision_head": "vision_head_dim",
     "text_head": "text_head_dim",
@@ -18,42 +19,45 @@ RENAMED_SIZES = {  # in a model.json written before the renaming: old name -> ne
 }
 
 
-def model_card(card: dict) -> str:
-    """A card -> what a person reads of it, as Markdown."""
+def model_card(card: dict[str, Any]) -> str:
+    """The content of model_card.md: the card as Markdown."""
     sizes = card["clip_config"]
-    of = "CLIP and HVP-Net's head" if card["stages"] else "CLIP alone"
+    weights = "CLIP and HVP-Net's head" if card["stages"] else "CLIP alone"
     if card.get("left_out"):
-        of = "CLIP; left out, for the format has no place for it: " + ", ".join(card["left_out"])
-    lines = ["# Model card", "", f"- weights: {of}, {card['parameters']:,} parameters"]
-    lines.append(f"- from: `{card['source']}`, format {card['format']}")
+        left_out = ", ".join(card["left_out"])
+        weights = f"CLIP; left out, because the format cannot hold it: {left_out}"
+    lines = ["# Model card", "", f"- weights: {weights}, {card['parameters']:,} parameters"]
+    lines.append(f"- source: `{card['source']}`, format {card['format']}")
     lines += [f"- sha256 of `{name}`: {digest}" for name, digest in card["sha256"].items()]
     lines.append("- sizes: " + ", ".join(f"{k} {v}" for k, v in sizes.items() if v is not None))
-    lines.append(f"- taps: {', '.join(map(str, card['taps'])) if card['taps'] else 'not told'}")
+    lines.append(f"- taps: {', '.join(map(str, card['taps'])) if card['taps'] else 'not recorded'}")
     if card["optimizer"]:
-        lines.append(f"- moments of the optimizer after {card['step']} updates are there")
+        lines.append(f"- optimizer moments: included, after {card['step']} updates")
     if card["new"]:
-        lines.append(f"- new, random where a run begins: {', '.join(card['new'])}")
+        lines.append(
+            f"- not in the source, initialised randomly when a run begins: {', '.join(card['new'])}"
+        )
     lines += [f"- ignored: `{name}`: {reason}" for name, reason in card["ignored"].items()]
     lines += [f"- {note}" for note in card["notes"]]
     if card.get("export"):
-        lines.append(f"- written as model.safetensors with the names of {card['export']}")
+        lines.append(f"- written as model.safetensors with the parameter names of {card['export']}")
     return "\n".join(lines) + "\n"
 
 
-def card_spec(card: dict) -> ModelSpec:
+def card_spec(card: dict[str, Any]) -> ModelSpec:
     return ModelSpec(**{name: card[name] for name in ModelSpec._fields})
 
 
-def card_shapes(card: dict) -> dict:
-    """The tree of shapes of what a card describes: of CLIP alone, where it has no stages."""
+def card_shapes(card: dict[str, Any]) -> dict[str, Any]:
+    """The shapes of the parameters that a card describes: of CLIP alone if it has no stages."""
     shapes = shapes_of(card["clip_config"], card["stages"] or 1)
     return shapes if card["stages"] else {"clip": shapes["clip"]}
 
 
-def read_card(workdir: Path) -> dict:
+def read_card(workdir: Path) -> dict[str, Any]:
     """The model.json of a workdir, with the fields of a `ModelSpec`.
 
-    Raises UsageError if it is not there, DataError if it describes no model.
+    Raises UsageError if it is missing, DataError if it does not describe a model.
     """
     path = Path(workdir) / CARD_FILE
     try:
@@ -68,12 +72,12 @@ def read_card(workdir: Path) -> dict:
         }
     except OSError as error:
         raise UsageError(
-            f"{path}: cannot be read ({error.strerror}); it describes the model of its checkpoints"
+            f"{path}: cannot be read ({error.strerror}); the workdir's checkpoints need it"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: does not describe a model ({error!r})") from None
 
 
-def build_card(spec: ModelSpec, **more: object) -> dict:
-    """What model.json holds."""
-    return {**spec._asdict(), "clip_config": dataclasses.asdict(spec.clip_config), **more}
+def build_card(spec: ModelSpec, **fields: object) -> dict[str, Any]:
+    """The content of model.json."""
+    return {**spec._asdict(), "clip_config": dataclasses.asdict(spec.clip_config), **fields}

@@ -1,8 +1,8 @@
-"""Reads the arrays of a checkpoint; one process that fails makes all of them fail."""
+"""Reads the arrays of a checkpoint; if one process finds damage, all of them raise the error."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -15,54 +15,58 @@ from hvp_jax.checkpoints import manifest
 T = TypeVar("T")
 
 
-def read_arrays(folder: Path, recorded: dict | None, items: dict) -> dict:
-    """The trees of arrays of a step's items, placed like `items`, compared with their seal.
+def read_arrays(
+    folder: Path, recorded: dict[str, Any] | None, items: dict[str, Any]
+) -> dict[str, Any]:
+    """The array trees of a step's items, sharded like `items` and verified by their checksums.
 
-    Raises CorruptCheckpoint, in all processes if in one; DataError if they are of another model.
+    `recorded` is the step's manifest; None: it was written before there were any.
+    Raises CorruptCheckpoint, in all processes if in one; DataError if the arrays are of another
+    model.
     """
     if recorded:
         manifest.check_structure(recorded, items, folder)
-    # Not by way of the manager, which waits for the other processes: in vain if one fails.
+    # Not through the manager, which waits for the other processes: forever if one of them fails.
     handler = ocp.StandardCheckpointHandler()
 
-    def read_all() -> dict:
-        found = {}
+    def read_all() -> dict[str, Any]:
+        restored = {}
         for item, like in items.items():
             args = ocp.args.StandardRestore(like)
             try:
-                found[item] = handler.restore(folder / item, args=args)
+                restored[item] = handler.restore(folder / item, args=args)
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-                raise  # it may be whole
-            except Exception as error:  # whatever Orbax and TensorStore make of it
+                raise  # the checkpoint itself may be intact
+            except Exception as error:  # whatever Orbax and TensorStore raise
                 kind = manifest.CorruptCheckpoint if recorded else DataError
                 raise kind(f"{folder}: {item} cannot be read: {_brief(error)}") from None
-        return found
+        return restored
 
-    found = fail_together(folder, read_all)
+    restored = fail_together(folder, read_all)
     if recorded:
-        manifest.verify(recorded, found, folder)
-    return found
+        manifest.verify(recorded, restored, folder)
+    return restored
 
 
 def _brief(error: Exception) -> str:
-    """The beginning of an error; TensorStore's tell all of their settings."""
+    """The beginning of an error's message; TensorStore appends all of its settings."""
     text = str(error).split("\n")[0].split(" [")[0].split(". See full")[0]
     return (text[:160] + "..." if len(text) > 160 else text) or type(error).__name__
 
 
 def fail_together(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` returns; raises CorruptCheckpoint in all processes if it does so in one."""
-    found = error = None
+    """The result of `read`; raises CorruptCheckpoint in all processes if one of them does."""
+    result = error = None
     try:
-        found = read()
+        result = read()
     except manifest.CorruptCheckpoint as damage:
         error = damage
     if jax.process_count() > 1:
-        sound = multihost_utils.process_allgather(np.int32(error is None)).reshape(-1)
-        if error is None and not sound.all():
+        succeeded = multihost_utils.process_allgather(np.int32(error is None)).reshape(-1)
+        if error is None and not succeeded.all():
             error = manifest.CorruptCheckpoint(
-                f"{folder}: process {int(np.argmin(sound))} cannot read its part"
+                f"{folder}: process {int(np.argmin(succeeded))} cannot read its part"
             )
     if error:
         raise error
-    return found
+    return cast(T, result)

@@ -1,7 +1,8 @@
-"""Writes weights of elsewhere as a checkpoint, in little more memory than they take."""
+"""Writes converted weights as a checkpoint, using little more memory than they take."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -9,35 +10,37 @@ import orbax.checkpoint as ocp
 from hvp_jax.checkpoints import disk_space, manifest
 
 
-def save_weights(workdir: Path, step: int, params: dict, rest: dict | None = None) -> None:
-    """Writes parameters from elsewhere, perhaps CLIP's alone, and the rest of a state if given.
+def save_weights(
+    workdir: Path, step: int, params: dict[str, Any], rest: dict[str, Any] | None = None
+) -> None:
+    """Writes converted parameters, perhaps CLIP's alone, and the rest of a state if given.
 
-    They have no place in the data: a run that goes on from them begins an epoch. The
-    leaves are moved out of `params`, so that no more than one is in memory twice.
+    There is no iterator state: a run that resumes from this checkpoint begins an epoch. The
+    leaves are moved out of `params`, so that at most one is in memory twice.
     """
     path = Path(workdir).absolute() / "checkpoints"
     items = {"params": params} | ({} if rest is None else {"rest": rest})
     cpu = jax.local_devices(backend="cpu")[0]
     largest = max(x.nbytes for x in jax.tree.leaves(items))
-    handlers = {manifest.ITEM: ocp.JsonCheckpointHandler()}
+    handlers: dict[str, ocp.CheckpointHandler] = {manifest.ITEM: ocp.JsonCheckpointHandler()}
     for name, tree in items.items():
-        # Orbax keeps a NumPy array twice while it writes, and the parts it compresses: here
-        # no more than a gigabyte of them, or the largest array, which must fit.
+        # While Orbax writes a NumPy array it holds a second copy and the compressed chunks.
+        # The limit keeps them to a gigabyte, or to the largest array, which must fit.
         limit = max(1, math.ceil(largest / 1e9))
         handlers[name] = ocp.StandardCheckpointHandler(save_concurrent_gb=limit)
         items[name] = _move(tree, cpu)
-    saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    saves[manifest.ITEM] = ocp.args.JsonSave(manifest.build(items, None, iterator=False))
+    args: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    args[manifest.ITEM] = ocp.args.JsonSave(manifest.build(items, None, iterator=False))
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with (
         disk_space.disk_space_guard(path, step),
         ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager,
     ):
-        manager.save(step, args=ocp.args.Composite(**saves))
+        manager.save(step, args=ocp.args.Composite(**args))
 
 
-def _move(tree, device: jax.Device):
-    """A tree's arrays on a device, each let go where it was once it is there."""
+def _move(tree: Any, device: jax.Device) -> Any:
+    """A tree's arrays on a device; each is released from its dict once it has been copied."""
     if not isinstance(tree, dict):
         return jax.tree.map(lambda x: jax.device_put(x, device), tree)
     return {

@@ -1,4 +1,4 @@
-"""What a command says: the answer on stdout, logs and progress on stderr."""
+"""The output of a command: the result on stdout, logs and progress on stderr."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from hvp_jax.monitoring.json_files import to_json_types
 
 
 def quiet_libraries() -> None:
-    """Our progress at INFO, theirs at WARNING, all of it on stderr."""
+    """Logs this project at INFO and libraries at WARNING, all to stderr."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.WARNING,
@@ -27,31 +27,32 @@ def quiet_libraries() -> None:
 
 
 def claim_stdout() -> TextIO:
-    """The real stdout, for the answer alone: file descriptor 1 is stderr from here on.
+    """The real stdout, reserved for the JSON: file descriptor 1 is stderr from here on.
 
-    It stays so, because what a C library has buffered comes out when the process ends.
+    It is never restored, because C libraries flush their buffers when the process ends.
     """
     sys.stdout.flush()
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    json_stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    return answer
+    return json_stream
 
 
-def print_result(result: Any, answer: TextIO | None) -> None:
-    """Prints a verb's result: as one JSON object on `answer`, else as text on stdout.
+def print_result(result: Any, json_stream: TextIO | None) -> None:
+    """Prints a verb's result: as one JSON object to `json_stream` if given, else as text to stdout.
 
-    A person reads the `text` of the result, which is no part of the JSON, or else its fields.
+    The text is the result's `text`, which is not part of the JSON, or else a line per field.
     """
-    found = to_json_types(result)
-    text = found.pop("text", None) or getattr(result, "text", None)
-    if answer:
-        with answer:
-            print(json.dumps(found, allow_nan=False), file=answer)
+    fields = to_json_types(result)
+    text = fields.pop("text", None) or getattr(result, "text", None)
+    if json_stream:
+        with json_stream:
+            print(json.dumps(fields, allow_nan=False), file=json_stream)
     else:
-        print(readable(found) if text is None else text, flush=True)
+        print(readable(fields) if text is None else text, flush=True)
 
 
 def readable(result: dict[str, Any], indent: str = "") -> str:
+    """A line per field; the fields of a dict are indented."""
     lines = []
     for key, value in result.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The verb `eval`: a split of a data set scored with a checkpoint."""
+"""The verb `eval`: scores a split of a data set with a checkpoint."""
 
 from pathlib import Path
 
@@ -17,39 +17,37 @@ from hvp_jax.parallel.processes import is_primary, primary_first
 from hvp_jax.training import resume
 from hvp_jax.weights import initial
 
-UNTRAINED = (
-    "the weights are CLIP's alone: distillation and token weights are random, as before training"
-)
+UNTRAINED = "the weights are CLIP's alone: distillation and token weights are initialised randomly"
 
 
 def run(config: ConfigDict, workdir: Path) -> EvalResult:
-    """The verb `eval`: a split of a data set with the weights a run has chosen."""
+    """Scores `eval.split` with the selected checkpoint of a run, or with `model.weights`."""
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
     model = from_config(config, initial_weights.spec.clip_config)
     partitioner = Partitioner(config.parallel)
-    needed = () if config.data.shards else (config.eval.split,)
+    decoded_splits = () if config.data.shards else (config.eval.split,)
     with primary_first("process 0 has read the data set"):
-        clips, excluded = inputs.read_data(config, needed)
+        clips, excluded = inputs.read_data(config, decoded_splits)
     clips = splits.clips_of_split(clips, config.eval.split)
     with checkpointer.Checkpointer(workdir, config.train.max_to_keep) as checkpoints:
-        chosen = checkpoints.select_step()
-    if chosen is None:
+        selected = checkpoints.select_step()
+    if selected is None:
         if not config.model.weights:
             raise UsageError(
                 f"{workdir} holds no checkpoint: run `train` with this workdir first, "
                 "or give --config.model.weights"
             )
-        chosen = {"step": 0, "chosen_on": None, "weights": config.model.weights}
+        selected = {"step": 0, "chosen_on": None, "weights": config.model.weights}
         if is_primary():
             json_files.make_workdir(workdir)
     if not initial_weights.spec.stages:
-        chosen["warning"] = UNTRAINED
+        selected["warning"] = UNTRAINED
     params = partitioner.replicate_params(
         partitioner.shard_state(initial.init_or_load_params(initial_weights, model, config.seed))
     )
     source = inputs.open_frame_source(config, model.clip_config.image_size, clips)
-    # As wide as in training, for figures equal to the last digit.
+    # Padded to the same number of frames as in training, so that metrics match exactly.
     scorer = Scorer(
         model,
         config,
@@ -58,5 +56,5 @@ def run(config: ConfigDict, workdir: Path) -> EvalResult:
     )
     return write_results(
         config, workdir, scorer, params,
-        clips=clips, source=source, checkpoint=chosen, excluded=excluded,
+        clips=clips, source=source, checkpoint=selected, excluded=excluded,
     )  # fmt: skip

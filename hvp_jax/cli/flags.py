@@ -1,6 +1,7 @@
-"""The verbs of the command line and their flags; `hvp_jax/cli/main.py` makes a subparser of each.
+"""The verbs of the command line and their flags; `hvp_jax/cli/main.py` builds a parser for each.
 
-A new verb is an entry in VERBS and a module with the function that `target` names.
+To add a verb, write a module in `hvp_jax/cli` with a function `run`, whose parameters are the
+verb's flags by name, and add an entry to VERBS with that function as its `target`.
 """
 
 import argparse
@@ -8,15 +9,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-Flag = tuple[str, dict[str, Any]]  # what `add_argument` takes
+Flag = tuple[str, dict[str, Any]]  # the arguments of `add_argument`
 
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """`target` is "module:function"; its parameters are the verb's flags, by name.
+    """`target` is "module:function"; the function's parameters are the verb's flags, by name.
 
-    A verb whose --config is not required reads the workdir's config.json instead. Of the
-    flags in `one_of` it takes exactly one.
+    A verb whose --config is optional reads the workdir's config.json if it is not given.
+    Exactly one of the flags in `one_of` must be given.
     """
 
     target: str
@@ -30,7 +31,7 @@ class Verb:
 
 def text(value: str) -> str:
     if not value:
-        raise argparse.ArgumentTypeError("expected a value that is not empty")
+        raise argparse.ArgumentTypeError("expected a non-empty value")
     return value
 
 
@@ -47,57 +48,61 @@ def required(flag: Flag) -> Flag:
     return name, {**options, "required": True}
 
 
-CONFIG = flag("--config", "FILE.py[:ARG]", "a config; --config.KEY=VALUE sets a key of it")
-WORKDIR = flag("--workdir", "DIR", "the run's folder", path)
-SOURCE = flag("--source", "PATH", "a checkpoint's file or directory, or a workdir", path)
-DESTINATION = flag("--destination", "DIR", "a new directory for what is written", path)
+CONFIG = flag("--config", "FILE.py[:ARG]", "the config file; --config.KEY=VALUE overrides a key")
+WORKDIR = flag("--workdir", "DIR", "the folder of the run", path)
+SOURCE = flag("--source", "PATH", "a PyTorch checkpoint (file or directory), or a workdir", path)
+DESTINATION = flag("--destination", "DIR", "a new directory for the output", path)
 FORMATS = ("auto", "openai", "open_clip", "huggingface", "hvpnet")
-FORMAT = flag("--format", "FORMAT", "of the source: %(choices)s", choices=FORMATS, default="auto")
-NAMES = "write safetensors with these names: %(choices)s"
-EXPORT = flag("--export", "FORMAT", NAMES, choices=("hvpnet", "huggingface"))
+FORMAT = flag(
+    "--format", "FORMAT", "format of the source: %(choices)s", choices=FORMATS, default="auto"
+)
+EXPORT_HELP = "write safetensors with the parameter names of: %(choices)s"
+EXPORT = flag("--export", "FORMAT", EXPORT_HELP, choices=("hvpnet", "huggingface"))
 GOLDEN = flag("--golden", "FILE.npz", "arrays recorded from the PyTorch implementation", path)
-TYPES = ("float64", "float32")
-PRECISION = flag("--precision", "TYPE", "of our arithmetic: %(choices)s", choices=TYPES)
-# How the processes of a run find each other: `distributed.check` takes these three, not the verb.
-ACROSS = (
-    flag("--coordinator", "HOST:PORT", "of process 0; not needed on a TPU VM or under srun"),
-    flag("--processes", "N", "how many processes run this command together"),
-    flag("--process", "I", "which of them this is, from 0"),
+DTYPES = ("float64", "float32")
+PRECISION = flag("--precision", "TYPE", "precision of the JAX side: %(choices)s", choices=DTYPES)
+# How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
+DISTRIBUTED = (
+    flag(
+        "--coordinator", "HOST:PORT", "address of process 0; not needed on a TPU VM or under srun"
+    ),
+    flag("--processes", "N", "number of processes that run this command together"),
+    flag("--process", "I", "index of this process, from 0"),
 )
 
 VERBS = {
     "train": Verb(
         "hvp_jax.cli.train:run",
-        "trains, evaluates, checkpoints; with the same workdir again, goes on where it was",
-        (required(CONFIG), required(WORKDIR), *ACROSS),
+        "train with evaluation and checkpoints; resume if the workdir holds a run",
+        (required(CONFIG), required(WORKDIR), *DISTRIBUTED),
     ),
     "eval": Verb(
         "hvp_jax.cli.evaluate:run",
-        "scores a split with a run's checkpoint; without --config, with that run's own",
-        (required(WORKDIR), CONFIG, *ACROSS),
+        "score a split with the checkpoint of a run; without --config, use the run's own",
+        (required(WORKDIR), CONFIG, *DISTRIBUTED),
     ),
     "doctor": Verb(
         "hvp_jax.cli.doctor:run",
-        "what is missing, broken or odd in a data set; writes the bad ids to a workdir",
+        "find missing, broken and suspicious clips in a data set; write their ids to a workdir",
         (required(CONFIG), WORKDIR),
     ),
     "prepare": Verb(
-        "hvp_jax.cli.prepare:run", "video files to ArrayRecord shards", (required(CONFIG),)
+        "hvp_jax.cli.prepare:run", "decode video files into ArrayRecord shards", (required(CONFIG),)
     ),
     "port": Verb(
         "hvp_jax.cli.port:run",
-        "weights of CLIP or HVP-Net from PyTorch to a checkpoint here, and back",
+        "convert CLIP or HVP-Net weights from PyTorch to a workdir, and back",
         (required(SOURCE), required(DESTINATION), FORMAT, EXPORT),
     ),
     "parity": Verb(
         "hvp_jax.cli.parity:run",
-        "every array of a golden file, or a checkpoint in PyTorch layer by layer, against ours",
+        "compare with PyTorch: the arrays of a golden file, or a checkpoint layer by layer",
         (FORMAT, PRECISION),
         one_of=(GOLDEN, SOURCE),
     ),
     "bench": Verb(
         "hvp_jax.cli.bench:run",
-        "how fast a step or the scoring is",
+        "measure the speed and memory of training, scoring or input",
         (required(CONFIG), WORKDIR),
     ),
 }

@@ -1,7 +1,7 @@
 """The command line: `python run.py VERB --config=FILE --workdir=DIR [--config.KEY=VALUE] [--json]`.
 
-Everything is checked before a verb's module is imported, so that a mistake is
-answered at once. Exit status: 0 done, 1 the answer is no or the data is bad, 2 used wrongly.
+All arguments are checked before a verb's module is imported, so that mistakes are reported at
+once. Exit status: 0 success, 1 a failed check, bad data or a bug, 2 a usage error.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 
 from data.errors import UsageError, UserError
 from hvp_jax.cli import console
-from hvp_jax.cli.flags import VERBS
+from hvp_jax.cli.flags import DISTRIBUTED, VERBS
 from hvp_jax.config import overrides
 from hvp_jax.config.schema import validate
 from hvp_jax.parallel import distributed
 
-ACROSS = ("coordinator", "processes", "process")  # the parameters of `distributed.check`
+DISTRIBUTED_FLAGS = tuple(name.removeprefix("--") for name, _ in DISTRIBUTED)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,21 +38,22 @@ def main(arguments: list[str] | None = None) -> int:
             verb = next((word for word in arguments if word in VERBS), "")
             print(_parsers()[verb].format_help(), end="", flush=True)
             return status
-        answer = console.claim_stdout() if "--json" in arguments else None
+        json_stream = console.claim_stdout() if "--json" in arguments else None
         status, result = _attempt(arguments)
-        if answer:
-            console.print_result({"error": result} if isinstance(result, str) else result, answer)
+        if json_stream:
+            fields = {"error": result} if isinstance(result, str) else result
+            console.print_result(fields, json_stream)
         elif distributed.is_primary() and not isinstance(result, str):
             console.print_result(result, None)
     except BrokenPipeError:
-        pass  # whoever read us wants no more; the status still tells how it went
+        pass  # the reader closed the pipe; the exit status is still right
     if status:
         distributed.exit_now(status)
     return status
 
 
 def _attempt(arguments: list[str]) -> tuple[int, Any]:
-    """The exit status and the verb's result, or the error's message, already on stderr."""
+    """The exit status, and the verb's result or the error message, which is on stderr already."""
     try:
         run, values = check(arguments)
         result = run(**values)
@@ -74,11 +75,11 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     changes, rest = _split_changes(arguments)
     verb, values = _parse(rest)
     if changes and "config" not in values:
-        raise UsageError(f"{verb} takes no --config.{changes[0][0]}")
+        raise UsageError(f"{verb} has no flag --config.{changes[0][0]}")
     if values.get("workdir") and values["workdir"].is_file():
         raise UsageError(f"--workdir={values['workdir']} is a file; it must be a folder")
-    across = [values.pop(name) for name in ACROSS if name in values]
-    together = distributed.parse_flags(*across) if across else None
+    flags = [values.pop(name) for name in DISTRIBUTED_FLAGS if name in values]
+    cluster = distributed.parse_flags(*flags) if flags else None
     if "config" in values:
         if values["config"] is None:
             config = overrides.load_json(values["workdir"] / "config.json")
@@ -89,65 +90,65 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         validate(config)
         values["config"] = config
     console.quiet_libraries()
-    if across:
-        distributed.initialize(together)
+    if flags:
+        distributed.initialize(cluster)
     module, _, function = VERBS[verb].target.partition(":")
     return getattr(importlib.import_module(module), function), values
 
 
 def _split_changes(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(key, value) of every `--config.KEY=VALUE` or `--config.KEY VALUE`, and what is left."""
-    changes, rest, waiting = [], [], iter(arguments)
-    for argument in waiting:
+    """(key, value) of every `--config.KEY=VALUE` or `--config.KEY VALUE`, and the rest."""
+    changes, rest, remaining = [], [], iter(arguments)
+    for argument in remaining:
         if not argument.startswith("--config."):
             rest.append(argument)
             continue
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if not equals:
-            value = next(waiting, None)
-            if value is None or value.startswith("--"):
-                raise UsageError(f"--config.{key} has no value; say --config.{key}=VALUE")
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise UsageError(f"--config.{key} has no value; use --config.{key}=VALUE")
         changes.append((key, value))
     return changes, rest
 
 
 def _parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The verb and the value of each of its flags but `--json`."""
-    # The verb is the first word that is no flag and no flag's value; argparse wants it in front.
+    """The verb, and the values of all of its flags except `--json`."""
+    # The verb is the first word that is neither a flag nor its value; argparse wants it first.
     valued = {flag for verb in VERBS.values() for flag in verb.names()}
     pairs = enumerate(itertools.pairwise(["", *arguments]))
-    places = [at for at, (before, word) in pairs if word[:1] != "-" and before not in valued]
-    if not places:
+    words = [i for i, (before, word) in pairs if word[:1] != "-" and before not in valued]
+    if not words:
         if "--json" not in arguments:
             print(_parsers()[""].format_help(), end="", file=sys.stderr)
-        raise UsageError(f"no verb given; it is one of {', '.join(VERBS)}")
-    verb, *more = [arguments[place] for place in places]
+        raise UsageError(f"no verb given; use one of {', '.join(VERBS)}")
+    verb, *more = [arguments[i] for i in words]
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}{_nearest(verb, list(VERBS))}")
     known = [*VERBS[verb].names(), "--json"]
-    for word in arguments:  # argparse would name the required flag that is missing, not the typo
+    for word in arguments:  # argparse would report the missing required flag, not the typo
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise UsageError(f"{verb} takes no {word}{_nearest(name, known)}")
+            raise UsageError(f"{verb} has no flag {word}{_nearest(name, known)}")
     if more:
         raise UsageError(
-            f"unexpected argument {more[0]!r}; every argument but the verb begins with --"
+            f"unexpected argument {more[0]!r}; all arguments except the verb begin with --"
         )
-    arguments = [verb, *arguments[: places[0]], *arguments[places[0] + 1 :]]
+    arguments = [verb, *arguments[: words[0]], *arguments[words[0] + 1 :]]
     values = vars(_parsers()[""].parse_args(arguments))
-    del values["json"]  # `main` looks for it by itself
+    del values["json"]  # `main` handles it
     return verb, values
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
-    """The subparser of each verb, and at "" the parser that they belong to."""
-    whole = _Parser(
+    """The subparser of each verb, and under "" the main parser."""
+    main_parser = _Parser(
         prog="python run.py",
         usage="%(prog)s VERB --config=FILE.py --workdir=DIR [--config.KEY=VALUE ...] [--json]",
-        epilog="%(prog)s VERB --help tells the flags of a verb.",
+        epilog="%(prog)s VERB --help lists the flags of a verb.",
         allow_abbrev=False,
     )
-    verbs = whole.add_subparsers(title="verbs", metavar="VERB", prog=whole.prog)
+    verbs = main_parser.add_subparsers(title="verbs", metavar="VERB", prog=main_parser.prog)
     for name, verb in VERBS.items():
         parser = verbs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
         if verb.one_of:
@@ -156,11 +157,11 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
                 group.add_argument(flag, **options)
         for flag, options in verb.flags:
             parser.add_argument(flag, **options)
-        says = "one JSON object on stdout, all else on stderr"
-        parser.add_argument("--json", action="store_true", help=says)
-    return {"": whole, **verbs.choices}
+        help_text = "print one JSON object to stdout and everything else to stderr"
+        parser.add_argument("--json", action="store_true", help=help_text)
+    return {"": main_parser, **verbs.choices}
 
 
 def _nearest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+    return f"; did you mean {near[0]}?" if near else f"; the choices are {', '.join(known)}"

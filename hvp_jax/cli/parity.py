@@ -1,4 +1,4 @@
-"""The verb `parity`: numbers of PyTorch against ours."""
+"""The verb `parity`: compares this model with the PyTorch implementation."""
 
 from pathlib import Path
 
@@ -13,16 +13,17 @@ def run(
     format: str = "auto",
     precision: str | None = None,
 ) -> dict:
-    """The verb: a golden file (in float64 by default), or a checkpoint in PyTorch (float32).
+    """Compares with a golden file (float64 by default) or a PyTorch checkpoint (float32).
 
-    Returns the table of errors; `ok` is false if one is over tolerance.
+    Returns the errors of all arrays; `ok` is false if one exceeds its tolerance.
     """
     precision = precision or ("float64" if golden else "float32")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")
     if source:
-        from hvp_jax.parity import torch_checkpoint  # which compares as this file does
+        from hvp_jax.parity import torch_checkpoint  # needs PyTorch
 
         return torch_checkpoint.compare_checkpoint(source, format, precision)
+    assert golden is not None  # the command line requires one of the two
     return compare_golden(golden, precision)

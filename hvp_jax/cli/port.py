@@ -1,15 +1,17 @@
-"""The verb `port`: a checkpoint of PyTorch's world -> one here, and `--export` back.
+"""The verb `port`: converts a PyTorch checkpoint to a workdir, and with `--export` back.
 
-What is written is whole or not there at all. A destination is a workdir with one
-checkpoint: `--config.model.weights=DIR` begins a run from it, and `train --workdir=DIR`
-goes on where the original's trainer was, with its moments.
+The destination is written completely or not at all. It is a workdir with one checkpoint:
+`--config.model.weights=DIR` starts a run from it, and `train --workdir=DIR` resumes where the
+original's trainer stopped, with its optimizer moments.
 """
 
+import dataclasses
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from data.errors import UsageError
 from hvp_jax.checkpoints import save_weights
@@ -19,29 +21,42 @@ from hvp_jax.weights import convert, initial
 from hvp_jax.weights.export import export_weights
 
 
-def run(source: Path, destination: Path, format: str = "auto", export: str | None = None) -> dict:
-    """Ports `source`, a file or directory of PyTorch's or a workdir here, to `destination`."""
+@dataclasses.dataclass(frozen=True)
+class PortResult:
+    card: dict[str, Any] = dataclasses.field(metadata={"json": "**"})  # the content of model.json
+    destination: Path
+
+    @property
+    def text(self) -> str:
+        return model_card(self.card).strip()
+
+
+def run(
+    source: Path, destination: Path, format: str = "auto", export: str | None = None
+) -> PortResult:
+    """Converts `source`, a PyTorch file or directory or a workdir, to `destination`."""
     destination = Path(destination).absolute()
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UsageError(
-            f"--destination={destination} holds something already; name a new directory"
+            f"--destination={destination} exists and is not empty; name a new directory"
         )
-    of_ours = initial.has_checkpoints(source)
-    if of_ours and not export:
-        raise UsageError(f"--source={source} is a workdir of ours already; say --export=FORMAT")
-    if of_ours:
+    is_workdir = initial.has_checkpoints(source)
+    if is_workdir and not export:
+        raise UsageError(f"--source={source} is a workdir, not PyTorch; give --export=FORMAT")
+    if is_workdir:
         params, card, moments = convert.convert_workdir(source)
     else:
         params, card, moments = convert.convert_torch(source, format, bool(export))
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.mkdtemp(prefix=destination.name + ".", dir=destination.parent)
+        folder = Path(tempfile.mkdtemp(prefix=f"{destination.name}.", dir=destination.parent))
     except OSError as error:
-        raise UsageError(f"--destination={destination} cannot be made: {error.strerror}") from None
-    beside = Path(beside)
+        raise UsageError(
+            f"--destination={destination} cannot be created: {error.strerror}"
+        ) from None
     try:
         if export:
-            card |= export_weights(beside, params, card, export)
+            card |= export_weights(folder, params, card, export)
         else:
             rest = None
             if moments:
@@ -50,11 +65,11 @@ def run(source: Path, destination: Path, format: str = "auto", export: str | Non
                 )
                 rest = state.items()["rest"]
                 del state, moments
-            save_weights.save_weights(beside, card["step"], params, rest)
-        (beside / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
-        (beside / "model_card.md").write_text(model_card(card))
-        beside.chmod(0o755)
-        os.rename(beside, destination)  # over an empty directory, too
+            save_weights.save_weights(folder, card["step"], params, rest)
+        (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
+        (folder / "model_card.md").write_text(model_card(card))
+        folder.chmod(0o755)
+        os.rename(folder, destination)  # replaces an empty directory
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return {**card, "destination": str(destination), "text": model_card(card).strip()}
+        shutil.rmtree(folder, ignore_errors=True)
+    return PortResult(card, destination)

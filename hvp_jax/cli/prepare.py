@@ -1,4 +1,6 @@
-"""The verb `prepare`: the video files of a data set -> shards for this model's pictures."""
+"""The verb `prepare`: decodes the videos of a data set into shards at the model's frame size."""
+
+import dataclasses
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -9,10 +11,26 @@ from data.shards import prepare
 from hvp_jax.weights import initial
 
 
-def run(config: ConfigDict) -> dict:
-    """Writes shards to `data.shards`, or finds them there whole already."""
+@dataclasses.dataclass(frozen=True)
+class PrepareResult:
+    directory: str
+    splits: dict[str, int]  # number of clips
+    bytes: int
+    written: bool  # False: the shards were complete already
+
+    @property
+    def text(self) -> str:
+        counts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        action = "wrote" if self.written else "found"
+        return f"{action} {counts} clips in {self.directory}, {self.bytes / 2**20:.0f} MiB"
+
+
+def run(config: ConfigDict) -> PrepareResult:
+    """Writes shards to `data.shards`, unless they are complete already."""
     if not config.data.shards:
-        raise UsageError("data.shards is empty; say where to write with --config.data.shards=DIR")
+        raise UsageError(
+            "data.shards is empty; set the output folder with --config.data.shards=DIR"
+        )
     clips = read_clips(config)
     size = initial.find_initial_weights(config).spec.clip_config.image_size
     with tqdm(total=len(clips), desc="prepare", unit="clip") as bar:
@@ -31,7 +49,4 @@ def run(config: ConfigDict) -> dict:
             workers=data.workers,
             beam_options=data.beam_options,
         )
-    counts = ", ".join(f"{count} {split}" for split, count in result["splits"].items())
-    verb = "wrote" if result["written"] else "found"
-    text = f"{verb} {counts} clips in {result['directory']}, {result['bytes'] / 2**20:.0f} MiB"
-    return result | {"text": text}
+    return PrepareResult(**result)

@@ -1,1 +1,1 @@
-"""The config: its keys, their checks, overrides, and what None becomes."""
+"""The config: its keys, their validation, overrides, and the values that replace None."""

@@ -1,7 +1,7 @@
 """From `--config=FILE.py[:ARG]` and `--config.KEY=VALUE` to a locked config.
 
 Not `ml_collections.config_flags`: its messages span several lines, it reads
-`sys.argv` behind the caller's back, and it cannot start from a config.json.
+`sys.argv` implicitly, and it cannot start from a config.json.
 """
 
 import difflib
@@ -29,9 +29,9 @@ EXPECTED = {
 
 
 def load(spec: str) -> ConfigDict:
-    """The locked config of `FILE.py` or `FILE.py:ARG`, which goes to its `get_config`.
+    """The locked config of `FILE.py` or `FILE.py:ARG`; ARG is passed to its `get_config`.
 
-    Raises UsageError if the file is not there, fails, or gives no config.
+    Raises UsageError if the file does not exist, fails, or returns no config.
     """
     path, arg = Path(spec), None
     if not path.is_file() and ":" in spec:
@@ -39,28 +39,30 @@ def load(spec: str) -> ConfigDict:
         path = Path(name)
     if not path.is_file():
         name = path.stem.removesuffix("_reference")
-        how = "NAME.py" if name == path.stem else f"{name}.py:reference"
-        raise UsageError(f"config file {path} does not exist; say --config=configs/{how}")
+        suggestion = "NAME.py" if name == path.stem else f"{name}.py:reference"
+        raise UsageError(f"config file {path} does not exist; use --config=configs/{suggestion}")
     try:
         config = _get_config(path, arg)
     except UsageError:
         raise
     except SyntaxError as error:
-        place = f"{error.filename or path}, line {error.lineno or 1}"
-        raise UsageError(f"config file {place}: {error.msg}") from None
+        line = f"{error.filename or path}, line {error.lineno or 1}"
+        raise UsageError(f"config file {line}: {error.msg}") from None
     except Exception as error:
-        if arg is not None and isinstance(error, ValueError):  # what the argument cannot be
+        if arg is not None and isinstance(error, ValueError):  # get_config refuses ARG
             raise UsageError(f"config file {path}: {error}") from None
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        place = f", line {lines[-1]}" if lines else ""
-        raise UsageError(f"config file {path}{place}: {type(error).__name__}: {error}") from None
+        line = f", line {lines[-1]}" if lines else ""
+        raise UsageError(f"config file {path}{line}: {type(error).__name__}: {error}") from None
     return config.lock()
 
 
 def _get_config(path: Path, arg: str | None) -> ConfigDict:
     loader = importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None  # it is None only if the loader names no module
+    module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
@@ -69,18 +71,20 @@ def _get_config(path: Path, arg: str | None) -> ConfigDict:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
-        how = "needs an argument: FILE.py:ARG" if arg is None else f"takes no argument ({arg!r})"
-        raise UsageError(f"config file {path}: its get_config {how}") from None
+        problem = (
+            "needs an argument: FILE.py:ARG" if arg is None else f"takes no argument ({arg!r})"
+        )
+        raise UsageError(f"config file {path}: its get_config {problem}") from None
     config = get_config(*arguments)
     if not isinstance(config, ConfigDict):
         raise UsageError(
-            f"config file {path}: get_config gives {type(config).__name__}, no ConfigDict"
+            f"config file {path}: get_config returns {type(config).__name__}, not a ConfigDict"
         )
     return config
 
 
 def load_json(path: Path) -> ConfigDict:
-    """The locked config of a run, from its config.json. Raises UsageError if it is not there."""
+    """The locked config of a run, from its config.json. Raises UsageError if it does not exist."""
     if not path.is_file():
         raise UsageError(f"{path} does not exist; give --config, or the workdir of a training run")
     try:
@@ -95,7 +99,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     if key in RENAMED:
         raise UsageError(f"--config.{key} is now called --config.{RENAMED[key]}; use that name")
     if key not in flat:
-        raise UsageError(f"--config.{key}: there is no such key; {_hint(key, list(flat))}")
+        raise UsageError(f"--config.{key}: no such key; {_hint(key, list(flat))}")
     *groups, name = key.split(".")
     node = config
     for group in groups:
@@ -105,9 +109,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         return
     kind = node.get_type(name)
     if kind not in EXPECTED:
-        raise UsageError(
-            f"--config.{key}: a {kind.__name__} cannot be given here, only in the file"
-        )
+        raise UsageError(f"--config.{key}: a {kind.__name__} can be set only in the config file")
     try:
         node[name] = _parse(text, kind)
     except ValueError:
@@ -117,16 +119,16 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _hint(key: str, known: list[str]) -> str:
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
-        return f"it is a group: {', '.join(f'config.{name}' for name in inside)}"
+    members = [name for name in known if name.startswith(f"{key}.")]
+    if members:
+        return f"it is a group: {', '.join(f'config.{name}' for name in members)}"
     same_name = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     nearest = difflib.get_close_matches(key, same_name or known, n=1, cutoff=0.0)
     return f"the nearest is config.{nearest[0]}" if nearest else "this config has none"
 
 
 def _parse(text: str, kind: type) -> Any:
-    """Raises ValueError if `text` is no `kind`."""
+    """Raises ValueError if `text` is not a valid `kind`."""
     if kind is str:
         return text
     if kind is bool:

@@ -1,4 +1,4 @@
-"""Keys left at None are filled in, from other keys, the weights and the data."""
+"""Fills in keys left at None from other keys, the weights and the data."""
 
 import copy
 
@@ -9,31 +9,32 @@ from hvp_jax.models.clip_config import VARIANTS, ModelSpec
 
 STAGES = 3  # paper section 3.2
 DEFAULT_VARIANT = "ViT-B/32"
-EPOCHS = 5  # on a pretrained CLIP
+PRETRAINED_EPOCHS = 5
 SCRATCH_STEPS = 300
 SCRATCH_EVALUATIONS = 5
 
 
 def spec_of_variant(config: ConfigDict) -> ModelSpec:
-    """What a model from scratch is."""
+    """The spec of a model that is trained from scratch."""
     return ModelSpec(VARIANTS[config.model.variant or DEFAULT_VARIANT])
 
 
-def resolve(config: ConfigDict, told: ModelSpec | None = None) -> ConfigDict:
-    """A copy with the keys filled in that depend on other keys and on the weights only.
+def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> ConfigDict:
+    """A copy in which the keys are filled in that depend only on other keys and the weights.
 
-    `told`: by the weights; None: there are none. Raises UsageError if a key does not fit.
+    `weights_spec`: the model of the weights; None: random weights. Raises UsageError if a key
+    contradicts it.
     `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
     """
     config = copy.deepcopy(config)
-    sizes, taps, stages, pretrained = told or spec_of_variant(config)
+    sizes, taps, stages, pretrained = weights_spec or spec_of_variant(config)
     if config.model.variant is None and not pretrained:
         config.model.variant = DEFAULT_VARIANT
     if config.model.image_size is None:
         config.model.image_size = sizes.image_size
     if config.model.taps is None:
         layers = sizes.vision_layers
-        # A tower of one or two layers has no three.
+        # Without duplicates: a tower of one or two layers has fewer than three taps.
         config.model.taps = taps or tuple(sorted({1, max(1, layers // 2), layers}))
     if config.distill.stages is None:
         config.distill.stages = stages or STAGES
@@ -59,28 +60,28 @@ def resolve(config: ConfigDict, told: ModelSpec | None = None) -> ConfigDict:
 def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -> ConfigDict:
     """A copy with `train.steps` and `train.eval_every` filled in.
 
-    `examples` is the number of training examples of one epoch; what is left over
-    after the last whole batch of an epoch is dropped.
+    `examples` is the number of training examples of one epoch; the last, incomplete batch of an
+    epoch is dropped.
     """
     config = copy.deepcopy(config)
-    epoch = max(1, examples // config.train.batch_size)
+    steps_per_epoch = max(1, examples // config.train.batch_size)
     if config.train.epochs is None and pretrained:
-        config.train.epochs = EPOCHS
+        config.train.epochs = PRETRAINED_EPOCHS
     if config.train.steps is None:
-        by_epochs = config.train.epochs is not None
-        config.train.steps = config.train.epochs * epoch if by_epochs else SCRATCH_STEPS
+        has_epochs = config.train.epochs is not None
+        config.train.steps = config.train.epochs * steps_per_epoch if has_epochs else SCRATCH_STEPS
     if config.train.epochs is None:
-        config.train.epochs = -(-config.train.steps // epoch)
+        config.train.epochs = -(-config.train.steps // steps_per_epoch)
     if config.train.eval_every is None:
-        fifth = max(1, config.train.steps // SCRATCH_EVALUATIONS)
-        config.train.eval_every = epoch if pretrained else fifth
+        scratch_period = max(1, config.train.steps // SCRATCH_EVALUATIONS)
+        config.train.eval_every = steps_per_epoch if pretrained else scratch_period
     return config
 
 
 def _validate_taps(taps: tuple[int, ...], layers: int) -> None:
-    in_order = all(a < b for a, b in zip(taps, taps[1:], strict=False))
-    if not taps or not in_order or taps[0] < 1 or taps[-1] > layers:
+    increasing = all(a < b for a, b in zip(taps, taps[1:], strict=False))
+    if not taps or not increasing or taps[0] < 1 or taps[-1] > layers:
         raise UsageError(
-            f"config.model.taps is {taps}; taps are layers of the vision tower, "
-            f"rising, counted from 1 to {layers}"
+            f"config.model.taps is {taps}; taps are layers of the vision tower, in increasing "
+            f"order, counted from 1 to {layers}"
         )

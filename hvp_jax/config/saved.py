@@ -1,4 +1,4 @@
-"""A config as JSON: config.json of a run."""
+"""A config as JSON: the config.json of a run."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def to_json(config: ConfigDict) -> str:
-    """The config as indented JSON; `from_json` gives back an equal one."""
+    """The config as indented JSON; `from_json` returns an equal one."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
@@ -29,7 +29,7 @@ def from_json(text: str) -> ConfigDict:
 
 
 def _rename_old_keys(config: ConfigDict) -> None:
-    """Keys of a config.json that was written before they were renamed, in place."""
+    """Renames the keys of a config.json of an earlier version, in place."""
     renamed = [key for key in flatten(config) if key in RENAMED]
     for key in renamed:
         group, _, name = key.rpartition(".")
@@ -40,14 +40,14 @@ def _rename_old_keys(config: ConfigDict) -> None:
             config[group][name] = placeholder(OPTIONAL[RENAMED[key]])
         config[group][name] = value
     if renamed:
-        pairs = ", ".join(f"{key} as {RENAMED[key]}" for key in renamed)
-        log.info("config.json is of an earlier version; read %s", pairs)
+        pairs = ", ".join(f"{key} to {RENAMED[key]}" for key in renamed)
+        log.info("config.json is of an earlier version; renamed %s", pairs)
 
 
 def _typed(values: Any, prefix: str = "") -> ConfigDict:
-    """JSON knows no tuple, and a null there does not tell its type."""
+    """A ConfigDict of JSON values: lists become tuples, and a null gets the type of its key."""
     if not isinstance(values, dict):
-        raise ValueError(f"{prefix or 'it'} is no object")
+        raise ValueError(f"{prefix.rstrip('.') or 'it'} is not an object")
     config = ConfigDict()
     for name, value in values.items():
         key = prefix + name
@@ -61,8 +61,8 @@ def _typed(values: Any, prefix: str = "") -> ConfigDict:
 
 
 def difference(a: ConfigDict, b: ConfigDict) -> list[tuple[str, Any, Any]]:
-    """(key, its value in `a`, its value in `b`) where they differ; None where there is none."""
+    """(key, value in `a`, value in `b`) of the keys that differ; None for a key that is absent."""
     flat_a, flat_b = flatten(a), flatten(b)
     keys = sorted(flat_a.keys() | flat_b.keys())
     pairs = [(key, flat_a.get(key), flat_b.get(key)) for key in keys]
-    return [(key, of_a, of_b) for key, of_a, of_b in pairs if of_a != of_b]
+    return [(key, value_a, value_b) for key, value_a, value_b in pairs if value_a != value_b]

@@ -1,4 +1,4 @@
-"""What the keys of `configs/base.py` may be, and what a key left at None becomes."""
+"""The allowed values of the keys in `configs/base.py`, their types and their former names."""
 
 import re
 from typing import Any
@@ -10,10 +10,10 @@ from data.errors import UsageError
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.clip_config import VARIANTS
 
-# rsum: R@1 + R@5 + R@10 of both directions; of MdR and MnR, less is better
-_FIGURES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
-SELECT_BY = ("rsum", *(f"text_to_video/{x}" for x in _FIGURES))
-SELECT_BY += tuple(f"video_to_text/{x}" for x in _FIGURES)
+# rsum: R@1 + R@5 + R@10 of both directions; lower MdR and MnR are better
+_METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+SELECT_BY = ("rsum", *(f"text_to_video/{x}" for x in _METRICS))
+SELECT_BY += tuple(f"video_to_text/{x}" for x in _METRICS)
 
 CHOICES = {
     "parallel": ("pmap", "shard_map"),
@@ -36,7 +36,7 @@ MINIMUM = {
     "distill.stages": 1,
     "similarity.chunk_size": 1,
     "data.max_frames": 1,
-    "data.max_words": 3,  # start and end of text and one token between
+    "data.max_words": 3,  # the start and end tokens and one between
     "data.val_fraction": 0,
     "data.workers": 0,
     "optim.learning_rate": 0,
@@ -70,7 +70,7 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "train.eval_every": int,
 }
 
-RENAMED = {  # old name of a key -> its name now
+RENAMED = {  # former name of a key -> its name
     "similarity.chunk": "similarity.chunk_size",
     "data.frames": "data.max_frames",
     "data.words": "data.max_words",
@@ -90,8 +90,8 @@ AUGMENT = ("augment.rand_augment", "augment.crop", "augment.flip")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"model.taps": (1, 6, 12), ...}: every key that holds a value, with its group's name."""
-    flat = {}
+    """{"model.taps": (1, 6, 12), ...}: every key with its group's name -> its value."""
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             flat |= flatten(value, f"{prefix}{name}.")
@@ -101,14 +101,14 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises UsageError, naming the key, if a value is outside what the key allows."""
+    """Raises UsageError, naming the key, if a value is not allowed."""
     flat = flatten(config)
     for key in flat:
         if key in RENAMED:
             raise UsageError(f"config.{key} is now called config.{RENAMED[key]}; use that name")
     for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile"):
         if key not in flat:
-            raise UsageError(f"the config has no key config.{key}; start it from configs/base.py")
+            raise UsageError(f"the config has no key config.{key}; build it from configs/base.py")
     for key, choices in CHOICES.items():
         if flat[key] not in choices and not (key in OPTIONAL and flat[key] is None):
             raise UsageError(
@@ -117,34 +117,34 @@ def validate(config: ConfigDict) -> None:
     for key, least in MINIMUM.items():
         if flat[key] is not None and flat[key] < least:
             raise UsageError(f"config.{key} is {flat[key]}; it must be at least {least}")
-    for key, whole in (
+    for key, total in (
         ("optim.warmup_fraction", "schedule"),
         ("data.val_fraction", "training videos"),
     ):
         if flat[key] >= 1:
-            raise UsageError(f"config.{key} is {flat[key]}; it is a share of the {whole}, below 1")
+            raise UsageError(
+                f"config.{key} is {flat[key]}; it is a fraction of the {total}, below 1"
+            )
     if flat["optim.max_grad_norm"] <= 0:
         raise UsageError(
             f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
         )
     if flat["fsdp"] and flat["parallel"] != "shard_map":
-        raise UsageError(
-            "config.fsdp needs config.parallel=shard_map; under pmap weights are whole"
-        )
+        raise UsageError("config.fsdp needs config.parallel=shard_map; pmap replicates the weights")
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if flat["profile"]:
         parse_profile(flat["profile"])
-    if not flat["model.weights"]:  # else they tell the sizes, once they are opened
+    if not flat["model.weights"]:  # else the sizes are known only once the weights are opened
         resolve(config)
 
 
 def _validate_augment(rand_augment: str, crop: float) -> None:
     if not 0 < crop <= 1:
         raise UsageError(
-            f"config.augment.crop is {crop}; it is a share of the area, above 0 and at most 1"
+            f"config.augment.crop is {crop}; it is a fraction of the area, above 0 and at most 1"
         )
     if rand_augment:
-        from data.batches.augment import parse  # NumPy and Pillow: few commands need them early
+        from data.batches.augment import parse  # NumPy and Pillow: only if needed
 
         try:
             parse(rand_augment)
@@ -153,17 +153,17 @@ def _validate_augment(rand_augment: str, crop: float) -> None:
 
 
 def parse_profile(text: str) -> tuple[int, int] | None:
-    """The first and the last step that `config.profile` names, "from:to"; None if it is empty.
+    """The first and last step in `config.profile`, "from:to"; None if it is empty.
 
-    Raises UsageError, naming the key, if it is neither.
+    Raises UsageError, naming the key, if it is malformed.
     """
     if not text:
         return None
     match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
-    steps = tuple(int(number) for number in match.groups()) if match else (0, 0)
-    if not 1 <= steps[0] <= steps[1]:
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
         raise UsageError(
             f"config.profile is {text!r}; it must be from:to, the first and the last step to "
             "trace, counted from 1, such as 11:13"
         )
-    return steps
+    return first, last

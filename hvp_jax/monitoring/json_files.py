@@ -15,10 +15,16 @@ def to_json_types(value: Any) -> Any:
 
     A dataclass becomes an object with a key per field. `field(metadata={"json": NAME})` gives
     the key another name, such as "steps/s"; None as the NAME leaves the field out.
+    "**" as the NAME puts the keys of the field, a dict, in its place.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = {f.name: f.metadata.get("json", f.name) for f in dataclasses.fields(value)}
-        value = {key: getattr(value, name) for name, key in names.items() if key is not None}
+        members: dict[str, Any] = {}
+        for name, key in names.items():
+            if key is not None:
+                member = getattr(value, name)
+                members |= member if key == "**" else {key: member}
+        value = members
     if isinstance(value, dict):
         return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,7 @@
-"""Checkpoints: damaged ones are passed over, the right ones kept, a full disk is one line."""
+"""Checkpoints: damaged ones are skipped, the right ones kept, and old formats read."""
 
+import asyncio
+import json
 import shutil
 from pathlib import Path
 
@@ -13,23 +15,25 @@ from configs import base
 from data.errors import DataError, UsageError
 from hvp_jax.checkpoints import manifest
 from hvp_jax.checkpoints.checkpointer import Checkpointer
+from hvp_jax.checkpoints.event_loop import await_pending_tasks
 from hvp_jax.config import schema
 from tests.helpers.saved_states import (
     MESH,
-    SPLIT,
+    SHARDED,
+    advance_iterator_state,
     batches_at,
-    count_on,
-    flip,
+    flip_bit,
+    rewrite_as_old,
     same,
     state_of,
     steps_of,
-    values,
+    values_file,
 )
 
 
-def figures(t2v, rank=5.0, split="val"):
-    way = {"R@1": t2v, "R@5": 50.0, "R@10": 60.0, "R@50": 90.0, "MdR": rank, "MnR": rank}
-    return {"split": split, "text_to_video": way, "video_to_text": way}
+def metrics(t2v_r1, rank=5.0, split="val"):
+    direction = {"R@1": t2v_r1, "R@5": 50.0, "R@10": 60.0, "R@50": 90.0, "MdR": rank, "MnR": rank}
+    return {"split": split, "text_to_video": direction, "video_to_text": direction}
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +50,16 @@ def run(saved, tmp_path):
     return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
-def test_a_checksum_is_of_every_bit_and_its_place_but_not_of_the_layout():
+def test_a_checksum_depends_on_every_bit_and_its_position_but_not_on_the_sharding():
     x = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     total = int(manifest.checksum(x))
-    assert int(manifest.checksum(jax.device_put(x, SPLIT))) == total
-    turned = NamedSharding(MESH, PartitionSpec(None, "batch"))
-    assert int(manifest.checksum(jax.device_put(x, turned))) == total
-    for place in ((0, 0), (63, 1023), (7, 100)):
+    assert int(manifest.checksum(jax.device_put(x, SHARDED))) == total
+    columns = NamedSharding(MESH, PartitionSpec(None, "batch"))
+    assert int(manifest.checksum(jax.device_put(x, columns))) == total
+    for position in ((0, 0), (63, 1023), (7, 100)):
         for bit in (0, 17, 31):
             other = x.copy()
-            other.view(np.uint32)[place] ^= np.uint32(1 << bit)
+            other.view(np.uint32)[position] ^= np.uint32(1 << bit)
             assert int(manifest.checksum(other)) != total
     swapped = x.copy()
     swapped[[0, 32]] = x[[32, 0]]  # 32,768 elements apart
@@ -64,140 +68,228 @@ def test_a_checksum_is_of_every_bit_and_its_place_but_not_of_the_layout():
     zeros = np.zeros(8, np.float32)
     assert int(manifest.checksum(zeros)) != int(manifest.checksum(-zeros))
     for dtype in (bool, np.int8, jnp.bfloat16, np.int32):
-        of = np.array([0, 1, 1, 0, 1], dtype)
-        assert int(manifest.checksum(of)) != int(manifest.checksum(of[::-1]))
+        bits = np.array([0, 1, 1, 0, 1], dtype)
+        assert int(manifest.checksum(bits)) != int(manifest.checksum(bits[::-1]))
 
 
-def test_the_newest_state_comes_back_with_its_place_in_the_data(run):
-    said, batches = [], batches_at(0)
+def test_the_newest_state_is_restored_with_its_iterator_state(run):
+    warnings, batches = [], batches_at(0)
     with Checkpointer(run, max_to_keep=3) as checkpoints:
-        state, step = checkpoints.restore_latest(state_of(0), batches, said.append)
-    assert step == 20 and same(state, state_of(20)) and not said
-    assert state["params"]["clip"]["w"].sharding == SPLIT
+        state, step = checkpoints.restore_latest(state_of(0), batches, warnings.append)
+    assert step == 20 and same(state, state_of(20)) and not warnings
+    assert state["params"]["clip"]["w"].sharding == SHARDED
     assert [next(batches) for _ in range(3)] == [next(x) for x in [batches_at(20)] * 3]
     assert not (run / "damaged").exists()
 
 
-def test_no_checkpoint_at_all_is_none(tmp_path):
+def test_without_checkpoints_the_result_is_none(tmp_path):
     with Checkpointer(tmp_path / "new", max_to_keep=3) as checkpoints:
         assert checkpoints.restore_latest(state_of(0), batches_at(0), print) is None
         assert checkpoints.latest() is None and checkpoints.select_step() is None
     assert not (tmp_path / "new").exists()
 
 
-def cut(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 DAMAGE = {
-    "value": (lambda at: flip(values(at / "params")), "clip/w differs from its checksum"),
-    "short": (lambda at: cut(values(at / "params")), "params cannot be read"),
-    "index": (lambda at: cut(at / "rest" / "manifest.ocdbt"), "rest cannot be read"),
-    "shapes": (lambda at: (at / "rest" / "_METADATA").unlink(), "rest cannot be read"),
-    "moments": (lambda at: shutil.rmtree(at / "rest"), "rest cannot be read"),
-    "place": (lambda at: count_on(at / "data" / "process_0-of-1.json"), "json has changed"),
-    "no place": (lambda at: shutil.rmtree(at / "data"), "json is missing"),
-    "manifest": (lambda at: flip(at / "manifest/metadata"), "manifest/metadata"),
-    "no manifest": (lambda at: shutil.rmtree(at / "manifest"), "manifest/metadata is missing"),
-    "empty": (lambda at: (shutil.rmtree(at), at.mkdir()), "manifest/metadata is missing"),
+    "value": (
+        lambda step: flip_bit(values_file(step / "params")),
+        "clip/w differs from its checksum",
+    ),
+    "short": (lambda step: truncate(values_file(step / "params")), "params cannot be read"),
+    "index": (lambda step: truncate(step / "rest" / "manifest.ocdbt"), "rest cannot be read"),
+    "shapes": (lambda step: (step / "rest" / "_METADATA").unlink(), "rest cannot be read"),
+    "moments": (lambda step: shutil.rmtree(step / "rest"), "rest cannot be read"),
+    "iterator state": (
+        lambda step: advance_iterator_state(step / "data" / "process_0-of-1.json"),
+        "json has changed",
+    ),
+    "no iterator state": (lambda step: shutil.rmtree(step / "data"), "json is missing"),
+    "manifest": (lambda step: flip_bit(step / "manifest/metadata"), "manifest/metadata"),
+    "no manifest": (lambda step: shutil.rmtree(step / "manifest"), "manifest/metadata is missing"),
+    "empty": (lambda step: (shutil.rmtree(step), step.mkdir()), "manifest/metadata is missing"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_step_is_passed_over_and_can_be_written_again(run, kind, capfd):
-    damage, why = DAMAGE[kind]
+def test_a_damaged_step_is_skipped_and_can_be_written_again(run, kind, capfd):
+    damage, reason = DAMAGE[kind]
     damage(run / "checkpoints" / "20")
-    said, batches = [], batches_at(0)
+    warnings, batches = [], batches_at(0)
     with Checkpointer(run, max_to_keep=3) as checkpoints:
-        state, step = checkpoints.restore_latest(state_of(0), batches, said.append)
+        state, step = checkpoints.restore_latest(state_of(0), batches, warnings.append)
         assert step == 10 and same(state, state_of(10)) and next(batches) == next(batches_at(10))
-        assert why in said[0] and f"{run}/checkpoints/20" in said[0] and "step 10" in said[0]
-        assert all(line.startswith("warning: ") and "\n" not in line for line in said)
+        assert (
+            reason in warnings[0]
+            and f"{run}/checkpoints/20" in warnings[0]
+            and "step 10" in warnings[0]
+        )
+        assert all(line.startswith("warning: ") and "\n" not in line for line in warnings)
         assert steps_of(run) == [10] and (run / "damaged" / "20").is_dir()
         checkpoints.save(20, state_of(21), batches_at(20))
     with Checkpointer(run, max_to_keep=3) as checkpoints:
-        state, step = checkpoints.restore_latest(state_of(0), batches, said.append)
+        state, step = checkpoints.restore_latest(state_of(0), batches, warnings.append)
     assert step == 20 and same(state, state_of(21))
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_where_no_step_is_whole_nothing_is_moved(run):
-    for step in (10, 20):
-        cut(run / "checkpoints" / str(step) / "manifest/metadata")
+def test_an_error_among_many_arrays_prints_no_traceback(tmp_path, capfd):
+    """TensorStore prints one for each pending read whose event loop is closed."""
+    with Checkpointer(tmp_path, max_to_keep=3) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, state_of(step, arrays=40), batches_at(step))
+    for path in (tmp_path / "checkpoints" / "20" / "params").glob("**/d/*"):
+        truncate(path)
+    with Checkpointer(tmp_path, max_to_keep=3) as checkpoints:
+        restored = checkpoints.restore_latest(state_of(0, arrays=40), batches_at(0), print)
+    assert restored[1] == 10 and capfd.readouterr().err == ""
+
+
+def test_an_event_loop_awaits_pending_tasks_before_it_closes():
+    """Such as Orbax's, which are still reading when another one fails."""
+    ended = []
+
+    async def read():
+        await asyncio.sleep(0.05)
+        ended.append("read")
+        raise OSError("second")
+
+    async def fail():
+        raise OSError("first")
+
+    async def both():
+        await asyncio.gather(read(), fail())
+
+    with await_pending_tasks():
+        loop = asyncio.new_event_loop()
+        with pytest.raises(OSError, match="first"):
+            loop.run_until_complete(both())
+        assert not ended
+        loop.close()
+        assert ended == ["read"] and loop.is_closed()
+    default = asyncio.new_event_loop()
+    assert type(default) is not type(loop)
+    default.close()
+
+
+def test_a_step_with_the_names_of_earlier_versions_is_restored(tmp_path):
+    with Checkpointer(tmp_path, max_to_keep=3) as checkpoints:
+        checkpoints.save(10, state_of(10), batches_at(10), metrics(40.0))
+    step = tmp_path / "checkpoints" / "10"
+    expected = manifest.read(step)
+    rewrite_as_old(step)
+    assert json.loads((step / "seal" / "metadata").read_bytes()).keys() == {
+        *("arrays", "sums", "figures", "places", "crc32")
+    }
+    assert manifest.read(step) == expected
+    warnings, batches = [], batches_at(0)
+    with Checkpointer(tmp_path, max_to_keep=3) as checkpoints:
+        state, number = checkpoints.restore_latest(state_of(0), batches, warnings.append)
+        assert number == 10 and same(state, state_of(10)) and not warnings
+        assert next(batches) == next(batches_at(10))
+        shapes = jax.eval_shape(lambda: state_of(0)["params"])
+        assert same(checkpoints.params(10, shapes), state_of(10)["params"])
+        assert checkpoints.select_step() == {
+            **{"step": 10, "chosen_on": "val", "chosen_by": "rsum", "rsum": 300.0},
+        }
+
+
+@pytest.mark.parametrize("damage", [flip_bit, Path.unlink])
+def test_a_damaged_step_of_an_earlier_version_is_skipped(run, damage):
+    rewrite_as_old(run / "checkpoints" / "20")
+    damage(run / "checkpoints" / "20" / "seal" / "metadata")
+    warnings = []
     with Checkpointer(run, max_to_keep=3) as checkpoints:
-        with pytest.raises(DataError, match="no other step in .*checkpoints is whole: put a copy"):
+        assert checkpoints.restore_latest(state_of(0), batches_at(0), warnings.append)[1] == 10
+    assert "seal/metadata" in warnings[0]
+
+
+def test_if_no_step_is_intact_none_is_moved(run):
+    for step in (10, 20):
+        truncate(run / "checkpoints" / str(step) / "manifest/metadata")
+    with Checkpointer(run, max_to_keep=3) as checkpoints:
+        with pytest.raises(DataError, match="no other step in .*checkpoints is intact: put a copy"):
             checkpoints.restore_latest(state_of(0), batches_at(0), print)
     assert steps_of(run) == [10, 20] and not (run / "damaged").exists()
 
 
-def test_another_model_is_an_error_and_no_damage(run):
-    said, shapes = [], jax.eval_shape(lambda: state_of(0, width=40)["params"])
+def test_a_checkpoint_of_another_model_is_an_error_but_not_damage(run):
+    warnings, shapes = [], jax.eval_shape(lambda: state_of(0, width=40)["params"])
     with Checkpointer(run, max_to_keep=3) as checkpoints:
-        with pytest.raises(DataError, match=r"w is float32\[64, 256\] there and float32\[64, 40"):
-            checkpoints.restore_latest(state_of(0, width=40), batches_at(0), said.append)
+        with pytest.raises(
+            DataError, match=r"w is float32\[64, 256\] in the checkpoint and float32\[64, 40"
+        ):
+            checkpoints.restore_latest(state_of(0, width=40), batches_at(0), warnings.append)
         with pytest.raises(DataError, match="checkpoints/10 is not of the model"):
             checkpoints.params(10, shapes)
-    assert not said and steps_of(run) == [10, 20]
+    assert not warnings and steps_of(run) == [10, 20]
 
 
-def test_another_number_of_processes_is_told_of(tmp_path):
+def test_another_number_of_processes_is_refused(tmp_path):
     with pytest.raises(UsageError, match="written by 4 processes, and there are 1"):
         manifest.read_iterator_state({"iterator_states": 4}, tmp_path)
 
 
-def test_parameters_to_score_with_are_verified(run):
+def test_parameters_for_scoring_are_verified(run):
     shapes = jax.eval_shape(lambda: state_of(0)["params"])
     with Checkpointer(run, max_to_keep=3) as checkpoints:
-        found = checkpoints.params(20, shapes)
-        assert same(found, state_of(20)["params"]) and isinstance(found["clip"]["w"], np.ndarray)
+        params = checkpoints.params(20, shapes)
+        assert same(params, state_of(20)["params"]) and isinstance(params["clip"]["w"], np.ndarray)
         shutil.rmtree(run / "checkpoints" / "20" / "rest")  # which scoring does not read
-        assert same(checkpoints.params(20, shapes), found)
-        flip(values(run / "checkpoints" / "20" / "params"))
+        assert same(checkpoints.params(20, shapes), params)
+        flip_bit(values_file(run / "checkpoints" / "20" / "params"))
         with pytest.raises(DataError, match="checkpoints/20: params/clip/w differs"):
             checkpoints.params(20, shapes)
 
 
-def test_what_a_killed_run_left_half_written_goes(run):
-    half = run / "checkpoints" / "30.orbax-checkpoint-tmp"
-    shutil.copytree(run / "checkpoints" / "20", half)
+def test_partial_checkpoints_of_a_killed_run_are_removed(run):
+    partial = run / "checkpoints" / "30.orbax-checkpoint-tmp"
+    shutil.copytree(run / "checkpoints" / "20", partial)
     with Checkpointer(run, max_to_keep=3) as checkpoints:
-        assert half.exists()  # it may be another process's, until a run goes on here
+        assert partial.exists()  # another process may be writing it, until a run resumes here
         assert checkpoints.restore_latest(state_of(0), batches_at(0), print)[1] == 20
     assert steps_of(run) == [10, 20]
 
 
 @pytest.mark.parametrize(
-    "best_by, best, value",
+    "select_by, best, value",
     [("rsum", 20, 302.0), ("text_to_video/R@1", 20, 41.0), ("video_to_text/MdR", 30, 2.0)],
 )
-def test_the_newest_the_best_and_every_so_many_are_kept(tmp_path, best_by, best, value):
+def test_the_newest_the_best_and_every_keep_period_are_kept(tmp_path, select_by, best, value):
     table = {10: (20.0, 9.0), 20: (41.0, 7.0), 30: (30.0, 2.0), 50: (30.0, 8.0)}
-    told = {"max_to_keep": 1, "keep_period": 40, "select_by": best_by}
-    for steps in ((10, 20, 30, 40), (50, 60)):  # the second time with the best on disk only
-        with Checkpointer(tmp_path, **told) as checkpoints:
+    options = {"max_to_keep": 1, "keep_period": 40, "select_by": select_by}
+    for steps in ((10, 20, 30, 40), (50, 60)):  # the second time the best is on disk only
+        with Checkpointer(tmp_path, **options) as checkpoints:
             for step in steps:
-                scored = figures(*table[step]) if step in table else None
+                scored = metrics(*table[step]) if step in table else None
                 checkpoints.save(step, state_of(step), batches_at(0), scored)
             chosen = checkpoints.select_step()
-        assert chosen == {"step": best, "chosen_on": "val", "chosen_by": best_by, best_by: value}
+        assert chosen == {
+            "step": best,
+            "chosen_on": "val",
+            "chosen_by": select_by,
+            select_by: value,
+        }
         assert steps_of(tmp_path) == sorted({best, 40, steps[-1]})
-    with Checkpointer(tmp_path, max_to_keep=1) as checkpoints:  # by the run's own figure
+    with Checkpointer(tmp_path, max_to_keep=1) as checkpoints:  # by the run's own metric
         assert checkpoints.select_step() == chosen
 
 
-def test_of_equals_the_latest_is_chosen_and_without_figures_the_last(tmp_path):
+def test_ties_go_to_the_latest_step_and_without_metrics_to_the_last(tmp_path):
     with Checkpointer(tmp_path, max_to_keep=2) as checkpoints:
         checkpoints.save(1, state_of(1), batches_at(0))
         assert checkpoints.select_step() == {"step": 1, "chosen_on": None}
         for step in (2, 3):
-            checkpoints.save(step, state_of(1), batches_at(0), figures(10.0, split="test"))
+            checkpoints.save(step, state_of(1), batches_at(0), metrics(10.0, split="test"))
         checkpoints.save(4, state_of(1), batches_at(0))
         chosen = checkpoints.select_step()
     assert chosen["step"] == 3 and "optimistic" in chosen["warning"]
 
 
 @pytest.mark.parametrize("key, value", [("select_by", "R@1"), ("keep_period", -1)])
-def test_what_to_keep_is_validated(key, value):
+def test_retention_keys_are_validated(key, value):
     config = base.get_config()
     schema.validate(config)
     config.train[key] = value

@@ -1,4 +1,4 @@
-"""Good use, bad use, exit statuses, and what goes to which stream."""
+"""Arguments, usage errors, exit statuses, and what is printed to which stream."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError, UsageError
-from hvp_jax.cli import main
+from hvp_jax.cli import doctor, main, port, prepare
 from hvp_jax.config.overrides import load
 from hvp_jax.config.saved import to_json
 from hvp_jax.monitoring import json_files
@@ -21,13 +21,13 @@ from tests.helpers.command import ROOT, run_command
 FOLDER = f"--config={ROOT / 'configs' / 'folder.py'}"
 TRAIN = ("train", FOLDER, "--workdir=never-made")
 SEE = "see python run.py"
-EMPTY = "expected a value that is not empty"
+EMPTY = "expected a non-empty value"
 HEAVY = ("jax", "flax", "grain", "tensorflow_datasets", "matplotlib", "orbax", "av")
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Puts a function in the place of every verb's module."""
+    """Replaces the function of every verb."""
 
     def install(run):
         monkeypatch.setitem(sys.modules, "fake_verb", types.SimpleNamespace(run=run))
@@ -39,14 +39,14 @@ def fake(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["tarin"], "unknown verb 'tarin'; did you mean train?"),
-        (["zzz"], "unknown verb 'zzz'; known are train, eval"),
+        (["zzz"], "unknown verb 'zzz'; the choices are train, eval"),
         (["train", FOLDER], f"arguments are required: --workdir; {SEE} train --help"),
         (["train", FOLDER, "--workdir="], f"--workdir: {EMPTY}; {SEE} train --help"),
         (["train", FOLDER, "--workdir", ""], f"--workdir: {EMPTY}; {SEE} train --help"),
-        (["train", FOLDER, "--workdr=x"], "train takes no --workdr=x; did you mean --workdir?"),
+        (["train", FOLDER, "--workdr=x"], "train has no flag --workdr=x; did you mean --workdir?"),
         (["train", FOLDER, "--workdir"], "--workdir: expected one argument"),
         (["train", "--workdir=w"], f"arguments are required: --config; {SEE} train --help"),
         (["bench"], f"arguments are required: --config; {SEE} bench --help"),
@@ -54,26 +54,26 @@ def fake(monkeypatch):
         (["parity"], f"--golden --source is required; {SEE} parity --help"),
         (["parity", "--golden=g", "--source=s"], "--source: not allowed with argument --golden"),
         (["parity", "--golden=g", "--precision=float16"], "invalid choice: 'float16'"),
-        (["parity", "--golden=g", FOLDER], "parity takes no --config=/"),
-        (["parity", "--golden=g", "--config.seed=1"], "parity takes no --config.seed"),
-        ([*TRAIN, "--golden=g"], "train takes no --golden"),
-        ([*TRAIN, "--precision=float64"], "train takes no --precision"),
-        ([*TRAIN, "--workdr=x"], "train takes no --workdr=x; did you mean --workdir?"),
-        ([*TRAIN, "--work=x"], "train takes no --work=x; did you mean --workdir?"),
-        ([*TRAIN, "--verbose"], "train takes no --verbose; known are --config, --workdir"),
-        (["--verbose", *TRAIN], "train takes no --verbose; known are --config, --workdir"),
+        (["parity", "--golden=g", FOLDER], "parity has no flag --config=/"),
+        (["parity", "--golden=g", "--config.seed=1"], "parity has no flag --config.seed"),
+        ([*TRAIN, "--golden=g"], "train has no flag --golden"),
+        ([*TRAIN, "--precision=float64"], "train has no flag --precision"),
+        ([*TRAIN, "--workdr=x"], "train has no flag --workdr=x; did you mean --workdir?"),
+        ([*TRAIN, "--work=x"], "train has no flag --work=x; did you mean --workdir?"),
+        ([*TRAIN, "--verbose"], "train has no flag --verbose; the choices are --config, --workdir"),
+        (["--verbose", *TRAIN], "train has no flag --verbose; the choices are --config, --workdir"),
         ([*TRAIN, "-v"], "unrecognized arguments: -v"),
         ([*TRAIN, "more"], "unexpected argument 'more'"),
         ([*TRAIN, "--json=yes"], "--json"),
         (["train", FOLDER, f"--workdir={__file__}"], "is a file; it must be a folder"),
     ],
 )
-def test_bad_use_of_the_flags(arguments, says, capfd):
+def test_usage_errors_are_one_line(arguments, expected, capfd):
     assert main.main(arguments) == 2
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
-    assert says in captured.err
+    assert expected in captured.err
 
 
 def test_eval_takes_the_config_of_the_run(tmp_path, fake):
@@ -123,7 +123,7 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    ("run", "status", "says"),
+    ("run", "status", "stderr"),
     [
         (lambda **_: {"ok": True}, 0, ""),
         (lambda **_: {"figure": 1}, 0, ""),
@@ -133,13 +133,13 @@ def raising(error):
         (raising(KeyboardInterrupt()), 130, "error: interrupted\n"),
     ],
 )
-def test_exit_status(run, status, says, fake, capfd):
+def test_exit_status(run, status, stderr, fake, capfd):
     fake(run)
     assert main.main(["parity", "--golden=g"]) == status
-    assert capfd.readouterr().err == says
+    assert capfd.readouterr().err == stderr
 
 
-def test_a_bug_keeps_its_traceback(fake, capfd):
+def test_a_bug_prints_its_traceback(fake, capfd):
     fake(raising(ZeroDivisionError("by zero")))
     assert main.main(["parity", "--golden=g"]) == 1
     captured = capfd.readouterr()
@@ -174,6 +174,34 @@ def test_a_dataclass_is_a_result(fake, capfd):
     assert json_files.to_json_types([Table(2.0, [])]) == [{"steps/s": 2.0, "ok": False}]
 
 
+@dataclasses.dataclass
+class Merged:
+    rest: dict = dataclasses.field(metadata={"json": "**"})
+    last: Path
+
+
+def test_a_dict_can_be_merged_into_a_result():
+    assert json_files.to_json_types(Merged({"a": 1, "b": (2,)}, Path("x"))) == {
+        **{"a": 1, "b": [2], "last": "x"},
+    }
+
+
+def test_results_of_verbs_are_the_json_they_were():
+    split = dict.fromkeys(doctor.COLUMNS, 1) | {"expected": None, "cut_captions": {"count": 0}}
+    report = {"dataset": "d", "splits": {"val": split}, "unlisted": 0}
+    report |= {"bad": [], "warnings": [], "ok": False}
+    result = doctor.DoctorResult(**report, text="a table")
+    assert list(json_files.to_json_types(result).items()) == list(report.items())
+    assert not result.ok and result.text == "a table"
+    shards = {"directory": "s", "splits": {"train": 7, "val": 1}, "bytes": 2**20, "written": True}
+    result = prepare.PrepareResult(**shards)
+    assert list(json_files.to_json_types(result).items()) == list(shards.items())
+    assert result.text == "wrote 7 train, 1 val clips in s, 1 MiB"
+    card = {"stages": 0, "sha256": {"a": "b"}, "notes": []}
+    result = port.PortResult(card, Path("/d"))
+    assert list(json_files.to_json_types(result).items()) == [*card.items(), ("destination", "/d")]
+
+
 def test_results_become_plain_json():
     result = {
         "a": np.float32(0.5),
@@ -200,8 +228,8 @@ def run(golden, precision):
     ctypes.CDLL(None).printf(b"buffered by C until the process ends\\n")
     sys.__stdout__.write("at the end")
     logging.getLogger("hvp_jax.noisy").info("our progress")
-    logging.getLogger("other").info("their chatter")
-    logging.getLogger("other").warning("their warning")
+    logging.getLogger("other").info("a library's progress")
+    logging.getLogger("other").warning("a library's warning")
     if precision == "float32":
         raise ValueError("bug")
     return {"ok": False, "figure": 0.1, "text": "a table"}
@@ -221,13 +249,13 @@ def run_noisy(tmp_path, *arguments):
     return run_command("-c", RUN_NOISY, "noisy", "--golden=g", *arguments, PYTHONPATH=path)
 
 
-def test_json_has_stdout_for_itself(tmp_path):
+def test_with_json_stdout_holds_nothing_else(tmp_path):
     done = run_noisy(tmp_path, "--json")
     assert done.stdout == '{"ok": false, "figure": 0.1}\n' and done.status == 1
     for noise in ("python print", "raw write", "child", "buffered by C", "at the end"):
         assert noise in done.stderr
-    assert "our progress" in done.stderr and "their warning" in done.stderr
-    assert "their chatter" not in done.stderr
+    assert "our progress" in done.stderr and "a library's warning" in done.stderr
+    assert "a library's progress" not in done.stderr
 
 
 def test_json_of_a_bug(tmp_path):
@@ -237,7 +265,7 @@ def test_json_of_a_bug(tmp_path):
 
 
 @pytest.mark.parametrize("length", [1, 1_000_000])
-def test_a_reader_that_goes_away_changes_no_status(length):
+def test_a_closed_pipe_does_not_change_the_exit_status(length):
     code = textwrap.dedent("""
         import sys
         from hvp_jax.cli import main as cli
@@ -260,9 +288,9 @@ def test_a_reader_that_goes_away_changes_no_status(length):
 
 def test_an_error_under_json(run_cli):
     done = run_cli(*TRAIN, "--config.seed=x", "--json")
-    answer = json.loads(done.stdout)
-    assert answer == {"error": "--config.seed=x: expected a whole number (int), not 'x'"}
-    assert done.status == 2 and done.stderr == f"error: {answer['error']}\n"
+    result = json.loads(done.stdout)
+    assert result == {"error": "--config.seed=x: expected a whole number (int), not 'x'"}
+    assert done.status == 2 and done.stderr == f"error: {result['error']}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
@@ -289,7 +317,7 @@ def test_help_works_everywhere(arguments, capfd):
 
 
 @pytest.mark.parametrize("verb", main.VERBS)
-def test_help_tells_every_flag_of_a_verb(verb, capfd):
+def test_help_lists_every_flag_of_a_verb(verb, capfd):
     assert main.main([verb, "--help"]) == 0
     usage, *_, flags = capfd.readouterr().out.split("\n\n")
     assert usage.startswith(f"usage: python run.py {verb} ")
@@ -297,7 +325,7 @@ def test_help_tells_every_flag_of_a_verb(verb, capfd):
         assert name in usage and f"\n  {name}" in flags
 
 
-def test_nothing_heavy_is_imported_for_a_mistake(tmp_path):
+def test_usage_errors_import_nothing_heavy(tmp_path):
     code = textwrap.dedent(f"""
         import sys
         from hvp_jax.cli.main import main

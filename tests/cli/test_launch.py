@@ -1,4 +1,4 @@
-"""The launch scripts, with a stand-in for the cluster: what its hosts are told to run."""
+"""The commands that the launch scripts run on the hosts of a fake cluster."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def executable(path: Path, text: str) -> None:
 
 @pytest.fixture
 def host(tmp_path):
-    """A folder that is a host's home: its Python notes its arguments and fails at first."""
+    """A host's home folder, whose fake Python records its arguments and fails the first time."""
     executable(
         tmp_path / "bin" / "gcloud",
         '#!/bin/bash\nfor a; do case $a in --command=*) cd "$HOST"; bash -c "${a#--command=}";; '
@@ -30,7 +30,7 @@ def host(tmp_path):
     executable(tmp_path / "bin" / "sleep", "#!/bin/bash\n/bin/sleep 0.05\n")
     executable(
         tmp_path / "hvp" / ".venv" / "bin" / "python",
-        '#!/bin/bash\nprintf "%s\\n" "$@" >> told\n'
+        '#!/bin/bash\nprintf "%s\\n" "$@" >> arguments\n'
         "[ -e before ] && { while [ -e wait ]; do /bin/sleep 0.02; done; exit 0; }\n"
         "touch before; exit 1\n",
     )
@@ -38,9 +38,9 @@ def host(tmp_path):
     return tmp_path, os.environ | {"PATH": path, "HOST": str(tmp_path), "NAME": "n", "ZONE": "z"}
 
 
-def until(found, seconds=20):
+def wait_until(condition, seconds=20):
     end = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -59,20 +59,20 @@ def alive(process: int) -> bool:
     return True
 
 
-def test_a_tpu_host_runs_the_command_as_it_was_given_again_when_it_fails_until_stopped(host):
+def test_a_tpu_host_reruns_a_failed_command_with_the_same_arguments_until_stopped(host):
     home, env = host
     (home / "hvp" / "wait").touch()
     done = run("tpu.sh", "start", *ARGUMENTS, env=env)
     assert done.returncode == 0, done.stderr
-    told, twice = home / "hvp" / "told", ["run.py", *ARGUMENTS] * 2
-    until(lambda: told.exists() and told.read_text().splitlines() == twice)
+    recorded, twice = home / "hvp" / "arguments", ["run.py", *ARGUMENTS] * 2
+    wait_until(lambda: recorded.exists() and recorded.read_text().splitlines() == twice)
     process = int((home / "hvp" / "run.pid").read_text())
     assert alive(process)
     assert run("tpu.sh", "stop", env=env).returncode == 0
-    until(lambda: not alive(process))
+    wait_until(lambda: not alive(process))
 
 
-def test_an_unknown_step_tells_the_steps(host):
+def test_an_unknown_subcommand_prints_the_usage(host):
     done = run("tpu.sh", "begin", env=host[1])
     assert done.returncode == 2 and "create | install | start" in done.stderr
 

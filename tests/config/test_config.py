@@ -1,6 +1,8 @@
-"""The keys, what None becomes, what is refused, and the way to JSON and back."""
+"""The keys, the values that replace None, what is refused, and the round trip through JSON."""
 
 import importlib
+import json
+import logging
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 from configs.base import get_config, with_form
 from data import annotations
 from data.errors import DataError, UsageError
+from hvp_jax.cli import main
 from hvp_jax.config import resolve, saved, schema
 from hvp_jax.config.overrides import load, override
 from hvp_jax.models import clip_config
@@ -37,19 +40,19 @@ def test_taps_are_first_middle_last(variant, taps):
     assert resolve.resolve(changed(model__variant=variant)).model.taps == taps
 
 
-def test_rates_from_scratch_and_on_a_pretrained_clip():
+def test_learning_rates_from_scratch_and_on_a_pretrained_clip():
     scratch = resolve.resolve(changed()).optim
     assert (scratch.learning_rate, scratch.clip_learning_rate) == (1e-3, 1e-3)
     assert resolve.resolve(changed(optim__learning_rate=0.5)).optim.clip_learning_rate == 0.5
-    told = clip_config.ModelSpec(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
-    resolved = resolve.resolve(changed(model__weights="clip.npz"), told)
+    spec = clip_config.ModelSpec(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
+    resolved = resolve.resolve(changed(model__weights="clip.npz"), spec)
     assert (resolved.model.taps, resolved.distill.stages) == ((2, 24), 2)
     assert resolved.model.freeze_patches and resolved.model.variant is None
     pretrained = resolved.optim
     assert (pretrained.learning_rate, pretrained.clip_learning_rate) == (1e-4, 1e-7)
 
 
-def test_resolving_keeps_what_was_given_and_its_argument():
+def test_resolving_keeps_the_given_values_and_does_not_change_its_argument():
     config = changed(model__taps="3", optim__learning_rate="0.25", optim__clip_learning_rate="0")
     resolved = resolve.resolve(config)
     assert resolved.model.taps == (3,)
@@ -67,7 +70,7 @@ def steps(examples, **changes):
 
 def test_steps_follow_from_the_data():
     pretrained = {"model__weights": "clip.npz", "train__batch_size": 10, "train__epochs": 3}
-    assert steps(99, **pretrained) == (27, 9)  # what is left over after 9 batches is dropped
+    assert steps(99, **pretrained) == (27, 9)  # the examples left over after 9 batches are dropped
     assert steps(4, **pretrained) == (3, 1)
     assert steps(99, train__steps=50, **pretrained) == (50, 9)
     assert steps(99) == (300, 60)
@@ -81,32 +84,33 @@ def test_nothing_is_left_at_none():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "expected"),
     [
         *((key, "nonsense", choices[0]) for key, choices in schema.CHOICES.items()),
         *((key, least - 1, f"at least {least}") for key, least in schema.MINIMUM.items()),
         ("data.max_words", 78, "at most 77"),
         ("optim.warmup_fraction", 1, "below 1"),
-        ("data.val_fraction", 1, "share of the training videos, below 1"),
+        ("data.val_fraction", 1, "fraction of the training videos, below 1"),
         ("optim.max_grad_norm", 0, "above 0"),
         ("augment.crop", 0, "above 0"),
         ("augment.crop", 1.1, "at most 1"),
         ("augment.rand_augment", "rand-m7-n4", "form rand-m7-n4-mstd0.5-inc1"),
         ("model.taps", "0,6", "counted from 1 to 12"),
         ("model.taps", "1,13", "counted from 1 to 12"),
-        ("model.taps", "6,1", "rising"),
-        ("model.taps", "6,6", "rising"),
+        ("model.taps", "6,1", "in increasing order"),
+        ("model.taps", "6,6", "in increasing order"),
     ],
 )
-def test_a_value_that_is_not_allowed_names_its_key(key, value, says):
+def test_the_error_for_a_value_that_is_not_allowed_names_its_key(key, value, expected):
     config = get_config()
     override(config, key, str(value))
     with pytest.raises(UsageError) as refused:
         schema.validate(config)
-    assert f"config.{key} " in str(refused.value) and says in str(refused.value)
+    assert f"config.{key} " in str(refused.value)
+    assert expected in str(refused.value)
 
 
-def test_the_ends_of_what_is_allowed():
+def test_the_limits_themselves_are_allowed():
     for key, least in schema.MINIMUM.items():
         config = get_config()
         override(config, key, str(least))
@@ -116,7 +120,7 @@ def test_the_ends_of_what_is_allowed():
     schema.validate(resolve.resolve_steps(resolve.resolve(changed()), 100))
 
 
-def test_every_key_that_has_a_rule_is_needed():
+def test_every_key_that_is_validated_is_required():
     config = get_config()
     del config.distill.stages
     with pytest.raises(UsageError, match="no key config.distill.stages"):
@@ -131,28 +135,77 @@ def test_keys_that_are_none_are_the_optional_ones():
 
 
 @pytest.mark.parametrize("resolved", [False, True])
-def test_json_and_back(resolved):
+def test_the_round_trip_through_json(resolved):
     config = get_config()
     config.optim.weight_decay = 1
     config.data.clip_config = (64, 32)
     config.lock()
     if resolved:
         config = resolve.resolve_steps(resolve.resolve(config), 1000)
-    again = saved.from_json(saved.to_json(config))
-    assert again == config and saved.difference(again, config) == []
-    assert again.is_locked and again.model.taps == config.model.taps
+    read = saved.from_json(saved.to_json(config))
+    assert read == config and saved.difference(read, config) == []
+    assert read.is_locked and read.model.taps == config.model.taps
     for text in ("1,4", "none"):
-        override(again, "model.taps", text)
-    override(again, "optim.learning_rate", "1")
-    override(again, "optim.weight_decay", "0.5")
-    override(again, "train.steps", "9")
-    assert (again.optim.learning_rate, again.train.steps, again.model.taps) == (1.0, 9, None)
+        override(read, "model.taps", text)
+    override(read, "optim.learning_rate", "1")
+    override(read, "optim.weight_decay", "0.5")
+    override(read, "train.steps", "9")
+    assert (read.optim.learning_rate, read.train.steps, read.model.taps) == (1.0, 9, None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"seed": 1'])
-def test_text_that_is_no_config(text):
+def test_text_that_is_not_a_config_is_refused(text):
     with pytest.raises(DataError, match="not the JSON of a config"):
         saved.from_json(text)
+
+
+OLD_VALUES = {"train.choose_on": "test", "train.best_by": "text_to_video/R@1"}
+
+
+def with_old_keys(config):
+    """The values of a config under the former names of their keys, each changed by a little."""
+    values = config.to_dict()
+    for old, new in schema.RENAMED.items():
+        group, name = new.split(".")
+        value = values[group].pop(name)
+        changed_value = 0.5 if value is None or value == 0 else value
+        values[group][old.split(".")[1]] = OLD_VALUES.get(old, changed_value)
+    return values
+
+
+def test_a_config_json_with_old_keys_is_read_and_logged_in_one_line(caplog):
+    values = with_old_keys(get_config())
+    with caplog.at_level(logging.INFO):
+        config = saved.from_json(json.dumps(values))
+    for old, new in schema.RENAMED.items():
+        (group, old_name), name = old.split("."), new.split(".")[1]
+        assert config[group][name] == values[group][old_name] and old_name not in config[group]
+    assert schema.flatten(config).keys() == schema.flatten(get_config()).keys()
+    assert config.is_locked
+    schema.validate(config)
+    override(config, "optim.learning_rate", "none")
+    [line] = caplog.messages
+    assert "\n" not in line and all(f"{a} to {b}" in line for a, b in schema.RENAMED.items())
+    caplog.clear()
+    assert saved.from_json(saved.to_json(config)) == config and not caplog.messages
+
+
+@pytest.mark.parametrize("old", schema.RENAMED)
+@pytest.mark.parametrize("place", ["command line", "config file"])
+def test_an_old_key_is_refused_with_its_new_name(old, place, tmp_path, capfd):
+    file, changes = ROOT / "configs" / "folder.py", [f"--config.{old}=1"]
+    if place == "config file":
+        file, changes = tmp_path / "old.py", []
+        file.write_text(
+            "from configs.base import get_config as base\n"
+            f"def get_config():\n  config = base()\n  config.{old} = 1\n  return config\n"
+        )
+    workdir = tmp_path / "never-made"
+    assert main.main(["train", f"--config={file}", f"--workdir={workdir}", *changes]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert f"config.{old} is now called" in error and f"config.{schema.RENAMED[old]};" in error
+    assert not workdir.exists()
 
 
 def test_difference_names_keys_and_both_values():
@@ -191,7 +244,7 @@ def test_a_reference_config_is_the_original(name):
         "normalize": "none",
         "mask_padding": False,
         "chunk_size": 16,
-        "stages": None,  # 3 where no weights tell another
+        "stages": None,  # 3, or as the weights have
         "noise": "always",
     }
     assert (config.optim.schedule_epochs, config.data.max_frames, config.data.max_words) == (
@@ -201,10 +254,10 @@ def test_a_reference_config_is_the_original(name):
     )
     assert (config.train.select_on, config.data.val_fraction) == ("test", 0)
     assert config.data.dataset == name.partition(":")[0]
-    says = importlib.import_module(f"configs.{config.data.dataset}").__doc__
-    assert ":reference" in says and "configs/base.py" in says
-    says = " ".join(with_form.__doc__.split())
-    assert "contain the answer" in says and "chosen on the test split" in says
+    doc = importlib.import_module(f"configs.{config.data.dataset}").__doc__
+    assert ":reference" in doc and "configs/base.py" in doc
+    doc = " ".join(with_form.__doc__.split())
+    assert "leak the answer" in doc and "selected on the test split" in doc
 
 
 @pytest.mark.parametrize("argument", ["refrence", "", "sound", "reference:reference"])
@@ -216,32 +269,32 @@ def test_another_form_is_refused(argument):
         load("configs/msrvtt_reference.py")
 
 
-def test_every_data_set_has_a_config_and_its_twin():
+def test_every_data_set_has_a_config():
     assert schema.CHOICES["data.dataset"] == annotations.DATASETS
     for dataset in annotations.PUBLISHED:
         config = form(dataset)
         assert config.data.dataset == dataset
-        paragraphs = dataset in ("didemo", "activitynet")
-        size = (64, 64) if paragraphs else (12, 24)
-        assert (config.data.max_frames, config.data.max_words) == size
-        held_out = 0.05 if dataset in ("msrvtt", "activitynet", "charades") else 0
-        assert (config.data.val_fraction, config.train.select_on) == (held_out, "val")
+        has_paragraphs = dataset in ("didemo", "activitynet")
+        expected = (64, 64) if has_paragraphs else (12, 24)
+        assert (config.data.max_frames, config.data.max_words) == expected
+        val_fraction = 0.05 if dataset in ("msrvtt", "activitynet", "charades") else 0
+        assert (config.data.val_fraction, config.train.select_on) == (val_fraction, "val")
 
 
-def test_only_reference_configs_leave_what_is_sound():
+def test_only_reference_configs_leak_or_select_on_test():
     for name in FORMS:
         config = form(name)
-        is_sound = (
+        sound = (
             config.similarity.word_weights == "query"
             and config.similarity.normalize == "softmax"
             and config.similarity.mask_padding
             and config.distill.noise != "always"
             and config.train.select_on == "val"
         )
-        assert is_sound != (name in REFERENCES)
+        assert sound != (name in REFERENCES)
 
 
-def test_rules_need_no_jax():
+def test_validation_imports_no_jax():
     code = "import sys, hvp_jax.config.schema, hvp_jax.config.overrides; "
     code += "sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,4 +1,4 @@
-"""From --config and --config.KEY=VALUE to a config, and what is refused on the way."""
+"""From --config and --config.KEY=VALUE to a config, and what is refused."""
 
 import pytest
 
@@ -13,7 +13,7 @@ TRAIN = ("train", FOLDER, "--workdir=never-made")
 
 
 def config_of(*arguments):
-    """The config that `train` gets."""
+    """The config that `train` receives."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(main.VERBS, "train", Verb("builtins:dict", "", (CONFIG, WORKDIR)))
         _, values = main.check([*TRAIN, *arguments])
@@ -48,11 +48,11 @@ def refusal(*arguments):
     ],
 )
 def test_overrides(arguments, group, key, value):
-    got = config_of(*arguments)[group][key]
-    assert got == value and type(got) is type(value)
+    actual = config_of(*arguments)[group][key]
+    assert actual == value and type(actual) is type(value)
 
 
-def test_an_override_at_the_top_and_the_last_of_two_wins():
+def test_an_override_of_a_top_level_key_and_the_last_of_two_wins():
     assert config_of("--config.seed", "3").seed == 3
     assert config_of("--config.seed=3", "--config.seed=4").seed == 4
 
@@ -70,7 +70,7 @@ def test_an_override_at_the_top_and_the_last_of_two_wins():
         ("--config.model=3", "it is a group: config.model.freeze_patches, config.model.image_size"),
     ],
 )
-def test_an_unknown_key_is_told_the_nearest(argument, nearest):
+def test_the_error_for_an_unknown_key_names_the_nearest(argument, nearest):
     message = refusal(argument)
     assert message.startswith(argument.partition("=")[0] + ":") and nearest in message
 
@@ -95,14 +95,14 @@ def test_an_unknown_key_is_told_the_nearest(argument, nearest):
         ("--config.model.taps=first", "tuple"),
     ],
 )
-def test_a_value_of_the_wrong_type_names_key_value_and_type(argument, expected):
+def test_the_error_for_a_wrong_type_names_key_value_and_type(argument, expected):
     message = refusal(argument)
     assert message.startswith(f"{argument}: expected") and expected in message
 
 
-@pytest.mark.parametrize("then", [(), ("--json",), ("--config.seed=1",)])
-def test_a_key_without_a_value(then):
-    assert "--config.seed has no value" in refusal("--config.seed", *then)
+@pytest.mark.parametrize("following", [(), ("--json",), ("--config.seed=1",)])
+def test_a_key_without_a_value_is_refused(following):
+    assert "--config.seed has no value" in refusal("--config.seed", *following)
 
 
 @pytest.mark.parametrize(
@@ -122,49 +122,49 @@ def test_a_key_without_a_value(then):
         "--config.model.taps=12,6",
     ],
 )
-def test_validation_is_part_of_the_command(argument):
+def test_values_are_validated_on_the_command_line(argument):
     key, _, _ = argument.removeprefix("--").partition("=")
     assert refusal(argument).startswith(f"{key} is ")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("x = 1", "has no function get_config"),
         ("get_config = 3", "has no function get_config"),
         ("def get_config(:\n  pass", "line 1: "),
         ("a = 1\nb = c", "line 2: NameError: name 'c'"),
         ("import nothing_like_it", "line 1: ModuleNotFoundError"),
-        ("def get_config():\n  return {}", "gives dict, no ConfigDict"),
+        ("def get_config():\n  return {}", "returns dict, not a ConfigDict"),
         ("def get_config(arg):\n  return {}", "needs an argument: FILE.py:ARG"),
         ("def get_config():\n  raise ValueError('two\\nlines')", "line 2: ValueError: two lines"),
         (
             "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()",
-            "no key config.parallel; start it from configs/base.py",
+            "no key config.parallel; build it from configs/base.py",
         ),
     ],
 )
-def test_a_config_file_that_gives_no_config(text, says, tmp_path, capfd):
+def test_a_config_file_without_a_config_is_refused(text, expected, tmp_path, capfd):
     path = tmp_path / "mine.py"
     path.write_text(text)
     assert main.main(["train", f"--config={path}", f"--workdir={tmp_path / 'w'}"]) == 2
     captured = capfd.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
-    assert says in captured.err and (str(path) in captured.err or "start it" in says)
+    assert expected in captured.err and (str(path) in captured.err or "build it" in expected)
     assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("name", ["nowhere.py", "nowhere.py:arg", "", "."])
-def test_a_config_file_that_is_not_there(name, tmp_path, capfd, monkeypatch):
+def test_a_config_file_that_does_not_exist_is_refused(name, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.main(["train", f"--config={name}", "--workdir=w"]) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and (
-        "does not exist" in error or "--config: expected a value" in error
+        "does not exist" in error or "--config: expected a non-empty value" in error
     )
 
 
-def test_the_argument_of_a_config(tmp_path):
+def test_the_argument_of_a_config_file(tmp_path):
     path = tmp_path / "with:colon.py"
     path.write_text(
         "from configs.base import get_config as base\n"

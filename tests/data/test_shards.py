@@ -172,8 +172,8 @@ def test_command_refuses_broken_clips_and_leaves_nothing(clips, tmp_path):
 
     shutil.rmtree(root / "videos")
     shutil.copytree(Path(clips[0].path).parent, root / "videos")
-    assert prepare_command.run(config)["text"].startswith("wrote 7 train clips in ")
-    assert prepare_command.run(config)["text"].startswith("found 7 train clips in ")
+    assert prepare_command.run(config).text.startswith("wrote 7 train clips in ")
+    assert prepare_command.run(config).text.startswith("found 7 train clips in ")
 
 
 def test_damaged_or_missing_shards_are_named_in_the_error(clips, tmp_path):

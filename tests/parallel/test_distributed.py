@@ -34,7 +34,7 @@ def test_flags_that_do_not_go_together(flags, says):
 
 
 def test_only_verbs_that_run_in_several_processes_take_them():
-    with pytest.raises(UsageError, match="prepare takes no --processes"):
+    with pytest.raises(UsageError, match="prepare has no flag --processes"):
         main.check(["prepare", TRAIN[1], "--processes=2"])
 
 

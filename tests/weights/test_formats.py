@@ -183,7 +183,7 @@ def test_numbers_that_trainers_leave_beside_the_tensors(tmp_path):
 
 def test_ignored_tensors_have_a_reason(state, tmp_path):
     source = write(tmp_path / "source", "torchscript", state)
-    card = port.run(source, tmp_path / "ported")
+    card = port.run(source, tmp_path / "ported").card
     assert set(card["ignored"]) == {"input_resolution", "context_length", "vocab_size"}
     assert all(card["ignored"].values())
 

@@ -35,7 +35,7 @@ def state_for(kind: str) -> dict:
 def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
     state = state_for(kind)
     source = write(tmp_path / "source", kind, state)
-    card = port.run(source, tmp_path / "ported")
+    card = port.run(source, tmp_path / "ported").card
     assert (card["format"], card["clip_config"]["activation"]) == KINDS[kind]
     assert card == {**card, "stages": 3 if kind == "hvpnet" else 0, "step": 0}
     assert all(len(digest) == 64 for digest in card["sha256"].values())
@@ -78,10 +78,10 @@ def test_a_wrong_layout_is_seen(tmp_path, monkeypatch):
 def test_an_export_is_ported_again_with_what_it_tells(tmp_path):
     first = write(tmp_path / "a", "huggingface_bin", random_state())
     port.run(first, tmp_path / "b", export="hvpnet")
-    card = port.run(tmp_path / "b", tmp_path / "c")
+    card = port.run(tmp_path / "b", tmp_path / "c").card
     assert card["clip_config"]["activation"] == "gelu" and card["format"] == "hvpnet"
     port.run(first, tmp_path / "d", export="huggingface")
-    assert port.run(tmp_path / "d", tmp_path / "e")["clip_config"] == card["clip_config"]
+    assert port.run(tmp_path / "d", tmp_path / "e").card["clip_config"] == card["clip_config"]
 
 
 def test_pytorch_goes_on_here():
@@ -154,7 +154,7 @@ def test_a_destination_that_holds_something_is_left_alone(tmp_path):
     source = write(tmp_path / "source", "state_dict", random_state())
     (tmp_path / "there").mkdir()
     (tmp_path / "there/notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something already"):
+    with pytest.raises(UsageError, match="is not empty; name a new"):
         port.run(source, tmp_path / "there")
     assert [p.name for p in (tmp_path / "there").iterdir()] == ["notes.txt"]
 
@@ -167,4 +167,4 @@ def test_the_command(tmp_path, run_cli):
     assert card["clip_config"]["vision_layers"] == SMALL.vision_layers and "text" not in card
     assert (tmp_path / "d/model_card.md").read_text().startswith("# Model card")
     again = run_cli("port", f"--source={tmp_path / 'd'}", f"--destination={tmp_path / 'e'}")
-    assert again.status == 2 and "workdir of ours already" in again.stderr
+    assert again.status == 2 and "is a workdir, not PyTorch" in again.stderr

@@ -44,7 +44,7 @@ def test_what_it_saves_is_read(model, shards, tmp_path):
     result = torch_checkpoint.compare_checkpoint(tmp_path / "a", "auto", "float32")
     assert result["ok"] and result["against"].startswith("transformers"), result["text"]
     assert max(row["relative"] for row in result["arrays"]) < 2e-6
-    card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface")
+    card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface").card
     assert (
         card["clip_config"]["activation"] == "gelu" and card["clip_config"]["text_mlp_dim"] == 100
     )
