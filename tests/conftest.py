@@ -1,4 +1,4 @@
-"""Eight simulated devices on the CPU for every test, and the command as a person runs it."""
+"""Eight simulated devices on the CPU for every test, and the command as users run it."""
 
 import logging
 import os
@@ -6,18 +6,24 @@ from pathlib import Path
 
 import absl.flags
 import jax
+import jaxtyping
 import pytest
 
 from tests.helpers.command import ROOT, Finished, run_command
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for parsed flags
+absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes expect parsed flags
+# Checks the annotated shapes and types at run time, in the tests only.
+jaxtyping.install_import_hook(
+    ["hvp_jax.models", "hvp_jax.training", "hvp_jax.evaluation", "data.batches"],
+    "beartype.beartype",
+)
 for name in ("absl", "jax", "orbax", "grain"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
-# The files that take longest are begun with, so that no process of the session ends late.
+# The slowest files run first, so that the worker processes finish at about the same time.
 SLOW = ("test_processes.py", "test_train.py", "test_parity.py", "test_weights.py", "test_step.py")
 
 
@@ -29,9 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def quick_compile():
-    """Halves the time XLA takes to compile for the tests of a module.
+    """Halves XLA's compile time for the tests of a module by fewer optimisations.
 
-    The graph is the same; the optimised one is what `parity` of the full-size file runs.
+    The optimised graph is tested by `parity` of the full-size file.
     """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
@@ -42,7 +48,7 @@ def quick_compile():
 
 @pytest.fixture(scope="session")
 def run_cli():
-    """`run_cli("train", "--workdir=W")` runs `python run.py train --workdir=W` to its end."""
+    """`run_cli("train", "--workdir=W")` runs `python run.py train --workdir=W` to completion."""
 
     def run(*arguments: str | Path, **options) -> Finished:
         return run_command(ROOT / "run.py", *arguments, **options)
