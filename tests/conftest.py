@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import absl.flags
-import jax
 import jaxtyping
 import pytest
 
 from tests.helpers.command import ROOT, Finished, run_command
 
+# JAX reads these when it is first imported, so no import above may import it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes expect parsed flags
@@ -24,7 +24,13 @@ for name in ("absl", "jax", "orbax", "grain"):
 
 
 # The slowest files run first, so that the worker processes finish at about the same time.
-SLOW = ("test_processes.py", "test_train.py", "test_parity.py", "test_weights.py", "test_step.py")
+SLOW = (
+    "test_processes.py",
+    "test_train.py",
+    "test_parity.py",
+    "test_port.py",
+    "test_train_step.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +45,8 @@ def quick_compile():
 
     The optimised graph is tested by `parity` of the full-size file.
     """
+    import jax
+
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, True)

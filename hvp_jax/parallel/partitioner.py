@@ -161,7 +161,9 @@ class Partitioner:
             )
         shard_axes = None
         if self.fsdp:
-            shard_axes = jax.tree.map(lambda x: shard_axis(x.shape, len(self.devices)), state.params)
+            shard_axes = jax.tree.map(
+                lambda x: shard_axis(x.shape, len(self.devices)), state.params
+            )
         specs = self._specs(state)
         mapped = jax.shard_map(
             functools.partial(step, collectives=Collectives(AXIS, shard_axes)),

@@ -47,7 +47,7 @@ def loss_from_features(
     dtype: DTypeLike | None = None,
     axis: str | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Features of a device's shard of the batch -> the loss over the global batch, and its terms."""
+    """Features of a device's shard of the batch -> loss over the global batch, and its terms."""
     paired_weights = text.word_weights if paired else None
     if axis is not None:
         text = jax.lax.all_gather(text, axis, tiled=True)

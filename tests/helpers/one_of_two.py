@@ -89,7 +89,6 @@ def steps(partitioner, process: int) -> dict[str, np.ndarray]:
         losses.append(metrics["loss"])
         norms.append(metrics["grad_norm"])
         assert metrics["stop"] == 1  # process 0 gets the stop flag of process 1
-    print("SHARD", jax.tree.leaves(state.params)[0].sharding, flush=True)
     # As when a checkpoint is written and restored.
     state = partitioner.from_global(partitioner.to_global(state))
     params = torch_params.flatten(jax.device_get(partitioner.replicate_params(state.params)))

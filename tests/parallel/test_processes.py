@@ -51,7 +51,7 @@ def two_processes(tmp_path_factory):
     out, address = tmp_path_factory.mktemp("two") / "results.npz", free_address()
     script = "import sys; sys.path[:0] = ['.']; from tests.helpers import one_of_two as o; "
     script += f"o.main({address!r}, int(sys.argv[1]), {str(out)!r})"
-    print(run_two(lambda i: ["-c", script, str(i)], devices=4))
+    run_two(lambda i: ["-c", script, str(i)], devices=4)
     with np.load(out) as file:
         return {name: file[name] for name in file.files}
 
