@@ -1,4 +1,4 @@
-"""Rows on disk, in TensorBoard and as progress; JSON files; the record of the environment."""
+"""Rows on disk and in TensorBoard, and progress on the terminal."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError, UsageError
-from hvp_jax.monitoring import environment, json_files, metrics_logger
+from hvp_jax.monitoring import metrics_logger
 
 
 class Terminal(io.StringIO):
@@ -240,50 +240,3 @@ def test_the_bar_does_not_count_pauses(tmp_path):
 )
 def test_clock(seconds, text):
     assert metrics_logger._clock(seconds) == text
-
-
-def test_json_is_written_atomically(tmp_path, monkeypatch):
-    path = tmp_path / "eval.json"
-    json_files.write_json(path, {"R@1": np.float64(0.1), "loss": np.nan, "taps": (1, 2)})
-    expected = {"R@1": 0.1, "loss": None, "taps": [1, 2]}
-    assert json.loads(path.read_text()) == expected
-    with pytest.raises(TypeError):
-        json_files.write_json(path, {"R@1": object()})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match="cannot write .*eval.json: No space left on device"):
-        json_files.write_json(path, {"R@1": 0.2})
-    assert json.loads(path.read_text()) == expected
-    assert os.listdir(tmp_path) == ["eval.json"]
-
-
-def test_environment_has_versions_and_devices_but_no_paths():
-    record = environment.environment(jax.devices()[:1])
-    assert record["devices"] == [{"name": str(jax.devices()[0]), "kind": "cpu"}]
-    assert record["packages"]["numpy"] == np.__version__
-    assert set(record) == {"python", "platform", "packages", "devices", "git"}
-    assert '"/' not in json.dumps(record) and os.getcwd() not in json.dumps(record)
-
-
-def test_git_revision(tmp_path):
-    def git(*arguments):
-        author = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(
-            ["git", "-C", tmp_path, *author, *arguments], check=True, capture_output=True
-        )
-
-    assert environment._git(tmp_path) is None
-    git("init")
-    assert environment._git(tmp_path) is None  # no revision yet
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "file").write_text("1")
-    git("add", ".")
-    git("commit", "-m", "first")
-    revision = environment._git(tmp_path)
-    assert len(revision["revision"]) == 40 and revision["changed"] is False
-    (tmp_path / "sub" / "file").write_text("2")
-    assert environment._git(tmp_path) == revision | {"changed": True}
-    assert environment._git(tmp_path / "sub") is None  # inside a checkout of something else

@@ -133,10 +133,9 @@ def processes(session: int) -> list[str]:
     commands = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, process_session = (
-                (path / "stat").read_text().rpartition(")")[2].split()[:4]
-            )
-            if int(process_session) == session and state != "Z":
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            state, process_session = fields[0], int(fields[3])
+            if process_session == session and state != "Z":
                 commands.append((path / "cmdline").read_text())
         except OSError:
             pass  # it has just ended
