@@ -55,7 +55,7 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
     """Writes a CLIP, and nothing of HVP-Net, as a checkpoint to begin from."""
     net = hvpnet.HVPNet(SIZES, LAST, stages=1, freeze_patches=False)
     params = {"clip": jax.jit(hvpnet.init_params, static_argnums=(0, 1))(net, 0)["clip"]}
-    optimizer = make_optimizer(RATE, RATE, steps, freeze_patches=False)
+    optimizer = make_optimizer(RATE, RATE, steps, 0.1, 0.2, 1.0, freeze_patches=False)
 
     def logits(net, batch):
         pixels = hvpnet.normalize_pixels(batch["video"], jnp.ones((BATCH, 1), bool))[:, 0]

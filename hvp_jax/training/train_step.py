@@ -74,7 +74,7 @@ def loss_fn(
     if spec.noise:
         first = 0 if axis is None else jax.lax.axis_index(axis) * local
         keys = per_clip_keys(spec.seed, step, first, local)
-    features: Any = spec.model.apply({"params": all_gather_params(params)}, *batch, keys)
+    features: Any = spec.model.apply({"params": all_gather_params(params)}, *batch, key=keys)
     text, video, log_scale = features
     return loss_from_features(
         text,

@@ -156,13 +156,13 @@ def test_a_batch_with_a_nan_is_skipped_and_the_next_one_is_not(runs, steps, name
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
 
 
-def apply_linear(variables, ids, mask, video, video_mask, keys):
+def apply_linear(variables, ids, mask, video, video_mask, *, key):
     del video_mask
     params = variables["params"]
     words = similarity.l2_normalize(jax.nn.one_hot(ids, SIZES.vocab_size) @ params["clip"]["words"])
     features = video[:, 0, 0] @ params["distill"]  # [B, 32, D]
-    if keys is not None:
-        noise = jax.vmap(jax.random.normal, (0, None))(keys, features.shape[1:])
+    if key is not None:
+        noise = jax.vmap(jax.random.normal, (0, None))(key, features.shape[1:])
         features = features + noise * params["scale"]
     patches = similarity.l2_normalize(features)[:, None, :4]  # [B, 1, 4, D]
     weights = similarity.normalize_token_weights((words**3).sum(-1), mask, "softmax")
