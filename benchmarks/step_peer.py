@@ -72,7 +72,11 @@ def ours(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[]
     """A function that runs one step of ours; its result is the metrics on the device."""
     optimizer = make_optimizer(RATE, CLIP_RATE, SCHEDULE)
     spec = step_spec.StepSpec(
-        model, optimizer, config.seed, noise=noise, chunk_size=config.similarity.chunk_size
+        model=model,
+        optimizer=optimizer,
+        seed=config.seed,
+        noise=noise,
+        chunk_size=config.similarity.chunk_size,
     )
     partitioner = Partitioner("shard_map", devices=jax.devices()[:1])
     state = partitioner.shard_state(train_state.create_train_state(params, optimizer))

@@ -118,7 +118,9 @@ def loss_and_grad(way: str | int, paired: bool, dtype: jnp.dtype, mesh: Mesh) ->
     def loss(text, video, log_scale):
         if isinstance(way, str):
             return naive_loss(text, video, log_scale, axis=AXIS, everywhere=way == "original")
-        return train_step.loss_from_features(text, video, log_scale, paired, way, dtype, AXIS)[0]
+        return train_step.loss_from_features(
+            text, video, log_scale, paired=paired, chunk_size=way, dtype=dtype, axis=AXIS
+        )[0]
 
     split, replicated = PartitionSpec(AXIS), PartitionSpec()
     return jax.jit(

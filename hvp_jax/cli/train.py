@@ -1,4 +1,4 @@
-"""The verb `train`: from a config to a workdir with checkpoints and figures."""
+"""The verb `train`: from a config to a workdir with checkpoints and metrics."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import optax
 from ml_collections import ConfigDict
 
 from data import inputs
@@ -23,7 +22,12 @@ from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
 from hvp_jax.training import loop, resume, train_state
-from hvp_jax.training.step_spec import schedule_steps, schedule_warning, step_spec_from_config
+from hvp_jax.training.step_spec import (
+    StepSpec,
+    schedule_steps,
+    schedule_warning,
+    step_spec_from_config,
+)
 from hvp_jax.weights import initial
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class StoppedRun:
 
 
 def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
-    """Trains, or goes on where the workdir's run was; then scores `eval.split`."""
+    """Starts or resumes the run in the workdir, then evaluates the chosen checkpoint."""
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
     partitioner = Partitioner(config.parallel, config.fsdp)
@@ -64,22 +68,19 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     num_frames = inputs.padded_num_frames(config, source)
     data = resume.fingerprint([*train_clips, *val_clips])
     resume.check_resumable(config, data, workdir)
-    barrier("every process has looked at the workdir")
+    barrier("every process has checked the workdir")
     index, count = process_index_and_count()
     batches = inputs.batches(
         config, train_clips, source, num_frames, process_index=index, process_count=count
     )
     spec = step_spec_from_config(config, model, examples)
-    params = initial.init_or_load_params(initial_weights, model, config.seed)
-    state = partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
-    del params
-    told = ModelSpec(model.clip_config, model.taps, model.stages, initial_weights.spec.pretrained)
+    state = _initial_state(initial_weights, model, spec, partitioner)
     if is_primary():
-        resume.write_run_record(config, told, data | {"num_frames": num_frames}, workdir)
+        model_spec = _model_spec(model, initial_weights.spec.pretrained)
+        resume.write_run_record(config, model_spec, data | {"num_frames": num_frames}, workdir)
     train = config.train
-    kept = checkpointer.Checkpointer(workdir, train.max_to_keep, train.keep_period, train.select_by)
-    with contextlib.closing(batches), kept as checkpoints:
-        state, at = _restored(checkpoints, partitioner, state, batches)
+    with contextlib.closing(batches), _checkpointer(config, workdir) as checkpoints:
+        state, at = _restore_latest(checkpoints, partitioner, state, batches)
         with loop.TrainLoop(
             config, workdir, at,
             partitioner=partitioner, spec=spec, schedule_steps=schedule_steps(config, examples),
@@ -96,9 +97,13 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
         if stopped:
             return _stopped(steps.signals.name, at, train.steps)
         chosen = checkpoints.select_step()
-        assert chosen is not None  # the loop has saved a checkpoint
+        assert chosen is not None, "the loop has saved the last step"
         skipped = int(state.skipped)
-        params = _chosen_params(chosen["step"], at, state, checkpoints, model, partitioner)
+        params = state.params
+        if chosen["step"] != at:
+            params = checkpoints.params(chosen["step"], initial.param_shapes(model))
+            params = partitioner.shard_state(params)
+        params = partitioner.replicate_params(params)
         del state
         result = results.write_results(
             config, workdir, scorer, params,
@@ -111,7 +116,7 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
 
 
 def _read_splits(config: ConfigDict) -> tuple[list[Clip], list[Clip], list[Clip], list[Clip]]:
-    """The clips to train on, to choose by and to score, and those that are left out."""
+    """The clips to train on, to validate on and to evaluate, and those that are excluded."""
     splits = ("train", config.train.select_on, config.eval.split)
     with primary_first("process 0 has read the data set"):
         clips, excluded = inputs.read_data(config, () if config.data.shards else splits)
@@ -120,45 +125,49 @@ def _read_splits(config: ConfigDict) -> tuple[list[Clip], list[Clip], list[Clip]
     return clips_of_split(clips, "train"), val_clips, eval_clips, excluded
 
 
+def _initial_state(
+    weights: initial.InitialWeights, model: HVPNet, spec: StepSpec, partitioner: Partitioner
+) -> train_state.TrainState:
+    params = initial.init_or_load_params(weights, model, spec.seed)
+    assert spec.optimizer is not None, "the spec of a run has one"
+    return partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
+
+
+def _checkpointer(config: ConfigDict, workdir: Path) -> checkpointer.Checkpointer:
+    train = config.train
+    return checkpointer.Checkpointer(workdir, train.max_to_keep, train.keep_period, train.select_by)
+
+
+def _model_spec(model: HVPNet, pretrained: bool) -> ModelSpec:
+    return ModelSpec(model.clip_config, model.taps, model.stages, pretrained)
+
+
 def _warnings(config: ConfigDict, examples: int, val_clips: Sequence[Clip]) -> list[str]:
-    """What to know of a run before it begins."""
-    found = [schedule_warning(config, examples)]
+    """What users should know about a run before it starts."""
+    warnings = [schedule_warning(config, examples)]
     if not val_clips:
-        found.append(f"no clip is of split {config.train.select_on}: the last checkpoint is taken")
-    return [warning for warning in found if warning]
+        warnings.append(
+            f"there are no clips in split {config.train.select_on}: the last checkpoint is "
+            "evaluated, not the best"
+        )
+    return [warning for warning in warnings if warning]
 
 
-def _restored(
+def _restore_latest(
     checkpoints: checkpointer.Checkpointer,
     partitioner: Partitioner,
     state: train_state.TrainState,
     batches: Iterator,
 ) -> tuple[train_state.TrainState, int]:
-    """The state to go on with and the step it is at; moves `batches` to their place then."""
+    """The latest checkpoint's state and step, or `state` and 0; restores `batches` as well."""
     with pipeline.interrupts_held():
-        found = checkpoints.restore_latest(
+        restored = checkpoints.restore_latest(
             partitioner.to_global(state).items(), batches, log.warning
         )
-    if not found:
+    if not restored:
         return state, 0
-    items, at = found
+    items, at = restored
     return partitioner.from_global(train_state.TrainState.from_items(items)), at
-
-
-def _chosen_params(
-    chosen: int,
-    at: int,
-    state: train_state.TrainState,
-    checkpoints: checkpointer.Checkpointer,
-    model: HVPNet,
-    partitioner: Partitioner,
-) -> optax.Params:
-    """The parameters of the chosen step, for scoring; those of the last are there already."""
-    if chosen == at:
-        return partitioner.replicate_params(state.params)
-    return partitioner.replicate_params(
-        partitioner.shard_state(checkpoints.params(chosen, initial.param_shapes(model)))
-    )
 
 
 def _stopped(signal_name: str | None, at: int, steps: int) -> StoppedRun:
@@ -172,5 +181,5 @@ def _stopped(signal_name: str | None, at: int, steps: int) -> StoppedRun:
 def _validate(
     scorer: Scorer, clips: Sequence[Clip], source: frame_sources.FrameSource, params
 ) -> dict:
-    """Figures of the clips that the checkpoint is chosen by, which are of one split."""
+    """Metrics of the validation clips, which are all of one split."""
     return {"split": clips[0].split} | evaluate_split(scorer, params, clips, source)[0]

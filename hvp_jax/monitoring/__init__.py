@@ -1,1 +1,1 @@
-"""What a run writes down as it goes, and what watches it."""
+"""What a run records and reports: metrics, throughput, profiles, environment, and its watchdog."""

@@ -1,24 +1,20 @@
-"""What the makers publish of their devices: the most that one can compute, hold and move.
+"""Peak compute, memory and bandwidth of accelerators, as published by their vendors.
 
-Keys are `jax.Device.device_kind`. All rates are of dense products, without the doubling
-that structured sparsity would bring, and of one JAX device, which is one chip for each
-kind here. A kind that is missing has no published figure that we vouch for.
+Keys are `jax.Device.device_kind`. All FLOP/s are for dense products, without the doubling for
+structured sparsity, and per JAX device, which is one chip for every kind here. Kinds without
+published numbers that we trust are left out.
 """
 
 from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-    """FLOP/s of products of bfloat16 and of float32; bytes and bytes/s of device memory.
-
-    `flops_float32` is at XLA's default precision (`jax.lax.Precision.DEFAULT`): a GPU's
-    tensor cores round the factors to TF32, a TPU's matrix unit rounds them to bfloat16.
-    """
-
-    flops: float
+    flops: float  # FLOP/s of bfloat16 products
+    # FLOP/s of float32 products at XLA's default precision (`jax.lax.Precision.DEFAULT`): tensor
+    # cores of a GPU round the factors to TF32, the matrix unit of a TPU to bfloat16.
     flops_float32: float
-    memory: float
-    bandwidth: float
+    memory: float  # bytes
+    bandwidth: float  # bytes/s of device memory
 
 
 # Google, cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e}, "Key chip specifications".
@@ -40,10 +36,10 @@ PEAKS: dict[str, Peak] = {
     "NVIDIA A100-PCIE-40GB": Peak(312e12, 156e12, 40e9, 1555e9),
     "NVIDIA A100-SXM4-80GB": Peak(312e12, 156e12, 80e9, 2039e9),
     "NVIDIA A100 80GB PCIe": Peak(312e12, 156e12, 80e9, 1935e9),
-    # NVIDIA H100 and H200 Tensor Core GPU data sheets, whose rates with sparsity are halved.
+    # NVIDIA H100 and H200 Tensor Core GPU data sheets; their FLOP/s, with sparsity, are halved.
     "NVIDIA H100 80GB HBM3": Peak(989e12, 494e12, 80e9, 3350e9),
     "NVIDIA H100 PCIe": Peak(756e12, 378e12, 80e9, 2000e9),
     "NVIDIA H200": Peak(989e12, 494e12, 141e9, 4800e9),
-    # NVIDIA L4 Tensor Core GPU data sheet, halved likewise.
+    # NVIDIA L4 Tensor Core GPU data sheet, halved too.
     "NVIDIA L4": Peak(121e12, 60e12, 24e9, 300e9),
 }

@@ -14,11 +14,11 @@ PACKAGES = (
 
 
 def environment(devices: Iterable[Any]) -> dict[str, Any]:
-    """Versions, `devices` as of `jax.devices()`, and the git revision: nothing that tells a path.
+    """Package versions, `devices` such as `jax.devices()`, and the git revision; no paths.
 
-    `git` is None outside a checkout, else `revision` and whether files of it were `changed`.
+    `git` is None outside a checkout, otherwise its `revision` and whether tracked files `changed`.
     """
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -34,14 +34,14 @@ def environment(devices: Iterable[Any]) -> dict[str, Any]:
 
 
 def _git(root: Path) -> dict[str, Any] | None:
-    def ask(*arguments: str) -> str:
+    def run(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if ask("rev-parse", "--show-prefix"):
-            return None  # we lie within a checkout of something else
-        changed = bool(ask("status", "--porcelain", "--untracked-files=no"))
-        return {"revision": ask("rev-parse", "--verify", "HEAD"), "changed": changed}
+        if run("rev-parse", "--show-prefix"):
+            return None  # our folder is inside a checkout of something else
+        changed = bool(run("status", "--porcelain", "--untracked-files=no"))
+        return {"revision": run("rev-parse", "--verify", "HEAD"), "changed": changed}
     except (OSError, subprocess.CalledProcessError):
         return None

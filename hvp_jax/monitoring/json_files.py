@@ -1,4 +1,4 @@
-"""Values as JSON, and JSON files that are written whole or not at all."""
+"""Conversion of values to JSON, and files that are written atomically."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from data.errors import UsageError
 
 
 def to_json_types(value: Any) -> Any:
-    """`value` in JSON's own types; a number that is not finite becomes null.
+    """`value` in JSON's own types; numbers that are not finite become null.
 
     A dataclass becomes an object with a key per field. `field(metadata={"json": NAME})` gives
     the key another name, such as "steps/s"; None as the NAME leaves the field out.
@@ -29,7 +29,7 @@ def to_json_types(value: Any) -> Any:
         return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json_types(item) for item in value]
-    if hasattr(value, "tolist"):  # arrays and their scalars
+    if hasattr(value, "tolist"):  # arrays and array scalars
         return to_json_types(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -37,15 +37,15 @@ def to_json_types(value: Any) -> Any:
 
 
 def make_workdir(workdir: Path) -> None:
-    """Makes the run's folder if it is not there. Raises UsageError if that cannot be done."""
+    """Creates the workdir if it does not exist. Raises UsageError if that fails."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+        raise UsageError(f"--workdir={workdir} cannot be created: {error.strerror}") from None
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
-    """`value` as JSON, whole or not at all; numbers that are not finite become null.
+    """Writes `value` as JSON, atomically; numbers that are not finite become null.
 
     Raises UsageError if the file cannot be written.
     """
@@ -55,14 +55,14 @@ def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Writes `text` beside `path` and moves it there: readers see the old file or the new one."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Writes a temporary file and renames it: readers see the old file or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}") from None

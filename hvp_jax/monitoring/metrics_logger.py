@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl and the like, progress on stderr."""
+"""Logs a run's metrics to metrics.jsonl and TensorBoard, and its progress to stderr."""
 
 import contextlib
 import json
@@ -15,16 +15,14 @@ from hvp_jax.monitoring.tensorboard import TensorBoardWriter
 
 
 class MetricsLogger:
-    """Appends rows to `workdir`/metrics.jsonl and shows progress on `stream`, stderr by default.
+    """Appends rows to `workdir`/metrics.jsonl and prints progress to `stream`, by default stderr.
 
-    Their numbers also go to TensorBoard event files in `workdir`/tensorboard. A run that
-    goes on from step k drops the rows of later steps, which it writes again; one that
-    starts at step 0 starts anew. On a terminal progress is a bar of tqdm, elsewhere a
-    line at most every `seconds`. With `writes` false, for a process beside the one that
-    writes, no file is touched and nothing is shown. To be used in `with`.
+    Numbers also go to TensorBoard event files in `workdir`/tensorboard. A run that resumes from
+    step k first drops the rows of later steps, which it will write again; from step 0, all rows.
+    On a terminal, progress is a tqdm bar; elsewhere, a line at most every `seconds`. With `writes`
+    false, for all processes but the first, it neither writes nor prints. To be used in `with`.
 
-    Raises UsageError if a file cannot be written, DataError if metrics.jsonl does not hold JSON
-    lines.
+    Raises UsageError if a file cannot be written, DataError if metrics.jsonl is not JSON lines.
     """
 
     def __init__(
@@ -32,6 +30,7 @@ class MetricsLogger:
         workdir: str | os.PathLike,
         total: int,
         step: int = 0,
+        *,
         stream: TextIO | None = None,
         seconds: float = 10.0,
         writes: bool = True,
@@ -39,14 +38,14 @@ class MetricsLogger:
         self._workdir, self._writes = Path(workdir), writes
         self._total, self._seconds = total, seconds
         self._stream = sys.stderr if stream is None else stream
-        self._told: tuple[float, int] | None = None  # when progress was last told, at which step
+        self._printed: tuple[float, int] | None = None  # time and step of the last progress line
         self._bar = None
         if not writes:
             return
         path = self._workdir / "metrics.jsonl"
         rows = read_rows(path) if step and path.exists() else []
         write_text_atomically(path, "".join(_line(row) for row in rows if row["step"] <= step))
-        with _writing(self._workdir):
+        with _explain_os_error(self._workdir):
             self._file = open(path, "a", encoding="utf-8")
             self._events = TensorBoardWriter(
                 self._workdir / "tensorboard", purge=step + 1 if step else 0
@@ -64,54 +63,54 @@ class MetricsLogger:
             self._bar.close()
         if self._writes:
             for file in (self._file, self._events):
-                # What could not be written has been told by `write`, which leaves nothing behind.
+                # `write` flushes, and has already reported what it could not write.
                 with contextlib.suppress(OSError):
                     file.close()
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """One line of JSON, `step` first, handed to the system before this returns.
+        """Writes one line of JSON, `step` first, and flushes it.
 
-        Numbers keep their full precision; one that is not finite becomes null. What was
-        measured, and so differs from run to run, belongs in one nested dict `measured`.
-        Raises UsageError if it cannot be written.
+        Numbers keep their full precision; those that are not finite become null. Measurements,
+        which differ from run to run, belong in a nested dict `measured`. Raises UsageError if
+        writing fails.
         """
         if self._writes:
-            with _writing(self._workdir):
+            with _explain_os_error(self._workdir):
                 self._file.write(_line({"step": step} | to_json_types(row)))
                 self._file.flush()
                 self._events.write(step, row)
 
     def progress(self, step: int, loss: float) -> None:
-        """Tells that `step` steps are done, if it is time to: call it as often as you like."""
+        """Reports that `step` steps are done, if enough time has passed since the last report."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
-        if self._told is None:  # the time until here went into compiling
+        if self._printed is None:  # no rate yet: the time so far was mostly compilation
             self.print(f"step {step}/{self._total}  loss {loss:.4f}")
-        elif now - self._told[0] >= self._seconds or step >= self._total:
-            rate = (step - self._told[1]) / max(now - self._told[0], 1e-9)  # steps a second
-            left = _clock((self._total - step) / rate) if rate else "?"
+        elif now - self._printed[0] >= self._seconds or step >= self._total:
+            speed = (step - self._printed[1]) / max(now - self._printed[0], 1e-9)  # steps/s
+            left = _clock((self._total - step) / speed) if speed else "?"
             self.print(
-                f"step {step}/{self._total}  loss {loss:.4f}  {rate:.2f} steps/s  {left} left"
+                f"step {step}/{self._total}  loss {loss:.4f}  {speed:.2f} steps/s  {left} left"
             )
         else:
             return
-        self._told = (now, step)
+        self._printed = (now, step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no step: its time is left out of the rate that progress tells."""
-        begin = time.monotonic()
+        """For code that is not training: its time does not count in the reported steps/s."""
+        start = time.monotonic()
         yield
         if self._bar is not None:
             self._bar.unpause()
-        elif self._told is not None:
-            self._told = (self._told[0] + time.monotonic() - begin, self._told[1])
+        elif self._printed is not None:
+            self._printed = (self._printed[0] + time.monotonic() - start, self._printed[1])
 
     def print(self, text: str) -> None:
-        """A line of text on the stream, above the bar if there is one."""
+        """Prints a line of text to the stream, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         elif self._writes:
@@ -119,35 +118,35 @@ class MetricsLogger:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that was cut off is not one of them.
+    """The rows of a metrics.jsonl, without a last line that is incomplete.
 
-    Raises DataError if the file is missing or another line is not an object with a `step`.
+    Raises DataError if the file is missing or a line is not an object with a `step`.
     """
     try:
         lines = Path(path).read_text("utf-8", "replace").split("\n")[:-1]
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: train first, it is written on the way") from None
-    found = []
+        raise DataError(f"{path} does not exist: run `train` first, which writes it") from None
+    rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             row["step"] + 0  # raises TypeError unless it is a number
         except (ValueError, TypeError, KeyError):
             raise DataError(
-                f"{path} line {number} is not a JSON object with a step: mend or remove the file"
+                f"{path} line {number} is not a JSON object with a step: fix or remove the file"
             ) from None
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 @contextlib.contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
+def _explain_os_error(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UsageError(
-            f"cannot write to {workdir}: {error.strerror}; once that is mended, the same command "
-            "goes on from the last checkpoint"
+            f"cannot write to {workdir}: {error.strerror}; fix that and run the same command again "
+            "to resume from the last checkpoint"
         ) from None
 
 

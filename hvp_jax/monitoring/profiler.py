@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for TensorBoard's profiler or Perfetto."""
+"""Profiler traces of a run's steps, for TensorBoard or Perfetto."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ import jax
 
 
 class StepProfiler:
-    """Writes `folder`/plugins/profile/: what the host and the devices did in steps first to last.
+    """Traces steps `steps[0]` to `steps[1]`, both included, to `folder`/plugins/profile/.
 
-    To be used in `with`, whose end ends the trace if it is still on. `steps` as of
-    `parse`; with None it does nothing, as in processes that are to write nothing.
+    To be used in `with`, whose end stops the trace if it is still active. With `steps` None it
+    does nothing, as in processes that write no files.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
-        self._folder, self._steps, self._on = folder, steps, False
+        self._folder, self._steps, self._active = folder, steps, False
 
     def __enter__(self) -> "StepProfiler":
         return self
@@ -23,22 +23,22 @@ class StepProfiler:
         self._stop()
 
     def step(self, at: int, pending: Any = ()) -> None:
-        """To be called before step `at`, counted from 1; `pending`: arrays of the one before.
+        """Call it before step `at`, counted from 1, with the arrays `pending` of the step before.
 
-        Where the trace begins or ends it waits for them, since steps run on while the
-        loop goes ahead. A run that goes on amid the steps to trace traces the rest.
+        Steps run asynchronously, so it waits for `pending` before the trace starts or stops. A run
+        that resumes between `steps[0]` and `steps[1]` traces the rest.
         """
         wanted = self._steps is not None and self._steps[0] <= at <= self._steps[1]
-        if wanted == self._on:
+        if wanted == self._active:
             return
         jax.block_until_ready(pending)
         if wanted:
             jax.profiler.start_trace(self._folder)
-            self._on = True
+            self._active = True
         else:
             self._stop()
 
     def _stop(self) -> None:
-        if self._on:
-            self._on = False
+        if self._active:
+            self._active = False
             jax.profiler.stop_trace()

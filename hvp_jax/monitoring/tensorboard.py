@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written without TensorFlow."""
+"""Writes TensorBoard event files without TensorFlow."""
 
 import os
 import sys
@@ -8,20 +8,20 @@ from typing import Any
 
 
 class TensorBoardWriter:
-    """Writes the numbers of rows as scalars to a new event file in `folder`, which it makes.
+    """Writes the numbers of rows as scalars to a new event file in `folder`, which it creates.
 
-    A reader drops what files of before hold from step `purge` on. Each row is on disk
-    when `write` returns: tensorboardX's own SummaryWriter hands rows to a thread that
-    dies when the disk is full, and then waits for it for ever.
+    TensorBoard drops what earlier files hold from step `purge` on. Each row is on disk when `write`
+    returns. The SummaryWriter of tensorboardX is not used, because its writer thread dies if the
+    disk is full, and it then waits for that thread for ever.
 
-    Raises OSError, as does `write`, if that cannot be done.
+    Raises OSError, as does `write`, if writing fails.
     """
 
     def __init__(self, folder: str | os.PathLike, purge: int):
         Path(folder).mkdir(exist_ok=True)
         event_file_writer, self._event, self._summary = _tensorboardx()
-        # Readers go by name, which tells the second only: the count keeps two runs in
-        # one second apart and in order.
+        # TensorBoard reads files in the order of their names, which hold the time in seconds. The
+        # count distinguishes and orders two runs within a second.
         count = sum(name.startswith("events.") for name in os.listdir(folder))
         prefix = os.path.join(folder, "events")
         self._writer = event_file_writer.EventsWriter(prefix, filename_suffix=f".{count:06}")
@@ -29,44 +29,45 @@ class TensorBoardWriter:
         self._put(purge, session_log=start)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """One scalar for each number of `row`, as `scalars` names it; others are left out."""
+        """One scalar for each number in `row`, named as by `scalars`; other values are omitted."""
         values = [{"tag": tag, "simple_value": x} for tag, x in scalars(row).items()]
         self._put(step, summary=self._summary.Summary(value=values))
 
     def close(self) -> None:
         self._writer.close()
 
-    def _put(self, step: int, **what: Any) -> None:
-        self._writer.write_event(self._event.Event(wall_time=time.time(), step=step, **what))
+    def _put(self, step: int, **event: Any) -> None:
+        self._writer.write_event(self._event.Event(wall_time=time.time(), step=step, **event))
         self._writer.flush()
 
 
 def scalars(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"test/R@1": 50.0, ...}: the numbers of nested dicts, by their keys joined with "/"."""
-    found = {}
+    """The numbers in nested dicts, with keys joined by "/": {"test/R@1": 50.0, ...}."""
+    numbers: dict[str, float] = {}
     for key, value in row.items():
-        if hasattr(value, "tolist"):  # scalars of NumPy and JAX
+        if hasattr(value, "tolist"):  # NumPy and JAX scalars
             value = value.tolist()
         if isinstance(value, dict):
-            found |= scalars(value, f"{prefix}{key}/")
+            numbers |= scalars(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = float(value)
-    return found
+            numbers[f"{prefix}{key}"] = float(value)
+    return numbers
 
 
 def _tensorboardx() -> tuple[Any, Any, Any]:
-    """Its modules of files, events and summaries.
+    """The tensorboardX modules for files, events and summaries, imported without PyTorch.
 
-    It imports PyTorch where that is installed, to take its tensors: seconds of time, and
-    on a GPU a second set of CUDA libraries beside those of JAX. It is made to find none.
+    tensorboardX imports PyTorch if it is installed, to accept its tensors. That takes seconds, and
+    on a GPU loads a second set of CUDA libraries.
     """
-    hidden = "torch" not in sys.modules
+    modules: dict[str, Any] = sys.modules
+    hidden = "torch" not in modules
     if hidden:
-        sys.modules["torch"] = None  # what `import torch` then raises is ImportError
+        modules["torch"] = None  # makes `import torch` raise ImportError
     try:
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2, summary_pb2
     finally:
         if hidden:
-            del sys.modules["torch"]
+            del modules["torch"]
     return event_file_writer, event_pb2, summary_pb2

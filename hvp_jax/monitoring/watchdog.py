@@ -1,7 +1,7 @@
-"""Notices that a run hangs, says which process is behind, and ends it.
+"""Detects that a run hangs, reports which process is behind, and ends this one.
 
-A process of many that waits for one that hangs would wait for ever, and so would the
-machines it runs on. Ended, it can be started again and goes on from its checkpoint.
+A process that waits for one that hangs would wait for ever, and its machine with it. Once ended,
+the run can be started again and resumes from its last checkpoint.
 """
 
 import faulthandler
@@ -11,16 +11,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
-CHECK_INTERVAL = 5.0  # seconds between looks
+CHECK_INTERVAL = 5.0  # seconds between checks, at most
 WAITING_FOR_DEVICES = "waiting for the devices"
 
 
 class Watchdog:
-    """A thread that ends this process when nothing has been noted for `seconds`; 0: never.
+    """A thread that ends this process `seconds` after its last heartbeat; with 0, never.
 
-    Where there are several processes, each leaves a note of what it is at in `folder`,
-    which all of them see. To be used in `with`.
+    With several processes, each writes its step and activity to a status file in `folder`, which
+    all of them can read. To be used in `with`.
     """
 
     def __init__(self, folder: Path, seconds: float, process: int = 0, processes: int = 1):
@@ -28,14 +29,14 @@ class Watchdog:
         self._process, self._processes = process, processes
         self._last = (time.monotonic(), 0, "starting")
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def heartbeat(self, step: int, doing: str) -> None:
-        """The run is alive, and what it does next: call it before whatever may hang."""
+        """Reports that the run is alive and what it does next; call it before what may hang."""
         self._last = (time.monotonic(), step, doing)
 
     def keep_alive(self) -> None:
-        """The run is alive, and goes on with what it said it does."""
+        """A heartbeat in the midst of the activity that the last one named."""
         self.heartbeat(*self._last[1:])
 
     def __enter__(self) -> "Watchdog":
@@ -47,46 +48,51 @@ class Watchdog:
         self._done.set()
         if self._seconds:
             self._thread.join()
-            self._path(self._process).unlink(missing_ok=True)
+            self._status_path(self._process).unlink(missing_ok=True)
 
-    def _path(self, process: int) -> Path:
+    def _status_path(self, process: int) -> Path:
         return self._folder / f"process_{process}.json"
 
-    def _look(self) -> None:
-        while not self._done.wait(min(CHECK_INTERVAL, self._seconds / 4)):
+    def _watch(self) -> None:
+        interval = min(CHECK_INTERVAL, self._seconds / 4)
+        while not self._done.wait(interval):
             since, step, doing = self._last
             if self._processes > 1:
-                self._leave_note(step, doing)
+                self._write_status(step, doing)
             if time.monotonic() - since > self._seconds:
-                # A moment, so that the notes of all who wait are there.
-                time.sleep(min(CHECK_INTERVAL, self._seconds / 4))
-                print(f"error: {self._verdict(step, doing)}", file=sys.stderr, flush=True)
-                faulthandler.dump_traceback(sys.stderr)
-                os._exit(1)
+                time.sleep(interval)  # until the other processes have written their status
+                self._end_process(step, doing)
 
-    def _leave_note(self, step: int, doing: str) -> None:
+    def _end_process(self, step: int, doing: str) -> NoReturn:
+        print(f"error: {self._report(step, doing)}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(sys.stderr)
+        os._exit(1)
+
+    def _write_status(self, step: int, doing: str) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            beside = self._path(self._process).with_suffix(".tmp")
-            beside.write_text(json.dumps({"step": step, "doing": doing}))
-            beside.replace(self._path(self._process))
+            temporary = self._status_path(self._process).with_suffix(".tmp")
+            temporary.write_text(json.dumps({"step": step, "doing": doing}))
+            temporary.replace(self._status_path(self._process))
         except OSError:
-            pass  # a full disk is for the checkpoint to tell of
+            pass  # if the disk is full, saving a checkpoint reports it
 
-    def _verdict(self, step: int, doing: str) -> str:
-        """One line: where this process is, who is behind, and what to do."""
-        notes = {self._process: {"step": step, "doing": doing}}
+    def _report(self, step: int, doing: str) -> str:
+        """One line: the step of this process, which processes are behind, and what to do."""
+        statuses = {self._process: (step, doing)}
         for process in range(self._processes):
             try:
-                notes[process] = json.loads(self._path(process).read_text())
+                status = json.loads(self._status_path(process).read_text())
+                statuses[process] = status["step"], status["doing"]
             except (OSError, ValueError):
-                notes.setdefault(process, {"step": -1, "doing": "gone, or never there"})
-        # Whoever waits for the devices waits for others; those who do not are what it waits for.
-        first = min(note["step"] for note in notes.values())
-        behind = {p: n for p, n in notes.items() if n["step"] == first}
-        behind = {p: n for p, n in behind.items() if n["doing"] != WAITING_FOR_DEVICES} or behind
-        told = ", ".join(f"process {p} ({n['doing']})" for p, n in behind.items())
+                statuses.setdefault(process, (-1, "ended, or never started"))
+        # A process that waits for the devices waits for other processes. Of those at the lowest
+        # step, the ones that do something else are what it waits for.
+        lowest = min(step for step, _ in statuses.values())
+        behind = {p: doing for p, (step, doing) in statuses.items() if step == lowest}
+        behind = {p: doing for p, doing in behind.items() if doing != WAITING_FOR_DEVICES} or behind
+        processes = ", ".join(f"process {p} ({doing})" for p, doing in behind.items())
         return (
-            f"nothing has moved for {self._seconds:g} s at step {step}; it hangs in {told}. "
-            "The same command goes on from the last checkpoint"
+            f"no progress for {self._seconds:g} s at step {step}; stuck: {processes}. "
+            "Run the same command again to resume from the last checkpoint"
         )

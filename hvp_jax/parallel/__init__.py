@@ -1,1 +1,1 @@
-"""Devices and processes: how steps are laid over them."""
+"""Devices and processes, and how steps are distributed over them."""

@@ -1,6 +1,6 @@
-"""How the processes of a run find each other: one a host on a TPU pod, one a node or GPU on Slurm.
+"""How the processes of a run find each other: one per host on a TPU pod, per node or GPU on Slurm.
 
-On a TPU VM and under `srun` they do it by themselves; elsewhere three flags say it.
+On TPU VMs and under `srun` this is automatic; elsewhere three flags are needed.
 """
 
 import glob
@@ -12,23 +12,23 @@ import sys
 
 from data.errors import UsageError
 
-# A process that has not been heard of for so long is taken for dead, and ends the others.
-SECONDS_TO_DEATH = 60
+# A process that misses its heartbeats for so long counts as dead, and the others end.
+HEARTBEAT_TIMEOUT_SECONDS = 60
 log = logging.getLogger(__name__)
 
 
 def parse_flags(coordinator: str | None, processes: str | None, process: str | None) -> dict | None:
-    """What `--coordinator`, `--processes` and `--process` say; None without any of them.
+    """`--coordinator`, `--processes` and `--process` as arguments of `initialize`.
 
-    Raises UsageError unless they go together.
+    None if none of them is given; raises UsageError if only some are, or one is invalid.
     """
-    given = {"coordinator": coordinator, "processes": processes, "process": process}
-    if not any(given.values()):
+    flags = {"coordinator": coordinator, "processes": processes, "process": process}
+    if not any(flags.values()):
         return None
-    lacking = [name for name, value in given.items() if value is None]
-    if lacking:
+    if coordinator is None or processes is None or process is None:
+        missing = next(name for name, value in flags.items() if value is None)
         raise UsageError(
-            f"--{lacking[0]} is missing; --coordinator, --processes and --process go together"
+            f"--{missing} is missing; --coordinator, --processes and --process go together"
         )
     if not re.fullmatch(r".+:\d+", coordinator):
         raise UsageError(f"--coordinator={coordinator} is not HOST:PORT")
@@ -43,61 +43,64 @@ def parse_flags(coordinator: str | None, processes: str | None, process: str | N
     }
 
 
-def initialize(told: dict | None) -> None:
-    """Joins the other processes, if there are any; before JAX looks for its devices."""
-    # {} is an answer: JAX finds all by itself.
-    found = next((x for x in (told, _slurm(), _tpu_vm()) if x is not None), None)
-    if found is None:
+def initialize(flags: dict | None) -> None:
+    """Connects to the other processes, if there are any. Must run before JAX finds its devices.
+
+    `flags` are of `parse_flags`; without them, Slurm and TPU VMs are detected.
+    """
+    # An empty dict counts: JAX then detects everything itself.
+    arguments = next((x for x in (flags, _slurm(), _tpu_vm()) if x is not None), None)
+    if arguments is None:
         return
     import jax
 
     try:
-        jax.distributed.initialize(**found, heartbeat_timeout_seconds=SECONDS_TO_DEATH)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS)
     except RuntimeError as error:
-        where = found.get("coordinator_address", "the address that the cluster tells")
-        raise UsageError(f"cannot join the other processes at {where}: {error}") from None
+        address = arguments.get("coordinator_address", "the address that the cluster provides")
+        raise UsageError(f"cannot join the other processes at {address}: {error}") from None
     if jax.process_index():
-        # One voice is enough; warnings and errors are every process's own.
+        # Process 0 logs for all; every process logs its own warnings and errors.
         for name in ("hvp_jax", "data"):
             logging.getLogger(name).setLevel(logging.WARNING)
     log.info("%d processes, %d devices", jax.process_count(), jax.device_count())
 
 
-def _joined() -> bool:
+def _initialized() -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
 def is_primary() -> bool:
-    """Whether this process gives the answer of all."""
-    return not _joined() or sys.modules["jax"].process_index() == 0
+    """Whether this process prints the result. Does not import JAX."""
+    return not _initialized() or sys.modules["jax"].process_index() == 0
 
 
 def exit_now(status: int) -> None:
-    """Ends a process that has failed at once, so that the others hear of it.
+    """Ends a failed process of several at once, so that the others notice.
 
-    On the ordinary way out it would wait for them, while they wait for it.
+    An ordinary exit would wait for the other processes, which wait for this one.
     """
-    if _joined() and sys.modules["jax"].process_count() > 1:
+    if _initialized() and sys.modules["jax"].process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 def _slurm() -> dict | None:
-    """A step of several tasks: JAX reads the rest from the environment."""
+    """Arguments under `srun` with several tasks; JAX reads the rest from the environment."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return None
-    # With a task a node, JAX would give it one GPU; it has all of its node.
-    alone = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    # With one task per node, JAX would use one GPU; the task has all GPUs of its node.
+    one_per_node = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     devices = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
     if "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return {}
-    return {"local_device_ids": list(range(devices))} if alone and devices else {}
+    return {"local_device_ids": list(range(devices))} if one_per_node and devices else {}
 
 
 def _tpu_vm() -> dict | None:
     has_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    library = importlib.util.find_spec("libtpu") is not None
+    has_library = importlib.util.find_spec("libtpu") is not None
     wanted = os.environ.get("JAX_PLATFORMS", "tpu") in ("", "tpu")
-    return {} if has_tpu and library and wanted else None
+    return {} if has_tpu and has_library and wanted else None

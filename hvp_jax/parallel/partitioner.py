@@ -1,13 +1,14 @@
-"""How functions of (state, batch) are laid over devices and processes. Nothing else knows.
+"""How functions of a state and a batch are distributed over devices and processes.
 
-A training step is laid over all devices of all processes, by `pmap` or by `jit` of
-`shard_map` on a mesh; both compute the same numbers. Each process brings its own part
-[B / processes, ...] of a batch. Encoding is laid over the devices of one process: what
-clips and texts become is exchanged on the host.
+This is the only module that knows. A training step runs on all devices of all processes, by
+`pmap` or by `jit` of `shard_map` on a mesh; both compute the same numbers. Each process provides
+its own part [B / processes, ...] of a batch. Encoding runs on the devices of one process;
+features are exchanged on the host.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,16 +21,16 @@ AXIS = "batch"
 
 
 def make_mesh(devices: list) -> Mesh:
-    """The one axis that batches lie along, over `devices`."""
+    """A mesh of `devices` with one axis, along which batches are sharded."""
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _shape_at(x, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _abstract(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _with_stop(step: Callable) -> Callable:
-    """`step` for a batch and the stop flags of its examples; the step itself sees no flags."""
+def _with_stop_flag(step: Callable) -> Callable:
+    """`step` on a batch and the stop flags of its examples, which the step itself does not see."""
 
     def train_step(state, batch_and_stop, collectives: Collectives):
         batch, stop = batch_and_stop
@@ -40,9 +41,13 @@ def _with_stop(step: Callable) -> Callable:
 
 
 class Partitioner:
-    """The devices of a run and the way steps are laid over them.
+    """The devices of a run and how states, batches and functions are distributed over them.
 
-    `fsdp`: a device holds a part of parameters and moments (`hvp_jax/parallel/sharding.py`).
+    With `fsdp` each device holds a shard of the parameters and moments
+    (`hvp_jax/parallel/sharding.py`).
+
+    The two kinds differ in three places: where a state lives (`_state_mesh`), the shape of a batch
+    (`shard_batch`), and how a step is compiled (`compile_train_step`).
     """
 
     def __init__(self, kind: str, fsdp: bool = False, devices: list | None = None):
@@ -50,103 +55,101 @@ class Partitioner:
         self.devices = devices or jax.devices()
         self.local_devices = [d for d in self.devices if d.process_index == jax.process_index()]
         self.mesh, self.local_mesh = make_mesh(self.devices), make_mesh(self.local_devices)
-        # pmap takes and gives what is whole everywhere as arrays of its process's devices.
-        self._home = self.local_mesh if kind == "pmap" else self.mesh
-
-    @property
-    def _apart(self) -> bool:
-        return len(self.local_devices) < len(self.devices)
+        # pmap takes and returns arrays of its own process's devices.
+        self._state_mesh = self.local_mesh if kind == "pmap" else self.mesh
 
     def check_batch_size(self, size: int, key: str) -> None:
-        """A batch must divide over the devices; UsageError names the key."""
+        """Raises UsageError, naming the config key, unless the devices divide a batch evenly."""
         if size % len(self.devices):
             raise UsageError(
                 f"{key}={size} does not divide over {len(self.devices)} devices; "
                 f"use a multiple of {len(self.devices)}"
             )
 
-    def _specs(self, tree):
-        """How each array of a state lies."""
+    def _specs(self, tree: Any) -> Any:
+        """The partition spec of each array of a state."""
 
         def spec(x) -> PartitionSpec:
-            at = shard_axis(x.shape, len(self.devices)) if self.fsdp else -1
-            return PartitionSpec() if at < 0 else PartitionSpec(*[None] * at, AXIS)
+            axis = shard_axis(x.shape, len(self.devices)) if self.fsdp else -1
+            return PartitionSpec() if axis < 0 else PartitionSpec(*[None] * axis, AXIS)
 
         return jax.tree.map(spec, tree)
 
-    def shardings(self, tree):
-        """Of each array of a state, as `compile_train_step` wants and returns it."""
-        return jax.tree.map(lambda spec: NamedSharding(self._home, spec), self._specs(tree))
+    def shardings(self, tree: Any) -> Any:
+        """The sharding of each array of a state, as compiled training steps take and return it."""
+        return jax.tree.map(lambda spec: NamedSharding(self._state_mesh, spec), self._specs(tree))
 
-    def abstract_state(self, tree):
-        """Shapes of a state -> the same with their shardings, to lower a step without arrays."""
-        return jax.tree.map(_shape_at, tree, self.shardings(tree))
+    def abstract_state(self, tree: Any) -> Any:
+        """Shapes of a state -> the same with shardings, to lower a step without arrays."""
+        return jax.tree.map(_abstract, tree, self.shardings(tree))
 
-    def abstract_batch(self, batch):
-        """Shapes of a global batch -> what a step compiled for a mesh takes."""
-        to = NamedSharding(self.mesh, PartitionSpec(AXIS))
+    def abstract_batch(self, batch: Any) -> Any:
+        """Shapes of a global batch -> the second argument of a step compiled by `shard_map`."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         stop = jax.ShapeDtypeStruct(jax.tree.leaves(batch)[0].shape[:1], bool)
-        return jax.tree.map(lambda x: _shape_at(x, to), (batch, stop))
+        return jax.tree.map(lambda x: _abstract(x, sharding), (batch, stop))
 
-    def shard_state(self, tree):
-        """A copy of a tree, the same in all processes, as every step wants and returns it."""
-        # A copy, since a training step gives the memory of its state away; `device_put` makes
-        # none of an array of one device where it is to be on several.
-        if not self._apart or self.kind == "pmap":
+    def shard_state(self, tree: Any) -> Any:
+        """A state that is the same in all processes -> a copy, sharded for a training step."""
+        # A copy, since a training step donates its state; `device_put` alone makes none of an
+        # array on one device that is to be replicated on several.
+        shardings = self.shardings(tree)
+        if self._state_mesh == self.local_mesh:
             tree = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, tree)
-            return jax.device_put(tree, self.shardings(tree), may_alias=False)
+            return jax.device_put(tree, shardings, may_alias=False)
 
-        def put(x, to):
+        def put(x, sharding):
             x = np.array(x)
-            return jax.make_array_from_callback(x.shape, to, lambda index: x[index])
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-        return jax.tree.map(put, tree, self.shardings(tree))
+        return jax.tree.map(put, tree, shardings)
 
-    def _rewrap(self, tree, mesh: Mesh):
-        """Arrays that are whole everywhere, as arrays of another mesh, in the same memory."""
+    def _change_mesh(self, tree: Any, old: Mesh, new: Mesh) -> Any:
+        """Arrays replicated over mesh `old` -> arrays of mesh `new`, in the same memory."""
+        if old == new:
+            return tree
+        sharding = NamedSharding(new, PartitionSpec())
 
-        def wrap(x):
-            parts = [part.data for part in x.addressable_shards]
-            to = NamedSharding(mesh, PartitionSpec())
-            return jax.make_array_from_single_device_arrays(x.shape, to, parts)
+        def change(x):
+            shards = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
 
-        return jax.tree.map(wrap, tree)
+        return jax.tree.map(change, tree)
 
-    def to_global(self, state):
+    def to_global(self, state: Any) -> Any:
         """A state as arrays of all processes, in the same memory: what Orbax writes and reads."""
-        return self._rewrap(state, self.mesh) if self._apart and self.kind == "pmap" else state
+        return self._change_mesh(state, self._state_mesh, self.mesh)
 
-    def from_global(self, state):
-        """The reverse of `to_global`."""
-        return self._rewrap(state, self._home) if self._apart and self.kind == "pmap" else state
+    def from_global(self, state: Any) -> Any:
+        """The inverse of `to_global`."""
+        return self._change_mesh(state, self.mesh, self._state_mesh)
 
-    def replicate_params(self, params):
-        """Parameters, whole on every device of this process, as `compile_eval_fn` wants them."""
+    def replicate_params(self, params: Any) -> Any:
+        """Parameters of a state -> replicated over this process's devices, for evaluation."""
         if self.fsdp:
-            to = jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), params)
-            params = jax.jit(lambda x: x, out_shardings=to)(params)
-        return self._rewrap(params, self.local_mesh) if self._apart else params
+            replicated = jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), params)
+            params = jax.jit(lambda x: x, out_shardings=replicated)(params)
+        return self._change_mesh(params, self._state_mesh, self.local_mesh)
 
-    def shard_batch(self, batch, stop: bool = False):
-        """This process's part of a batch -> what a step of `compile_train_step` takes.
+    def shard_batch(self, batch: Any, stop: bool = False) -> Any:
+        """This process's part of a batch -> the second argument of a compiled training step.
 
-        `stop` goes along: the metrics of the step tell all processes if any wants to stop.
+        It carries the flag `stop`: the metric `stop` of the step is 1 if any process set it.
         """
         batch = batch, np.full(len(jax.tree.leaves(batch)[0]), stop)
-        if self.kind == "pmap":  # it wants the devices as an axis of their own
+        if self.kind == "pmap":  # takes an axis of local devices first
             n = len(self.local_devices)
             batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
-            return jax.device_put(batch, NamedSharding(self.local_mesh, PartitionSpec(AXIS)))
-        to = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(to, x), batch)
+        sharding = NamedSharding(self._state_mesh, PartitionSpec(AXIS))
+        return jax.make_array_from_process_local_data(sharding, batch)
 
-    def compile_train_step(self, step: Callable, state) -> Callable:
+    def compile_train_step(self, step: Callable, state: Any) -> jax.stages.Wrapped:
         """`step(state, batch, collectives=)` -> a compiled function of a state and a sharded batch.
 
-        `state` tells the shapes. What comes back lies as the state did, metrics whole, with
-        `stop` among them; the memory of the state is used again.
+        `state` gives the shapes. The returned state is sharded like the argument, whose memory is
+        donated; the metrics are replicated and include `stop`.
         """
-        step = _with_stop(step)
+        step = _with_stop_flag(step)
         if self.kind == "pmap":
             return jax.pmap(
                 functools.partial(step, collectives=Collectives(AXIS)),
@@ -156,35 +159,37 @@ class Partitioner:
                 donate_argnums=(0,),
                 devices=self.devices,
             )
-        cuts = None
+        shard_axes = None
         if self.fsdp:
-            cuts = jax.tree.map(lambda x: shard_axis(x.shape, len(self.devices)), state.params)
+            shard_axes = jax.tree.map(
+                lambda x: shard_axis(x.shape, len(self.devices)), state.params
+            )
         specs = self._specs(state)
         mapped = jax.shard_map(
-            functools.partial(step, collectives=Collectives(AXIS, cuts)),
+            functools.partial(step, collectives=Collectives(AXIS, shard_axes)),
             mesh=self.mesh,
             in_specs=(specs, PartitionSpec(AXIS)),
             out_specs=(specs, PartitionSpec()),
-            # The step gathers and averages by itself, as it must under pmap.
+            # The step does its own collectives, as it must under pmap.
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=(0,))
 
     def compile_eval_fn(self, function: Callable) -> Callable:
-        """`function(params, batch)`, example by example -> the same, compiled, to host arrays.
+        """`function(params, batch)` -> the same, compiled for this process's devices.
 
-        Parameters as `replicate_params` gives them. A batch is of this process, and divides over
-        its devices. A device's own rows alone decide what it computes.
+        Parameters come from `replicate_params`; the devices must divide the batch. Each device
+        computes its own rows, independently of the others. Returns host arrays.
         """
-        split = PartitionSpec(AXIS)
+        sharded = PartitionSpec(AXIS)
         mapped = jax.jit(
             jax.shard_map(
                 function,
                 mesh=self.local_mesh,
-                in_specs=(PartitionSpec(), split),
-                out_specs=split,
+                in_specs=(PartitionSpec(), sharded),
+                out_specs=sharded,
                 check_vma=False,
             )
         )
-        to = NamedSharding(self.local_mesh, split)
-        return lambda params, batch: jax.device_get(mapped(params, jax.device_put(batch, to)))
+        sharding = NamedSharding(self.local_mesh, sharded)
+        return lambda params, batch: jax.device_get(mapped(params, jax.device_put(batch, sharding)))

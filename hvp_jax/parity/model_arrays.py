@@ -37,7 +37,7 @@ def compute_arrays(
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     batch = {group: _batch(arrays, dtype) for group, arrays in batches.items()}
     ours = _forward(model, params, batch["input"])
-    spec = step_spec.StepSpec(model, _optimizer(about), noise=False, paired=True)
+    spec = step_spec.StepSpec(model=model, optimizer=_optimizer(about), noise=False, paired=True)
     if any(name.startswith("grad/") for name in wanted):
         loss = functools.partial(loss_fn, spec=spec, axis=None)
         grads = jax.jit(jax.grad(loss, has_aux=True))(params, 0, batch["input"])[0]
@@ -70,8 +70,8 @@ def _optimizer(about: dict):
             o["lr"],
             o["lr"] * o["coef_lr"],
             o["t_total"],
-            o["warmup"],
-            o["weight_decay"],
+            warmup_fraction=o["warmup"],
+            weight_decay=o["weight_decay"],
             b1=o["b1"],
             b2=o["b2"],
             epsilon=o["eps"],

@@ -1,1 +1,1 @@
-"""The training step, the optimizer and the loop."""
+"""The training step, the optimiser and the training loop."""

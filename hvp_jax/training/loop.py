@@ -1,7 +1,11 @@
-"""The loop of training. Its order is law: step, then evaluate, then save.
+"""The training loop.
 
-Whatever stops a run does so after a whole step and a checkpoint. Figures of a step are
-read once the next one is on its way: telling them stalls nothing.
+Invariant: each iteration runs one step, then evaluates if it is time, then saves if it is time.
+A run therefore ends only after a complete step and its checkpoint, whatever stops it, and a
+checkpoint of a step that was evaluated holds the metrics of that evaluation.
+
+The metrics of a step are fetched after the next step has been dispatched, so that logging does
+not stall the devices.
 """
 
 import contextlib
@@ -10,6 +14,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import jax
@@ -34,14 +39,16 @@ from hvp_jax.training.train_step import train_step
 
 
 class SignalHandler:
-    """Remembers the first SIGTERM or SIGINT; the second one has its usual effect."""
+    """Records the first SIGTERM or SIGINT in `name`; a second one has its usual effect."""
+
+    name: str | None = None
 
     def __enter__(self) -> "SignalHandler":
         self.name = None
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {s: signal.signal(s, self._record) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def _note(self, number, frame) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.name = signal.Signals(number).name
         self._restore()
@@ -55,10 +62,11 @@ class SignalHandler:
 
 
 class TrainLoop:
-    """Steps from `at` to the end of a run; to be used in `with`, which opens what it writes to:
-    metrics, trace, watchdog, throughput, and holds the signals that stop a run.
+    """Runs the steps after step `at`, up to the end of the run. To be used in `with`.
 
-    `schedule_steps` is the length of the learning rate's schedule, `num_frames` that of the clips.
+    `with` opens the metrics logger, profiler and watchdog, and handles stop signals.
+    `schedule_steps` is the length of the learning-rate schedule, `num_frames` the padded number
+    of frames of a clip.
     """
 
     def __init__(
@@ -80,57 +88,68 @@ class TrainLoop:
 
     def __enter__(self) -> "TrainLoop":
         config, batch_size = self.config, self.config.train.batch_size
-        devices, words = self.partitioner.devices, config.data.max_words
-        operations = flops.training_step(self.spec.model, batch_size, self._num_frames, words)
-        self.throughput = ThroughputMeter(
-            self._at, batch_size, operations, devices, config.precision
+        flops_per_step = flops.training_step(
+            self.spec.model, batch_size, self._num_frames, config.data.max_words
         )
-        traced = parse_profile(config.profile) if is_primary() else None
-        watch = Watchdog(
+        self.throughput = ThroughputMeter(
+            self._at,
+            batch_size,
+            flops_per_step,
+            self.partitioner.devices,
+            precision=config.precision,
+        )
+        profiled = parse_profile(config.profile) if is_primary() else None
+        watchdog = Watchdog(
             self.workdir / "alive", config.train.stall_timeout, *process_index_and_count()
         )
         with contextlib.ExitStack() as stack:
-            show = MetricsLogger(self.workdir, config.train.steps, self._at, writes=is_primary())
-            self.metrics = stack.enter_context(show)
-            self.profiler = stack.enter_context(StepProfiler(self.workdir / "profile", traced))
-            self.watchdog = stack.enter_context(watch)
+            logger = MetricsLogger(self.workdir, config.train.steps, self._at, writes=is_primary())
+            self.metrics = stack.enter_context(logger)
+            self.profiler = stack.enter_context(StepProfiler(self.workdir / "profile", profiled))
+            self.watchdog = stack.enter_context(watchdog)
             self.signals = stack.enter_context(SignalHandler())
-            self._within = stack.pop_all()
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._within.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def run(
         self, state: TrainState, validate: Callable[[Any], dict] | None
     ) -> tuple[TrainState, int, bool]:
-        """Steps until the run's end or a signal: the state, the step it is at, if it was stopped.
+        """Steps until the end of the run or a stop signal.
 
-        `validate`: parameters to figures, None where no clip is to choose by. Raises DataError
-        where the loss was not finite for too many steps in a row.
+        `validate` maps parameters to metrics; None if there are no validation clips. Returns the
+        state, its step, and whether a signal stopped the run. Raises DataError if the loss was not
+        finite for too many steps in a row.
         """
         at, train, total = self._at, self.config.train, self.config.train.steps
         step = self.partitioner.compile_train_step(
             functools.partial(train_step, spec=self.spec), state
         )
-        steady = pipeline.uninterrupted(self.batches)
+        batches = pipeline.uninterrupted(self.batches)
         self._skipped, self._in_a_row, self._stopped = int(state.skipped), 0, False
-        begun = saved = at
-        pending = None
+        first = saved = at
+        pending: tuple[int, dict] | None = None  # the last step and its metrics, not yet fetched
         while at < total and not self._stopped:
             self.watchdog.heartbeat(at, "reading a batch")
             with self.throughput.waiting():
-                batch = next(steady)
+                batch = next(batches)
             self.profiler.step(at + 1, pending)
             batch = self.partitioner.shard_batch(batch, bool(self.signals.name))
-            if at == begun:
+            if at == first:
                 self.watchdog.heartbeat(at, "compiling")
                 with self.throughput.paused():
                     step.lower(state, batch).compile()
-                    # Where processes do not compile equally fast, one would wait too long.
+                    # Processes compile at different speeds; collectives of the step would time out.
                     barrier("every process has compiled")
             self.watchdog.heartbeat(at, WAITING_FOR_DEVICES)
-            # Nothing but the batch goes to the devices, and nothing comes back unasked.
+            # The step must not transfer anything implicitly: the batch is on the devices already.
             with jax.transfer_guard("disallow"):
                 state, metrics = step(state, batch)
             at += 1
@@ -138,10 +157,11 @@ class TrainLoop:
             pending = (at, metrics)
             evaluates = validate is not None and (at % train.eval_every == 0 or at == total)
             if evaluates or at % train.checkpoint_every == 0 or at == total:
-                pending = self._log_metrics(pending)
+                self._log_metrics(pending)
+                pending = None
                 self._evaluate_and_save(state, at, validate if evaluates else None)
                 saved = at
-            # Alone, it need not wait until its wish comes back from the devices.
+            # A single process need not wait for its stop flag to come back with the metrics.
             self._stopped |= bool(self.signals.name) and jax.process_count() == 1
         self._log_metrics(pending)
         if at != saved:
@@ -149,51 +169,48 @@ class TrainLoop:
         return state, at, self._stopped
 
     def _log_metrics(self, pending: tuple[int, dict] | None) -> None:
-        """Fetches the figures of a step, tells them if it is time, and heeds them."""
+        """Fetches the metrics of a step, logs them if it is time, and stops the run if need be."""
         if not pending:
             return
-        at, metrics = pending
-        found = {name: x.item() for name, x in jax.device_get(metrics).items()}
-        self._stopped |= bool(found.pop("stop"))
-        updates = at - 1 - self._skipped  # that came before this one
+        at, arrays = pending
+        metrics = {name: x.item() for name, x in jax.device_get(arrays).items()}
+        self._stopped |= bool(metrics.pop("stop"))
+        updates = at - 1 - self._skipped  # before this one
         train = self.config.train
         if at % train.log_every == 0 or at == train.steps:
-            row = (
-                found
-                | self._learning_rates(updates)
-                | {"temperature": math.exp(-found["log_scale"])}
-            )
+            temperature = {"temperature": math.exp(-metrics["log_scale"])}
+            row = metrics | self._learning_rates(updates) | temperature
             self.metrics.write(at, row | {"measured": self.throughput.measure(at)})
-            self.metrics.progress(at, found["loss"])
-        self._in_a_row = self._in_a_row + 1 if found["skipped"] > self._skipped else 0
-        self._skipped = found["skipped"]
+            self.metrics.progress(at, metrics["loss"])
+        self._in_a_row = self._in_a_row + 1 if metrics["skipped"] > self._skipped else 0
+        self._skipped = metrics["skipped"]
         if self._in_a_row >= train.max_skipped_updates:
             raise DataError(
                 f"the loss or its gradient was not finite for {self._in_a_row} steps in a row, up "
-                f"to step {at}: lower optim.learning_rate or optim.clip_learning_rate, or look "
-                "at the data (train.max_skipped_updates says how many in a row are borne)"
+                f"to step {at}: lower optim.learning_rate or optim.clip_learning_rate, or check "
+                "the data (train.max_skipped_updates sets how many in a row are allowed)"
             )
 
     def _learning_rates(self, updates: int) -> dict[str, float]:
-        """The rates of the update that `updates` others came before."""
-        o = self.config.optim
-        factor = float(warmup_cosine(updates / self.schedule_steps, o.warmup_fraction))
+        """The learning rates of the update that follows `updates` updates."""
+        optim = self.config.optim
+        factor = float(warmup_cosine(updates / self.schedule_steps, optim.warmup_fraction))
         return {
-            "learning_rate": o.learning_rate * factor,
-            "clip_learning_rate": o.clip_learning_rate * factor,
+            "learning_rate": optim.learning_rate * factor,
+            "clip_learning_rate": optim.clip_learning_rate * factor,
         }
 
     def _evaluate_and_save(
         self, state: TrainState, at: int, validate: Callable[[Any], dict] | None
     ) -> None:
-        """Evaluates, if it is time, and saves."""
-        scored = None
+        """Evaluates, if there is `validate`, then saves."""
+        scores = None
         with self.throughput.paused(state), self.metrics.paused():
             if validate:
                 self.watchdog.heartbeat(at, "evaluating")
-                scored = validate(self.partitioner.replicate_params(state.params))
-                self.metrics.write(at, scored)
-                self.metrics.print(f"step {at}  {scored['split']}  {report.line(scored)}")
+                scores = validate(self.partitioner.replicate_params(state.params))
+                self.metrics.write(at, scores)
+                self.metrics.print(f"step {at}  {scores['split']}  {report.line(scores)}")
             self.watchdog.heartbeat(at, "saving")
             items = self.partitioner.to_global(state).items()
-            self.checkpointer.save(at, items, self.batches, scored)
+            self.checkpointer.save(at, items, self.batches, scores)

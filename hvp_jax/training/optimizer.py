@@ -1,37 +1,41 @@
-"""The original's optimiser: BERT's Adam, two rates, warm-up and cosine (paper section 4.1).
+"""The original's optimiser: BERT's Adam, two learning rates, warm-up and cosine (section 4.1).
 
-`p <- p - rate · (m / (√v + 1e-6) + decay · p)`, without bias correction. Decay falls on
-every tensor whose name has no `bias` in it, norms, positions and the temperature
-included; the patch convolution of a pretrained CLIP is frozen; the rate inside CLIP is its own.
+`p <- p - learning_rate · (m / (√v + 1e-6) + decay · p)`, without bias correction. Weight decay
+applies to every tensor whose name does not end in `bias`: norms, positions and the temperature
+too. CLIP has its own learning rate; the patch convolution of a pretrained CLIP is frozen.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 MAX_LOG_SCALE = 4.605170185988092  # ln 100
 
 
-def warmup_cosine(progress: jax.Array, warmup: float) -> jax.Array:
-    """Share of the steps done, before the update -> factor of the rate."""
-    rising = progress / warmup if warmup > 0 else jnp.zeros_like(progress)
-    return jnp.where(progress < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+def warmup_cosine(
+    progress: Float[Array | np.ndarray | float, "..."], warmup_fraction: float
+) -> Float[Array, "..."]:
+    """Fraction of the schedule's steps done before an update -> factor of its learning rate."""
+    rising = progress / warmup_fraction if warmup_fraction > 0 else jnp.zeros_like(progress)
+    return jnp.where(progress < warmup_fraction, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
 
 
-def clip_by_known_norm(most: float) -> optax.GradientTransformationExtraArgs:
-    """Scales updates so that their global norm is at most `most`.
+def clip_by_known_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Scales updates so that their global norm is at most `max_norm`.
 
-    `norm` is the norm where it is known already: of updates that lie in parts on several
-    devices, only the step can tell it.
+    `update` takes the global norm as `norm`. If a device holds only a shard of the updates, the
+    step has to compute it. Without `norm`, it is that of `updates`.
     """
 
-    def update(updates, state, params=None, *, norm=None, **more):
-        del params, more
+    def update(updates, state, params=None, *, norm=None, **extra_args):
+        del params, extra_args
         norm = optax.tree.norm(updates) if norm is None else norm
-        keep = norm < most
-        return jax.tree.map(lambda u: jnp.where(keep, u, u / norm * most), updates), state
+        keep = norm < max_norm
+        return jax.tree.map(lambda u: jnp.where(keep, u, u / norm * max_norm), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -42,7 +46,7 @@ class BertAdamState(NamedTuple):
 
 
 def scale_by_bert_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
-    """Adam without bias correction; moments in float32 or better whatever the weights are."""
+    """Adam without bias correction; moments are at least float32, whatever the weights are."""
 
     def zeros(params):
         return jax.tree.map(
@@ -66,36 +70,43 @@ def _path(keys) -> str:
 
 
 def param_group(path: str) -> str:
-    """Which rate a parameter has: "patches", "clip" or "new"."""
+    """The group that sets a parameter's learning rate: "patches", "clip" or "new"."""
     if path == "clip/visual/patch_embedding":
         return "patches"
     return "clip" if path.startswith("clip/") else "new"
 
 
+def param_groups(params: optax.Params) -> optax.Params:
+    """The group of every parameter, as a tree like `params`."""
+    return jax.tree_util.tree_map_with_path(lambda keys, _: param_group(_path(keys)), params)
+
+
 def weight_decay_mask(params: optax.Params) -> optax.Params:
-    """True for every tensor that weight decay falls on."""
+    """True for every tensor that weight decay applies to."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: not _path(keys).endswith("bias"), params
     )
 
 
-def scale_by_group(rates: dict[str, float]) -> optax.GradientTransformation:
-    """Multiplies each update by minus the rate of its group."""
+def scale_by_group(learning_rates: dict[str, float]) -> optax.GradientTransformation:
+    """Multiplies each update by minus the learning rate of its group.
 
-    def update(updates, state, params=None):
-        del params
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, u: -rates[param_group(_path(keys))] * u, updates
-        ), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    The state of `optax.partition` holds no arrays. It is not made part of the optimiser's state,
+    because Orbax then could not restore checkpoints that were written without it.
+    """
+    scales = {group: optax.scale(-rate) for group, rate in learning_rates.items()}
+    by_group = optax.partition(scales, param_groups)
+    return optax.stateless(
+        lambda updates, params: by_group.update(updates, by_group.init(updates), params)[0]
+    )
 
 
 def make_optimizer(
-    rate: float,
-    clip_rate: float,
+    learning_rate: float,
+    clip_learning_rate: float,
     schedule_steps: int,
-    warmup: float = 0.1,
+    *,
+    warmup_fraction: float = 0.1,
     weight_decay: float = 0.2,
     max_grad_norm: float = 1.0,
     b1: float = 0.9,
@@ -103,23 +114,27 @@ def make_optimizer(
     epsilon: float = 1e-6,
     freeze_patches: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip to the global norm, Adam, decay, rates, schedule: as an optax transformation."""
-    rates = {"patches": 0.0 if freeze_patches else clip_rate, "clip": clip_rate, "new": rate}
+    """Gradient clipping, Adam, weight decay, learning rates and schedule, as one optax chain."""
+    learning_rates = {
+        "patches": 0.0 if freeze_patches else clip_learning_rate,
+        "clip": clip_learning_rate,
+        "new": learning_rate,
+    }
 
     def factor(step: jax.Array) -> jax.Array:
-        return warmup_cosine(step / schedule_steps, warmup)
+        return warmup_cosine(step / schedule_steps, warmup_fraction)
 
     return optax.chain(
         clip_by_known_norm(max_grad_norm),
         scale_by_bert_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
-        scale_by_group(rates),
+        scale_by_group(learning_rates),
         optax.scale_by_schedule(factor),
     )
 
 
 def apply_updates_and_clamp(params: optax.Params, updates: optax.Updates) -> optax.Params:
-    """Adds the updates and clamps the temperature's logarithm at ln 100."""
+    """Adds the updates and clamps the logarithm of the temperature at ln 100."""
     params = optax.apply_updates(params, updates)
     scale = jnp.minimum(params["clip"]["logit_scale"], MAX_LOG_SCALE)
     return {**params, "clip": {**params["clip"], "logit_scale": scale}}

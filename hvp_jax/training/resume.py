@@ -1,4 +1,4 @@
-"""What a run writes of itself into its workdir, and whether it may go on there."""
+"""The record that a run writes into its workdir, and whether a run may resume there."""
 
 import hashlib
 import json
@@ -15,50 +15,50 @@ from hvp_jax.config.saved import difference, from_json
 from hvp_jax.models.clip_config import ModelSpec
 from hvp_jax.monitoring import environment, json_files
 
-# Keys that may differ when a run goes on: they change what is kept, shown or scored,
-# or where things lie, but no update.
+# Keys, or beginnings of keys, that may change when a run resumes: they affect where files are and
+# what is kept, logged or scored, but no update.
 MAY_CHANGE = (
-    "eval.",
-    "data.root",
-    "data.videos",
-    "data.shards",
-    "data.annotations",
-    "data.exclude",
+    *("eval.", "bench", "parallel", "fsdp", "profile"),
+    *("data.root", "data.videos", "data.shards", "data.annotations", "data.exclude"),
+    *("data.beam_options", "train.checkpoint_every", "train.eval_every", "train.log_every"),
+    *("train.max_to_keep", "train.select_by", "train.max_skipped_updates", "train.stall_timeout"),
 )
-MAY_CHANGE += ("parallel", "fsdp", "bench", "profile", "data.beam_options")
-MAY_CHANGE += ("train.checkpoint_every", "train.eval_every", "train.log_every", "train.max_to_keep")
-MAY_CHANGE += ("train.select_by", "train.max_skipped_updates", "train.stall_timeout")
 
 
 def fingerprint(clips: Sequence[Clip]) -> dict:
-    """What a run learns from and is chosen by, but for the pixels and where they lie."""
+    """Identifies a run's training and validation data: captions, segments and order, not pixels."""
     digest = hashlib.sha256()
     for clip in clips:
         digest.update(
             repr((clip.clip_id, clip.split, clip.captions, clip.start, clip.end)).encode()
         )
-    # Each process has a place of its own in the data.
-    about = {"clips": len(clips), "sha256": digest.hexdigest()}
-    return about | {"processes": jax.process_count()}
+    return {
+        "clips": len(clips),
+        "sha256": digest.hexdigest(),
+        "processes": jax.process_count(),  # each has its own iterator state
+    }
 
 
 def check_resumable(config: ConfigDict, data: dict, workdir: Path) -> None:
-    """Refuses to go on with a run that another config, or other captions, began."""
+    """Refuses to resume a run that was started with another config or on other captions.
+
+    Raises UsageError that names the difference, or DataError if the run's record is unreadable.
+    """
     with checkpointer.Checkpointer(workdir, config.train.max_to_keep) as checkpoints:
         if checkpoints.latest() is None:
             return
     path = workdir / "config.json"
     if not path.exists() and model_card.read_card(workdir).get("ported"):
-        return  # the first to go on from what `port` wrote
+        return  # the first run in a workdir that `port` wrote
     try:
         config_before = from_json(path.read_text())
         before = json.loads((workdir / "data.json").read_text())
     except (DataError, OSError, ValueError) as error:
-        raise DataError(f"{path}: its checkpoints cannot be gone on with: {error}") from None
+        raise DataError(f"{path}: cannot resume from its checkpoints: {error}") from None
     if before.get("processes", 1) != data["processes"]:
         raise UsageError(
-            f"{workdir} holds a run of {before.get('processes', 1)} processes, now "
-            f"{data['processes']}: start as many, or begin a run from its weights with "
+            f"{workdir} holds a run of {before.get('processes', 1)} processes, this one has "
+            f"{data['processes']}: use the same number, or start a new run from its weights with "
             f"--config.model.weights={workdir} and another workdir"
         )
     if any(before.get(key) != data[key] for key in ("clips", "sha256")):
@@ -70,15 +70,15 @@ def check_resumable(config: ConfigDict, data: dict, workdir: Path) -> None:
         row for row in difference(config_before, config) if not row[0].startswith(MAY_CHANGE)
     ]
     if changed:
-        rows = ", ".join(f"{key} was {a!r}, is {b!r}" for key, a, b in changed)
+        rows = ", ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changed)
         raise UsageError(f"{workdir} holds a run of another config: {rows}; use another workdir")
 
 
 def recorded_num_frames(workdir: Path) -> int:
-    """How many frames the clips of the run's batches had; 0 if there was none."""
+    """The padded number of frames of a clip in the run's batches; 0 if it is not recorded."""
     try:
-        found = json.loads((workdir / "data.json").read_text())
-        return found.get("num_frames") or found.get("width", 0)  # its name in older runs
+        record = json.loads((workdir / "data.json").read_text())
+        return record.get("num_frames") or record.get("width", 0)  # the key's name in older runs
     except (OSError, ValueError):
         return 0
 

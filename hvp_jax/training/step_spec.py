@@ -1,6 +1,7 @@
-"""What a training step needs beside arrays."""
+"""The static arguments of a training step."""
 
-import flax.struct
+import dataclasses
+
 import optax
 from ml_collections import ConfigDict
 
@@ -8,50 +9,51 @@ from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.training.optimizer import make_optimizer
 
 
-@flax.struct.dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StepSpec:
-    """What a step needs beside arrays; hashable, so that it is compiled in."""
+    """All that a training step needs besides arrays. It is hashable and compiled in."""
 
-    model: HVPNet = flax.struct.field(pytree_node=False)
-    optimizer: optax.GradientTransformation = flax.struct.field(pytree_node=False)
-    seed: int = flax.struct.field(pytree_node=False, default=0)
-    noise: bool = flax.struct.field(pytree_node=False, default=True)
-    paired: bool = flax.struct.field(pytree_node=False, default=False)
-    chunk_size: int = flax.struct.field(pytree_node=False, default=16)
+    model: HVPNet
+    optimizer: optax.GradientTransformationExtraArgs | None  # None: only the loss is needed
+    seed: int = 0
+    noise: bool = True
+    paired: bool = False
+    chunk_size: int = 16
 
 
 def schedule_steps(config: ConfigDict, examples: int) -> int:
-    """How many steps the rate's schedule is long, of a config whose steps are resolved."""
+    """The length of the learning-rate schedule; `config.train.steps` must be resolved."""
     epoch = max(1, examples // config.train.batch_size)
     return config.optim.schedule_epochs * epoch or config.train.steps
 
 
 def schedule_warning(config: ConfigDict, examples: int) -> str:
-    """What to know of a schedule that is shorter than the run; empty if it is not."""
+    """A warning if the schedule is shorter than the run, otherwise an empty string."""
     steps = schedule_steps(config, examples)
     if steps >= config.train.steps:
         return ""
     return (
         f"the schedule (optim.schedule_epochs={config.optim.schedule_epochs}) ends at step "
-        f"{steps} of {config.train.steps}: as in the original, the rate rises again after it"
+        f"{steps} of {config.train.steps}: as in the original, the learning rate rises again after "
+        "it"
     )
 
 
 def step_spec_from_config(config: ConfigDict, model: HVPNet, examples: int) -> StepSpec:
-    """What a step needs beside arrays, from a config whose steps are resolved."""
-    o = config.optim
+    """The spec of a run; `config.train.steps` must be resolved."""
+    optim = config.optim
     optimizer = make_optimizer(
-        o.learning_rate,
-        o.clip_learning_rate,
+        optim.learning_rate,
+        optim.clip_learning_rate,
         schedule_steps(config, examples),
-        o.warmup_fraction,
-        o.weight_decay,
-        o.max_grad_norm,
+        warmup_fraction=optim.warmup_fraction,
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
         freeze_patches=config.model.freeze_patches,
     )
     return StepSpec(
-        model,
-        optimizer,
+        model=model,
+        optimizer=optimizer,
         seed=config.seed,
         noise=config.distill.noise != "never",
         paired=config.similarity.word_weights == "paired",

@@ -1,22 +1,22 @@
-"""The state of training, new or with the moments of a run in PyTorch."""
+"""The state of training: new, or imported from a run in PyTorch."""
 
-import flax.struct
-import jax
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
-from hvp_jax.training.optimizer import BertAdamState, make_optimizer
+from hvp_jax.training.optimizer import make_optimizer
 
 
-@flax.struct.dataclass
-class TrainState:
-    step: jax.Array  # batches seen
-    skipped: jax.Array  # of them, how many had a loss that is not finite
+class TrainState(NamedTuple):
+    step: Int[Array, ""]  # batches seen
+    skipped: Int[Array, ""]  # how many of them had a loss or gradient that was not finite
     params: optax.Params
     opt_state: optax.OptState
 
     def items(self) -> dict:
-        """The trees of arrays that a checkpoint holds, apart from each other."""
+        """The two items of a checkpoint: the parameters, and the rest of the state."""
         rest = {"step": self.step, "skipped": self.skipped, "opt_state": self.opt_state}
         return {"params": self.params, "rest": rest}
 
@@ -26,25 +26,20 @@ class TrainState:
 
 
 def create_train_state(params: optax.Params, optimizer: optax.GradientTransformation) -> TrainState:
-    # Two counters, not one twice: a donated buffer must be the only one of its kind.
+    # Two arrays, not one used twice: a buffer can be donated only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return TrainState(step, skipped, params, optimizer.init(params))
 
 
-def imported_train_state(params: optax.Params, first: dict, second: dict, steps: int) -> TrainState:
-    """The state of training from which the next update is the one PyTorch would make.
+def imported_train_state(
+    params: optax.Params, first_moments: dict, second_moments: dict, steps: int
+) -> TrainState:
+    """The state whose next update is the one that PyTorch would make.
 
-    `first` and `second` are the moments after `steps` updates, trees like the parameters.
+    The moments are those after `steps` updates, as trees like the parameters.
     """
-    # Rates and schedule are compiled into the step; the state has none of them.
-    begin = create_train_state(params, make_optimizer(0.0, 0.0, 1))
-    steps = jnp.asarray(steps, jnp.int32)
-    parts = tuple(
-        BertAdamState(first, second)
-        if isinstance(part, BertAdamState)
-        else part._replace(count=steps)
-        if isinstance(part, optax.ScaleByScheduleState)
-        else part
-        for part in begin.opt_state
-    )
-    return begin.replace(step=steps, opt_state=parts)
+    # The state does not depend on the learning rates or the schedule.
+    state = create_train_state(params, make_optimizer(0.0, 0.0, 1))
+    count = jnp.asarray(steps, jnp.int32)
+    opt_state = optax.tree.set(state.opt_state, mu=first_moments, nu=second_moments, count=count)
+    return state._replace(step=count, opt_state=opt_state)

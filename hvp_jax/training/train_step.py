@@ -1,17 +1,19 @@
 """One training step as a pure function of arrays.
 
-`train_step` is written once; `hvp_jax/parallel/partitioner.py` lays it over devices. A device
-holds a part of the batch. Texts are gathered, clips stay: each device scores every text
-against its own clips, and the loss is put together of those columns. The gradient is
-exactly that of the loss over the whole batch.
+`train_step` is written once; `hvp_jax/parallel/partitioner.py` runs it on several devices, each
+with its shard of the batch. Text features are gathered, video features are not: each device
+scores every text against its own clips and contributes those columns to the loss. The gradient
+is exactly that of the loss over the global batch.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, Num
 
 from data.batches.batch import Batch
 from hvp_jax.models.losses import contrastive
@@ -24,8 +26,13 @@ from hvp_jax.training.train_state import TrainState
 SINGLE_DEVICE = Collectives()
 
 
-def per_clip_keys(seed: int, step: jax.Array, first: jax.Array, count: int) -> jax.Array:
-    """A random key for each clip of a global batch [count], the same on any number of devices."""
+def per_clip_keys(
+    seed: int, step: Int[Array, ""] | int, first: Int[Array, ""] | int, count: int
+) -> Key[Array, " {count}"]:
+    """Random keys for clips `first` to `first + count` of a global batch.
+
+    A clip has the same key on any number of devices.
+    """
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
@@ -33,69 +40,81 @@ def per_clip_keys(seed: int, step: jax.Array, first: jax.Array, count: int) -> j
 def loss_from_features(
     text: TextFeatures,
     video: VideoFeatures,
-    log_scale: jax.Array,
+    log_scale: Float[Array, ""],
+    *,
     paired: bool = False,
-    chunk: int = 16,
+    chunk_size: int = 16,
     dtype: DTypeLike | None = None,
     axis: str | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Both sides of a device's part of a batch -> the loss of the whole, and its parts."""
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Features of a device's shard of the batch -> loss over the global batch, and its terms."""
     paired_weights = text.word_weights if paired else None
     if axis is not None:
         text = jax.lax.all_gather(text, axis, tiled=True)
-    return contrastive(scores(text, video, paired_weights, chunk, dtype=dtype), log_scale, axis)
+    return contrastive(
+        scores(text, video, paired_weights, clip_chunk=chunk_size, dtype=dtype), log_scale, axis
+    )
 
 
 def loss_fn(
     params: optax.Params,
-    step: jax.Array,
+    step: Int[Array, ""],
     batch: Batch,
     spec: StepSpec,
+    *,
     axis: str | None = None,
-    whole: Callable[[optax.Params], optax.Params] = lambda params: params,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    all_gather_params: Callable[[optax.Params], optax.Params] = lambda params: params,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss over the global batch, the same number on every device.
 
-    `whole` makes whole parameters of those that a device holds.
+    `all_gather_params` makes complete parameters of a device's shards.
     """
     local = batch.video.shape[0]
     keys = None
     if spec.noise:
         first = 0 if axis is None else jax.lax.axis_index(axis) * local
         keys = per_clip_keys(spec.seed, step, first, local)
-    text, video, log_scale = spec.model.apply(
-        {"params": whole(params)},
-        *batch,
-        key=keys,
-    )
+    features: Any = spec.model.apply({"params": all_gather_params(params)}, *batch, key=keys)
+    text, video, log_scale = features
     return loss_from_features(
-        text, video, log_scale, spec.paired, spec.chunk_size, spec.model.dtype, axis
+        text,
+        video,
+        log_scale,
+        paired=spec.paired,
+        chunk_size=spec.chunk_size,
+        dtype=spec.model.dtype,
+        axis=axis,
     )
 
 
 def train_step(
     state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives = SINGLE_DEVICE
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update and its metrics. A loss that is not finite changes nothing but the count.
+) -> tuple[TrainState, dict[str, Num[Array, ""]]]:
+    """One update and its metrics, from this device's shard of the global batch.
 
-    The batch is this device's part of the global batch.
+    If the loss or the gradient's norm is not finite, only the counters change.
     """
-    grad_of = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, terms), grads = grad_of(
-        state.params, state.step, batch, spec, collectives.axis, collectives.all_gather_params
+    assert spec.optimizer is not None, "a spec without an optimizer is only for the loss"
+    (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params,
+        state.step,
+        batch,
+        spec,
+        axis=collectives.axis,
+        all_gather_params=collectives.all_gather_params,
     )
     grads = collectives.mean_gradients(grads)
     norm = collectives.global_norm(grads)
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params, norm=norm)
     params = apply_updates_and_clamp(state.params, updates)
 
-    sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(sound, new, old),
+        lambda new, old: jnp.where(finite, new, old),
         (params, opt_state),
         (state.params, state.opt_state),
     )
-    skipped = state.skipped + (1 - sound.astype(jnp.int32))
+    skipped = state.skipped + (1 - finite.astype(jnp.int32))
     metrics = {
         "loss": loss,
         **{f"loss/{name}": value for name, value in terms.items()},

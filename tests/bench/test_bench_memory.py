@@ -52,7 +52,7 @@ def test_every_variant_computes_the_loss_of_the_global_batch(way, mesh):
     inputs = random_features(16)
 
     def expected(text, video, log_scale):
-        return train_step.loss_from_features(text, video, log_scale, False, 16, jnp.float32)[0]
+        return train_step.loss_from_features(text, video, log_scale, dtype=jnp.float32)[0]
 
     loss, gradients = jax.jit(jax.value_and_grad(expected, argnums=(0, 1, 2)))(*inputs)
     actual, actual_gradients = memory.loss_and_grad(way, False, jnp.float32, mesh)(*inputs)

@@ -1,4 +1,4 @@
-"""The command as a person runs it, and where files are."""
+"""Runs the command line as users do, and the paths of the repository."""
 
 import os
 import subprocess
@@ -10,14 +10,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
 
-# Commands of one test session, in all its processes, compile the same step once between them.
-if "COMPILED" not in os.environ:
+# All commands of a test session, in all its processes, share one compilation cache.
+if "TEST_COMPILATION_CACHE" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
-    os.environ["COMPILED"] = CACHE.name
+    os.environ["TEST_COMPILATION_CACHE"] = CACHE.name
 COMPILED = {
-    "JAX_COMPILATION_CACHE_DIR": os.environ["COMPILED"],
+    "JAX_COMPILATION_CACHE_DIR": os.environ["TEST_COMPILATION_CACHE"],
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    # Half the time to compile; every command but one that is timed does as well without.
+    # Halves the compile time; no test depends on how fast a command's step is.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
 
@@ -28,8 +28,10 @@ class Finished(NamedTuple):
     stderr: str
 
 
-def run_command(*command: str | Path, cwd: Path = ROOT, timeout: float = 300, **env: str):
-    """Runs Python with `command`; it sees one CPU device, as on a plain machine."""
+def run_command(
+    *command: str | Path, cwd: Path = ROOT, timeout: float = 300, **env: str
+) -> Finished:
+    """Runs Python with `command` on one CPU device, as on an ordinary machine."""
     inherited = {key: os.environ[key] for key in os.environ if key != "JAX_NUM_CPU_DEVICES"}
     done = subprocess.run(
         [sys.executable, *map(str, command)],

@@ -1,7 +1,6 @@
-"""One of two processes of four devices each: five steps of every partitioner, and some figures.
+"""One of two processes with four devices each: five steps of each kind of partitioner, and scores.
 
-`tests/parallel/test_processes.py` starts both, and compares what they leave with what one
-process does.
+`tests/parallel/test_processes.py` starts both and compares their results with one process.
 """
 
 import functools
@@ -10,37 +9,37 @@ from pathlib import Path
 import jax
 import numpy as np
 
-LAYOUTS = {
+PARTITIONERS = {
     "pmap": ("pmap", False),
-    "shard_map": ("shard_map", True),  # with weights and moments in parts
+    "shard_map": ("shard_map", True),  # with parameters and moments sharded
 }
 STEPS = 5
 
 
 def main(address: str, process: int, out: Path) -> None:
-    """Process 0 writes what it found to the file `out`."""
+    """Process 0 writes the results to the file `out`."""
     jax.distributed.initialize(address, num_processes=2, process_id=process)
     from hvp_jax.parallel.partitioner import Partitioner
     from hvp_jax.parallel.processes import all_gather_hosts, barrier, is_primary
 
     assert (jax.local_device_count(), jax.device_count()) == (4, 8)
     assert all_gather_hosts(np.array([process])).ravel().tolist() == [0, 1]
-    found = {}
-    for name, how in LAYOUTS.items():
-        for key, value in steps(Partitioner(*how), process).items():
-            found[f"{name}/{key}"] = value
-    found["scores"] = scores(Partitioner("shard_map"))
+    results = {}
+    for name, arguments in PARTITIONERS.items():
+        for key, value in steps(Partitioner(*arguments), process).items():
+            results[f"{name}/{key}"] = value
+    results["scores"] = scores(Partitioner("shard_map"))
     if is_primary():
-        np.savez(out, **found)
-    barrier("the end")
+        np.savez(out, **results)
+    barrier("the results are written")
 
 
-class Pictures(dict):
-    """A source of pictures."""
+class ArrayFrames(dict):
+    """A frame source: the frames of each clip by its id."""
 
 
 def scores(partitioner) -> np.ndarray:
-    """Of five captions and clips of noise, with the weights that the steps began with."""
+    """Scores of five captions and clips of noise, with the initial weights of `steps`."""
     from configs.base import get_config
     from data.records import Clip
     from hvp_jax.evaluation import scorer
@@ -52,7 +51,7 @@ def scores(partitioner) -> np.ndarray:
     clips = [Clip(f"clip{i}", "", (f"{i} is a clip",), "test") for i in range(5)]
     side = MODEL.clip_config.image_size
     noise = np.random.default_rng(0).integers(0, 256, (5, FRAMES, side, side, 3), np.uint8)
-    source = Pictures((clip.clip_id, noise[i]) for i, clip in enumerate(clips))
+    source = ArrayFrames((clip.clip_id, noise[i]) for i, clip in enumerate(clips))
     source.size, source.longest = side, FRAMES
     params = partitioner.replicate_params(
         partitioner.shard_state(random_params(MODEL, *batch_of(0)))
@@ -63,7 +62,7 @@ def scores(partitioner) -> np.ndarray:
 
 
 def steps(partitioner, process: int) -> dict[str, np.ndarray]:
-    """Losses and norms of the gradients of five steps, and the weights after them."""
+    """Losses and gradient norms of five steps, and the parameters after them."""
     from hvp_jax.parallel.processes import barrier
     from hvp_jax.training.step_spec import StepSpec
     from hvp_jax.training.train_state import create_train_state
@@ -74,8 +73,8 @@ def steps(partitioner, process: int) -> dict[str, np.ndarray]:
 
     params = random_params(MODEL, *batch_of(0))
     state = partitioner.shard_state(create_train_state(params, OPTIMIZER))
-    spec = StepSpec(MODEL, OPTIMIZER, seed=3)
-    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
+    spec = StepSpec(model=MODEL, optimizer=OPTIMIZER, seed=3)
+    step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
     half = slice(process * BATCH // 2, (process + 1) * BATCH // 2)
     losses, norms = [], []
     for i in range(STEPS):
@@ -83,14 +82,14 @@ def steps(partitioner, process: int) -> dict[str, np.ndarray]:
             jax.tree.map(lambda x: x[half], batch_of(i)), stop=process == 1
         )
         if i == 0:
-            laid.lower(state, batch).compile()
+            step.lower(state, batch).compile()
             barrier("compiled")
-        state, metrics = laid(state, batch)
+        state, metrics = step(state, batch)
         metrics = jax.device_get(metrics)
         losses.append(metrics["loss"])
         norms.append(metrics["grad_norm"])
-        assert metrics["stop"] == 1  # process 0 hears of the wish of process 1
-    # There and back, as to a checkpoint and from it.
+        assert metrics["stop"] == 1  # process 0 gets the stop flag of process 1
+    # As when a checkpoint is written and restored.
     state = partitioner.from_global(partitioner.to_global(state))
-    whole = torch_params.flatten(jax.device_get(partitioner.replicate_params(state.params)))
-    return {"losses": losses, "norms": norms} | {f"params/{k}": v for k, v in whole.items()}
+    params = torch_params.flatten(jax.device_get(partitioner.replicate_params(state.params)))
+    return {"losses": losses, "norms": norms} | {f"params/{k}": v for k, v in params.items()}

@@ -1,4 +1,4 @@
-"""A model small enough to compile in seconds, with weights that no initialiser left at 0 or 1."""
+"""A model that compiles in seconds, with random weights: none is exactly 0 or 1."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 def random_params(module, *inputs, scale: float = 0.1) -> dict:
-    """Random float32 weights of a module: matrices by their fan, norms' scales near 1."""
+    """Random float32 weights of a module: kernels scaled by fan-in, norm scales near 1."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(0)
 
@@ -41,20 +41,20 @@ def random_params(module, *inputs, scale: float = 0.1) -> dict:
 
 
 def captions(seed: int, texts: int, words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [texts, words] of several lengths, with start and end, and their mask."""
+    """Token ids [texts, words] of varying length with start and end tokens, and their mask."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, END - 1, (texts, words)).astype(np.int32)
     ids[:, 0] = END - 1
-    length = rng.integers(3, words + 1, texts)
-    ids[np.arange(texts), length - 1] = END
-    mask = np.arange(words) < length[:, None]
+    lengths = rng.integers(3, words + 1, texts)
+    ids[np.arange(texts), lengths - 1] = END
+    mask = np.arange(words) < lengths[:, None]
     return np.where(mask, ids, 0), mask
 
 
-def clips(seed: int, number: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 frames [number, frames, 32, 32, 3], 0 where padded, and their mask."""
+def clips(seed: int, count: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 frames [count, frames, 32, 32, 3], 0 where padded, and their mask."""
     rng = np.random.default_rng(seed)
     side = SIZES.image_size
-    video = rng.integers(0, 256, (number, frames, side, side, 3), dtype=np.uint8)
-    mask = np.arange(frames) < rng.integers(1, frames + 1, number)[:, None]
+    video = rng.integers(0, 256, (count, frames, side, side, 3), dtype=np.uint8)
+    mask = np.arange(frames) < rng.integers(1, frames + 1, count)[:, None]
     return video * mask[:, :, None, None, None], mask

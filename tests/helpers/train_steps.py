@@ -1,4 +1,4 @@
-"""A small model, its optimizer and batches for it."""
+"""A small model, its optimiser and batches for it."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from hvp_jax.training import optimizer
 from tests.helpers.small import SIZES, captions, normal
 
 BATCH, FRAMES, WORDS = 8, 2, 5
-MODEL = HVPNet(SIZES, (1, 3), stages=1)
+MODEL = HVPNet(clip_config=SIZES, taps=(1, 3), stages=1)
 OPTIMIZER = optimizer.make_optimizer(1e-4, 1e-4, 10)
 
 
 def batch_of(seed: int) -> Batch:
-    """Clips as floats, so that a pixel can be no number; half of them have a padded frame."""
+    """A batch with float pixels, so that one can be NaN; every other clip has a padded frame."""
     ids, text_mask = captions(seed, BATCH, WORDS)
     video = np.float32(normal(seed, BATCH, FRAMES, SIZES.image_size, SIZES.image_size, 3))
     video_mask = np.ones((BATCH, FRAMES), bool)

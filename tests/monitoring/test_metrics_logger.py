@@ -1,3 +1,5 @@
+"""Rows on disk and in TensorBoard, and progress on the terminal."""
+
 import io
 import json
 import os
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError, UsageError
-from hvp_jax.monitoring import environment, json_files, metrics_logger
+from hvp_jax.monitoring import metrics_logger
 
 
 class Terminal(io.StringIO):
@@ -27,25 +29,25 @@ def rows(workdir) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-def shown(workdir) -> list[tuple[int, dict[str, float]]]:
-    """(step, {tag: scalar}) of a workdir's event files, as TensorBoard would show them."""
+def tensorboard_rows(workdir) -> list[tuple[int, dict[str, float]]]:
+    """(step, {tag: scalar}) of a workdir's event files, as TensorBoard shows them."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    found = []
+    rows = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
-        while data:  # records of: length, checksum of it, event, checksum of it
+        while data:  # a record: length and its checksum, event and its checksum
             (length,) = struct.unpack("<Q", data[:8])
             event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
             if event.session_log.status == SessionLog.START:
-                found = [(step, row) for step, row in found if step < event.step]
+                rows = [(step, row) for step, row in rows if step < event.step]
             elif event.HasField("summary"):
                 row = {value.tag: value.simple_value for value in event.summary.value}
-                found.append((event.step, row))
-    return found
+                rows.append((event.step, row))
+    return rows
 
 
-def test_rows_are_on_disk_at_once_and_exact(tmp_path):
+def test_rows_are_flushed_at_once_with_full_precision(tmp_path):
     with metrics_logger.MetricsLogger(tmp_path, total=3) as run:
         run.write(1, {"loss": 0.1 + 0.2, "part": np.float32(0.1), "skipped": np.int32(2)})
         run.write(2, {"loss": float("nan"), "text_to_video": {"R@1": np.inf, "MdR": 3.5}})
@@ -55,36 +57,36 @@ def test_rows_are_on_disk_at_once_and_exact(tmp_path):
         ]
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 7, "lo', '{"step": 2}'])
-def test_a_run_that_goes_on_writes_no_row_twice(tmp_path, torn):
+@pytest.mark.parametrize("partial", ["", '{"step": 7, "lo', '{"step": 2}'])
+def test_a_resumed_run_writes_no_row_twice(tmp_path, partial):
     with metrics_logger.MetricsLogger(tmp_path, total=9) as run:
         for step in range(1, 7):
             run.write(step, {"loss": step / 3})
-    whole = (tmp_path / "metrics.jsonl").read_text()
+    expected = (tmp_path / "metrics.jsonl").read_text()
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write(torn)
+        file.write(partial)
     with metrics_logger.MetricsLogger(tmp_path, total=9, step=4) as run:
         for step in (5, 6):
             run.write(step, {"loss": step / 3})
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert (tmp_path / "metrics.jsonl").read_text() == expected
     assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "tensorboard"]
 
 
-def test_a_run_from_the_start_starts_anew(tmp_path):
+def test_a_run_from_step_0_drops_all_earlier_rows(tmp_path):
     for _ in range(2):
         with metrics_logger.MetricsLogger(tmp_path, total=2) as run:
             run.write(0, {"loss": 1.0})
     assert rows(tmp_path) == [{"step": 0, "loss": 1.0}]
 
 
-def test_a_run_that_goes_on_without_its_file(tmp_path):
+def test_a_resumed_run_without_its_metrics_file(tmp_path):
     with metrics_logger.MetricsLogger(tmp_path, total=9, step=4) as run:
         run.write(5, {"loss": 1.0})
     assert rows(tmp_path) == [{"step": 5, "loss": 1.0}]
 
 
 @pytest.mark.parametrize("line", ["{nonsense", '{"loss": 1.0}', "[]", '{"step": null}', "\udcff"])
-def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path, line):
+def test_an_invalid_line_is_named_and_the_file_is_unchanged(tmp_path, line):
     text = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
     # "\udcff" becomes a byte that is not UTF-8.
     (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -93,18 +95,18 @@ def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path, line):
     assert (tmp_path / "metrics.jsonl").read_text("utf-8", "surrogateescape") == text
 
 
-def test_a_workdir_that_is_not_there(tmp_path):
+def test_a_missing_workdir(tmp_path):
     with pytest.raises(UsageError, match="cannot write .*metrics.jsonl: No such file"):
         metrics_logger.MetricsLogger(tmp_path / "none", total=1)
 
 
-def test_numbers_are_shown_in_tensorboard_at_once(tmp_path):
+def test_numbers_are_in_tensorboard_at_once(tmp_path):
     with metrics_logger.MetricsLogger(tmp_path, total=3) as run:
         run.write(1, {"loss": np.float32(0.1), "skipped": jax.numpy.int32(2), "ok": True})
-        figures = {"R@1": 12.5, "MdR": np.inf, "deep": {"er": 1}}
+        recall = {"R@1": 12.5, "MdR": np.inf, "deep": {"er": 1}}
         measured = {"steps/s": 4.0}
-        run.write(2, {"split": "val", "text_to_video": figures, "measured": measured, "none": None})
-        assert shown(tmp_path) == [
+        run.write(2, {"split": "val", "text_to_video": recall, "measured": measured, "none": None})
+        assert tensorboard_rows(tmp_path) == [
             (1, {"loss": float(np.float32(0.1)), "skipped": 2.0}),
             (
                 2,
@@ -116,8 +118,8 @@ def test_numbers_are_shown_in_tensorboard_at_once(tmp_path):
         ]
 
 
-def test_tensorboard_shows_no_step_twice(tmp_path):
-    # Three runs within a second or so: none may write over the file of another.
+def test_tensorboard_has_no_step_twice(tmp_path):
+    # Three runs within about a second: none may overwrite the file of another.
     for begin, end in ((0, 6), (4, 8), (0, 3)):
         with metrics_logger.MetricsLogger(tmp_path, total=9, step=begin) as run:
             for step in range(begin + 1 if begin else 0, end + 1):
@@ -127,11 +129,11 @@ def test_tensorboard_shows_no_step_twice(tmp_path):
             expected += [(step, {"loss": 400.0 + step}) for step in range(5, 9)]
         else:
             expected = [(step, {"loss": float(step)}) for step in range(end + 1)]
-        assert shown(tmp_path) == expected
+        assert tensorboard_rows(tmp_path) == expected
     assert len(os.listdir(tmp_path / "tensorboard")) == 3
 
 
-def test_neither_pytorch_nor_tensorflow_is_loaded(tmp_path):
+def test_neither_pytorch_nor_tensorflow_is_imported(tmp_path):
     code = """if True:
         import importlib.util, sys
         from hvp_jax.monitoring import metrics_logger
@@ -139,15 +141,17 @@ def test_neither_pytorch_nor_tensorflow_is_loaded(tmp_path):
             run.write(1, {"loss": 1.0})
         assert "tensorboardX" in sys.modules
         assert not {"torch", "tensorflow", "tensorboard"} & set(sys.modules)
-        assert importlib.util.find_spec("torch")  # it still can be
+        assert importlib.util.find_spec("torch")  # it can still be imported
     """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
-def test_a_silent_monitor_touches_nothing(tmp_path):
+def test_with_writes_false_nothing_is_written_or_printed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("nonsense\n")
     for stream in (io.StringIO(), Terminal()):
-        with metrics_logger.MetricsLogger(tmp_path, 4, 2, stream, seconds=0, writes=False) as run:
+        with metrics_logger.MetricsLogger(
+            tmp_path, 4, 2, stream=stream, seconds=0, writes=False
+        ) as run:
             run.write(3, {"loss": 1.0})
             run.progress(3, 1.0)
             with run.paused():
@@ -160,7 +164,7 @@ def test_a_silent_monitor_touches_nothing(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("which", ["metrics", "events"])
-def test_a_full_disk_is_told_in_one_line(tmp_path, which):
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, which):
     with pytest.raises(UsageError, match="cannot write to .*No space left on device.*same command"):
         with metrics_logger.MetricsLogger(tmp_path, total=9) as run:
             run.write(1, {"loss": 1.0})
@@ -184,7 +188,7 @@ def test_progress_in_lines(tmp_path):
     assert "steps/s" in lines[1] and lines[3].endswith("  0:00 left") and lines[4:] == ["done"]
 
 
-def test_progress_keeps_quiet_in_between_but_tells_the_end(tmp_path):
+def test_progress_prints_the_first_and_last_step_whatever_the_interval(tmp_path):
     stream = io.StringIO()
     with metrics_logger.MetricsLogger(tmp_path, total=100, stream=stream, seconds=3600) as run:
         for step in range(1, 101):
@@ -198,13 +202,13 @@ def test_progress_does_not_count_pauses(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics_logger, "time", clock)
     stream = io.StringIO()
     with metrics_logger.MetricsLogger(tmp_path, total=40, stream=stream, seconds=10) as run:
-        with run.paused():  # before anything was told
+        with run.paused():  # before the first line of progress
             clock.now += 100
         run.progress(1, 1.0)
         with run.paused():
             clock.now += 100
         clock.now += 5
-        run.progress(11, 1.0)  # 5 s of steps: not yet time to tell
+        run.progress(11, 1.0)  # 5 s of steps: too early for a line
         clock.now += 5
         run.progress(21, 1.0)
     assert stream.getvalue().splitlines()[1:] == [
@@ -227,7 +231,7 @@ def test_the_bar_does_not_count_pauses(tmp_path):
         later = run._bar.start_t + 100
         run._bar._time = lambda: later
         with run.paused():
-            pass  # a hundred seconds, by the bar's clock
+            pass  # 100 s on the bar's clock
         assert run._bar.format_dict["elapsed"] < 50
 
 
@@ -236,48 +240,3 @@ def test_the_bar_does_not_count_pauses(tmp_path):
 )
 def test_clock(seconds, text):
     assert metrics_logger._clock(seconds) == text
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "eval.json"
-    json_files.write_json(path, {"R@1": np.float64(0.1), "loss": np.nan, "taps": (1, 2)})
-    expected = {"R@1": 0.1, "loss": None, "taps": [1, 2]}
-    assert json.loads(path.read_text()) == expected
-    with pytest.raises(TypeError):
-        json_files.write_json(path, {"R@1": object()})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match="cannot write .*eval.json: No space left on device"):
-        json_files.write_json(path, {"R@1": 0.2})
-    assert json.loads(path.read_text()) == expected
-    assert os.listdir(tmp_path) == ["eval.json"]
-
-
-def test_environment_names_versions_and_devices_but_no_path():
-    found = environment.environment(jax.devices()[:1])
-    assert found["devices"] == [{"name": str(jax.devices()[0]), "kind": "cpu"}]
-    assert found["packages"]["numpy"] == np.__version__
-    assert set(found) == {"python", "platform", "packages", "devices", "git"}
-    assert '"/' not in json.dumps(found) and os.getcwd() not in json.dumps(found)
-
-
-def test_git_revision(tmp_path):
-    def git(*arguments):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
-
-    assert environment._git(tmp_path) is None
-    git("init")
-    assert environment._git(tmp_path) is None  # no revision yet
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "file").write_text("1")
-    git("add", ".")
-    git("commit", "-m", "first")
-    found = environment._git(tmp_path)
-    assert len(found["revision"]) == 40 and found["changed"] is False
-    (tmp_path / "sub" / "file").write_text("2")
-    assert environment._git(tmp_path) == found | {"changed": True}
-    assert environment._git(tmp_path / "sub") is None  # a checkout of something else

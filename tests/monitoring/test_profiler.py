@@ -1,4 +1,4 @@
-"""What `config.profile` may be, and which steps a trace has."""
+"""The values of `config.profile`, and the steps in a trace."""
 
 import gzip
 import json
@@ -23,12 +23,12 @@ def test_steps_to_trace(text, steps):
 
 
 @pytest.mark.parametrize("text", ["3", "0:2", "5:4", "-1:2", "1:2:3", "1-2", " 1:2", "1:x", "٣:٤"])
-def test_other_text_is_refused(text):
+def test_invalid_values_are_refused(text):
     with pytest.raises(UsageError, match=r"config.profile is .*must be from:to"):
         schema.parse_profile(text)
 
 
-def test_the_key_is_checked_with_the_others():
+def test_the_key_is_validated_with_the_config():
     config = get_config().lock()
     assert config.profile == ""
     override(config, "profile", "3:5")
@@ -40,7 +40,7 @@ def test_the_key_is_checked_with_the_others():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What is asked of JAX, in order."""
+    """The calls of JAX, in order."""
     calls = []
     monkeypatch.setattr(jax, "block_until_ready", lambda tree: calls.append(("wait", tree)))
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append("start"))
@@ -49,24 +49,24 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("begin", "end", "expected"),
+    ("start", "end", "expected"),
     [
         (1, 9, [("wait", 3), "start", ("wait", 6), "stop"]),
         (1, 7, [("wait", 3), "start", "stop"]),  # the run ends before step 7
         (1, 6, [("wait", 3), "start", "stop"]),
-        (6, 9, [("wait", 5), "start", ("wait", 6), "stop"]),  # goes on amid the steps to trace
+        (6, 9, [("wait", 5), "start", ("wait", 6), "stop"]),  # resumes between them
         (7, 9, []),
         (1, 4, []),
     ],
 )
-def test_the_trace_has_the_steps_asked_for(calls, begin, end, expected):
+def test_the_trace_has_the_configured_steps(calls, start, end, expected):
     with profiler.StepProfiler(Path("unused"), (4, 6)) as trace:
-        for at in range(begin, end):
+        for at in range(start, end):
             trace.step(at, at - 1)
     assert calls == expected
 
 
-def test_a_run_that_breaks_ends_its_trace(calls):
+def test_a_run_that_fails_stops_its_trace(calls):
     with pytest.raises(KeyboardInterrupt):
         with profiler.StepProfiler(Path("unused"), (1, 6)) as trace:
             trace.step(1)
@@ -81,14 +81,14 @@ def test_without_steps_nothing_happens(calls):
 
 
 def test_a_trace_is_written(tmp_path):
-    work = jax.jit(lambda x: jnp.sin(x @ x).sum())
+    compute = jax.jit(lambda x: jnp.sin(x @ x).sum())
     x = jnp.ones((64, 64))
-    done = work(x)
+    done = compute(x)
     with profiler.StepProfiler(tmp_path / "profile", (2, 3)) as trace:
         for at in range(1, 6):
             trace.step(at, done)
             with jax.profiler.TraceAnnotation(f"the_step_{at}"):
-                done = work(x)
+                done = compute(x)
     (path,) = (tmp_path / "profile/plugins/profile").glob("*/*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     names = {event.get("name") for event in events}

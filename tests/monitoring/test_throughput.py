@@ -1,4 +1,4 @@
-"""Rates, waits, shares and memory, by a clock that the test turns."""
+"""Throughput, waits, shares and memory, with a fake clock."""
 
 import re
 from pathlib import Path
@@ -26,12 +26,12 @@ def device(kind="TPU v4", platform="tpu", process=0, **memory):
     )
 
 
-def test_a_row_is_of_the_time_since_the_last_one(clock):
+def test_a_measurement_covers_the_time_since_the_last_one(clock):
     run = throughput.ThroughputMeter(100, 32, 1e12, [device(), device()])
     with run.waiting():
         clock.now += 1
     clock.now += 3
-    # 10 steps in 4 s, 2.5 TFLOP/s of the 550 that two devices can.
+    # 10 steps in 4 s: 2.5 TFLOP/s, where the two devices have a peak of 550.
     assert run.measure(110) == {
         "steps/s": 2.5,
         "examples/s": 80.0,
@@ -47,7 +47,7 @@ def test_a_row_is_of_the_time_since_the_last_one(clock):
     }
 
 
-def test_paused_time_counts_nowhere(clock):
+def test_paused_time_does_not_count(clock):
     run = throughput.ThroughputMeter(0, 4, 1.0, jax.devices())
     clock.now += 1
     with run.paused():
@@ -56,7 +56,7 @@ def test_paused_time_counts_nowhere(clock):
         clock.now += 1
         with run.paused():
             clock.now += 60
-    with pytest.raises(RuntimeError), run.paused():  # as an evaluation that fails
+    with pytest.raises(RuntimeError), run.paused():  # like an evaluation that fails
         clock.now += 60
         raise RuntimeError
     row = run.measure(4)
@@ -65,7 +65,7 @@ def test_paused_time_counts_nowhere(clock):
     assert run.measure(5)["steps/s"] == 0.5
 
 
-def test_a_pause_begins_when_the_last_step_is_done(clock, monkeypatch):
+def test_a_pause_starts_when_the_last_step_is_done(clock, monkeypatch):
     def wait(tree):
         assert tree == "state"
         clock.now += 5
@@ -77,7 +77,7 @@ def test_a_pause_begins_when_the_last_step_is_done(clock, monkeypatch):
     assert run.measure(10)["steps/s"] == 2.0
 
 
-def test_peaks_by_kind_and_precision():
+def test_peak_flops_by_kind_and_precision():
     two = [device("NVIDIA A100-SXM4-80GB"), device("NVIDIA H100 80GB HBM3")]
     assert throughput.peak_flops(two, "bfloat16") == 312e12 + 989e12
     assert throughput.peak_flops(two, "float32") == 156e12 + 494e12
@@ -89,7 +89,7 @@ def test_peaks_by_kind_and_precision():
     assert PEAKS["TPU v5 lite"].flops < PEAKS["TPU v4"].flops < PEAKS["TPU v5"].flops
 
 
-def test_memory_is_of_the_fullest_local_device():
+def test_memory_is_that_of_the_local_device_that_uses_the_most():
     devices = [
         device(peak_bytes_in_use=2**30),
         device(peak_bytes_in_use=3 * 2**30),
@@ -99,11 +99,11 @@ def test_memory_is_of_the_fullest_local_device():
     assert "memory_GiB" not in throughput.ThroughputMeter(0, 1, 1.0, [device()]).measure(1)
 
 
-def test_memory_of_a_cpu_is_that_of_the_process():
+def test_memory_on_a_cpu_is_that_of_the_process():
     row = throughput.ThroughputMeter(0, 1, 1.0, jax.devices()).measure(1)
     assert "peak_flops_share" not in row
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("no /proc to compare with")
-    (most,) = re.findall(r"VmHWM:\s+([0-9]+) kB", status.read_text())
-    assert row["memory_GiB"] == pytest.approx(int(most) / 2**20, rel=0.05)
+    (peak,) = re.findall(r"VmHWM:\s+([0-9]+) kB", status.read_text())
+    assert row["memory_GiB"] == pytest.approx(int(peak) / 2**20, rel=0.05)

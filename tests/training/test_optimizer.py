@@ -1,4 +1,4 @@
-"""The optimiser against the description, tensor by tensor, in plain numpy."""
+"""The optimiser against a plain NumPy implementation, tensor by tensor."""
 
 import json
 import math
@@ -14,26 +14,26 @@ from tests.helpers.command import GOLDEN
 from tests.helpers.small import normal
 
 SCHEDULE = json.loads((GOLDEN / "schedule.json").read_text())
-RATE, CLIP_RATE, STEPS = 1e-2, 1e-3, 10
+LEARNING_RATE, CLIP_LEARNING_RATE, STEPS = 1e-2, 1e-3, 10
 
-# (path, whether decay falls on it, its rate)
+# (path, whether weight decay applies, learning rate)
 TENSORS = [
-    ("clip/logit_scale", True, CLIP_RATE),
+    ("clip/logit_scale", True, CLIP_LEARNING_RATE),
     ("clip/visual/patch_embedding", True, 0.0),
-    ("clip/visual/class_embedding", True, CLIP_RATE),
-    ("clip/visual/norm_pre/scale", True, CLIP_RATE),
-    ("clip/visual/norm_pre/bias", False, CLIP_RATE),
-    ("clip/text/position_embedding", True, CLIP_RATE),
-    ("clip/text/tower/blocks/qkv/bias", False, CLIP_RATE),
-    ("distill/stage_0/conv/kernel", True, RATE),
-    ("distill/stage_0/norm/scale", True, RATE),
-    ("distill/stage_0/score/bias", False, RATE),
-    ("word_weight/dense_0/kernel", True, RATE),
+    ("clip/visual/class_embedding", True, CLIP_LEARNING_RATE),
+    ("clip/visual/norm_pre/scale", True, CLIP_LEARNING_RATE),
+    ("clip/visual/norm_pre/bias", False, CLIP_LEARNING_RATE),
+    ("clip/text/position_embedding", True, CLIP_LEARNING_RATE),
+    ("clip/text/tower/blocks/qkv/bias", False, CLIP_LEARNING_RATE),
+    ("distill/stage_0/conv/kernel", True, LEARNING_RATE),
+    ("distill/stage_0/norm/scale", True, LEARNING_RATE),
+    ("distill/stage_0/score/bias", False, LEARNING_RATE),
+    ("word_weight/dense_0/kernel", True, LEARNING_RATE),
 ]
 
 
 def tree_of(seed: int, scale: float = 1.0) -> dict:
-    """A value [2, 3] for each of `TENSORS`; the temperature is a number."""
+    """A random array [2, 3] for each of `TENSORS`, except for the temperature, a scalar."""
     flat = {
         path: np.float32(scale * normal(seed + i, 2, 3)) for i, (path, *_) in enumerate(TENSORS)
     }
@@ -45,7 +45,7 @@ def factor(progress: float) -> float:
     return progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def test_the_schedule_equals_the_golden_one():
+def test_the_schedule_matches_the_golden_values():
     progress, factors = np.transpose(SCHEDULE["warmup_cosine(warmup=0.1)"])
     with jax.enable_x64(True):
         np.testing.assert_allclose(optimizer.warmup_cosine(progress, 0.1), factors, atol=1e-12)
@@ -54,10 +54,10 @@ def test_the_schedule_equals_the_golden_one():
     assert optimizer.warmup_cosine(jnp.float32(0), 0.0) == 1  # no warm-up
 
 
-def test_three_updates_equal_the_description():
+def test_three_updates_match_numpy():
     params = tree_of(0)
     gradients = [tree_of(100, 3.0), tree_of(200, 0.01), tree_of(300, 3.0)]
-    tx = optimizer.make_optimizer(RATE, CLIP_RATE, STEPS)
+    tx = optimizer.make_optimizer(LEARNING_RATE, CLIP_LEARNING_RATE, STEPS)
     state = tx.init(params)
     update = jax.jit(tx.update)
     expected = {path: np.float64(x) for path, x in torch_params.flatten(params).items()}
@@ -68,21 +68,21 @@ def test_three_updates_equal_the_description():
         flat = {path: np.float64(x) for path, x in torch_params.flatten(gradient).items()}
         norm = math.sqrt(sum((g**2).sum() for g in flat.values()))
         assert (norm > 1) == (step != 1)  # the second is not clipped
-        for path, decays, rate in TENSORS:
+        for path, decays, learning_rate in TENSORS:
             g = flat[path] / max(norm, 1)
             m, v = moments[path]
             m, v = moments[path] = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g**2
             change = m / (np.sqrt(v) + 1e-6) + 0.2 * decays * expected[path]
-            expected[path] = expected[path] - rate * factor(step / STEPS) * change
-        found = torch_params.flatten(params)
+            expected[path] = expected[path] - learning_rate * factor(step / STEPS) * change
+        updated = torch_params.flatten(params)
         for path, value in expected.items():
-            np.testing.assert_allclose(found[path], value, rtol=1e-6, atol=1e-7, err_msg=path)
+            np.testing.assert_allclose(updated[path], value, rtol=1e-6, atol=1e-7, err_msg=path)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_first_update_is_0_and_frozen_patches_never_move(frozen):
+def test_the_first_update_is_zero_and_frozen_patches_never_change(frozen):
     params, gradient = tree_of(0), tree_of(100)
-    tx = optimizer.make_optimizer(RATE, CLIP_RATE, STEPS, freeze_patches=frozen)
+    tx = optimizer.make_optimizer(LEARNING_RATE, CLIP_LEARNING_RATE, STEPS, freeze_patches=frozen)
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(3):
         updates, state = update(gradient, state, params)
@@ -90,12 +90,12 @@ def test_the_first_update_is_0_and_frozen_patches_never_move(frozen):
         if frozen:
             assert sizes.pop("clip/visual/patch_embedding") == 0
         assert max(sizes.values()) == 0 if step == 0 else min(sizes.values()) > 0
-    of_clip = [size for path, size in sizes.items() if path.startswith("clip/")]
-    assert max(of_clip) < 3 * CLIP_RATE < RATE / 2 < max(sizes.values())
+    clip_sizes = [size for path, size in sizes.items() if path.startswith("clip/")]
+    assert max(clip_sizes) < 3 * CLIP_LEARNING_RATE < LEARNING_RATE / 2 < max(sizes.values())
 
 
-def test_the_schedule_is_as_long_as_it_is_told():
-    """With a constant gradient and no decay, m/√v is known and the factor is what is left."""
+def test_the_schedule_has_the_given_length():
+    """With a constant gradient and no decay, m/√v is known, which leaves the factor."""
     params = {"word_weight": jnp.zeros(1), "clip": {"logit_scale": jnp.zeros(())}}
     gradient = jax.tree.map(lambda x: jnp.full_like(x, 0.5), params)
     tx = optimizer.make_optimizer(1.0, 1.0, 40, weight_decay=0.0, epsilon=0.0)
@@ -118,18 +118,18 @@ def test_the_temperature_is_clamped_after_each_update():
     ):
         params["clip"]["logit_scale"] = np.float32(before)
         updates["clip"]["logit_scale"] = np.float32(change)
-        found = optimizer.apply_updates_and_clamp(params, updates)
-        assert float(found["clip"]["logit_scale"]) == pytest.approx(after, rel=1e-6)
-        others = torch_params.flatten(found)
+        updated = optimizer.apply_updates_and_clamp(params, updates)
+        assert float(updated["clip"]["logit_scale"]) == pytest.approx(after, rel=1e-6)
+        others = torch_params.flatten(updated)
         del others["clip/logit_scale"]
         for path, x in others.items():
             np.testing.assert_array_equal(x, torch_params.flatten(params)[path])
 
 
-def test_moments_are_float32_whatever_the_weights_are():
+def test_moments_are_float32_even_for_bfloat16_weights():
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree_of(0))
     gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree_of(100, 1e-3))
-    tx = optimizer.make_optimizer(RATE, CLIP_RATE, STEPS)
+    tx = optimizer.make_optimizer(LEARNING_RATE, CLIP_LEARNING_RATE, STEPS)
     state = tx.init(params)
     for _ in range(2):
         updates, state = jax.jit(tx.update)(gradient, state, params)

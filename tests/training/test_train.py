@@ -1,4 +1,4 @@
-"""The verbs train, eval, prepare and bench, as commands on real video files."""
+"""The verbs train, eval, prepare and bench, run as commands on real video files."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from tests.helpers.command import COMPILED, ROOT, run_command
 TINY = (
     "--config=configs/folder.py",
     "--config.model.variant=tiny",
-    "--config.model.taps=4",  # and one stage: the less there is to trace and compile
+    "--config.model.taps=4",  # and one stage, so that there is less to trace and compile
     "--config.distill.stages=1",
     "--config.data.max_frames=2",
     "--config.train.batch_size=8",
@@ -34,16 +34,16 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """A folder of real H.264 files: 24 to train on, 6 to choose by, 10 to test on."""
+    """A folder of real H.264 files: 24 for training, 6 for validation, 10 for testing."""
     root = tmp_path_factory.mktemp("data") / "clips"
     shapes.make_dataset(str(root), seed=5, train=24, val=6, test=10)
     return root
 
 
 @pytest.fixture(scope="module")
-def whole(clips, tmp_path_factory, run_cli):
-    """An undisturbed run of 6 steps, and what it answered."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
+def uninterrupted(clips, tmp_path_factory, run_cli):
+    """The workdir and result of an uninterrupted run of 6 steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     return workdir, train(run_cli, clips, workdir, steps=6)
 
 
@@ -65,16 +65,16 @@ def train(run_cli, clips, workdir, steps, *more):
 
 
 def rows(workdir):
-    """Those of metrics.jsonl, but for what was measured, which differs from run to run."""
+    """The rows of metrics.jsonl without `measured`, which differs from run to run."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    for row in found:
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
         row.pop("measured", None)
-    return found
+    return rows
 
 
-def test_a_run_leaves_what_it_should(whole):
-    workdir, result = whole
+def test_a_run_writes_its_files_and_metrics(uninterrupted):
+    workdir, result = uninterrupted
     for name in ("config.json", "data.json", "environment.json", "metrics.jsonl", "eval.json"):
         assert (workdir / name).stat().st_size > 2
     for name in ("loss_curve.png", "contact_sheet.png"):
@@ -85,25 +85,27 @@ def test_a_run_leaves_what_it_should(whole):
     assert result["counts"] == {"videos": 10, "captions": 10, "excluded": 0}
     assert result["checkpoint"]["chosen_on"] == "val"
     assert set(result["text_to_video"]) == {"R@1", "R@5", "R@10", "R@50", "MdR", "MnR"}
-    assert result["text_to_video"]["R@10"] == 100  # of ten clips
+    assert result["text_to_video"]["R@10"] == 100  # there are ten clips
     assert result["scoring"]["word_weights"] == "query"
     resolved = json.loads((workdir / "config.json").read_text())
-    assert resolved["data"]["max_frames"] == 2  # as was asked for, however long the clips are
-    assert json.loads((workdir / "data.json").read_text())["width"] == 2
+    assert resolved["data"]["max_frames"] == 2  # as configured, however long the clips are
+    assert json.loads((workdir / "data.json").read_text())["num_frames"] == 2
     assert resolved["model"]["taps"] == [4] and resolved["optim"]["learning_rate"] == 1e-3
 
 
-def test_eval_gives_the_same_figures_to_the_last_digit(whole, run_cli):
-    workdir, result = whole
+def test_eval_gives_exactly_the_metrics_of_train(uninterrupted, run_cli):
+    workdir, result = uninterrupted
     status, out, err = run_cli("eval", f"--workdir={workdir}", "--json", timeout=300)
     assert status == 0, err
     again = json.loads(out)
-    for way in ("text_to_video", "video_to_text", "checkpoint"):
-        assert again[way] == result[way]
+    for key in ("text_to_video", "video_to_text", "checkpoint"):
+        assert again[key] == result[key]
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(clips, whole, tmp_path):
-    """SIGTERM once the third step is told of; then the same command again."""
+def test_a_stopped_run_resumes_with_the_numbers_of_an_uninterrupted_one(
+    clips, uninterrupted, tmp_path
+):
+    """SIGTERM once the second step is logged; then the same command again."""
     workdir = tmp_path / "run"
     command = [sys.executable, "run.py", "train", *TINY, f"--config.data.root={clips}"]
     command += [f"--workdir={workdir}", "--config.train.steps=6", "--json"]
@@ -121,26 +123,27 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(clips, whole, tmp_path):
 
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
-    assert json.loads(second.stdout)["text_to_video"] == whole[1]["text_to_video"]
-    # Every row of an undisturbed run, once, with the same numbers to the last digit.
-    assert rows(workdir) == rows(whole[0])
+    assert json.loads(second.stdout)["text_to_video"] == uninterrupted[1]["text_to_video"]
+    # Every row of an uninterrupted run, once, with exactly the same numbers.
+    assert rows(workdir) == rows(uninterrupted[0])
 
 
 def processes(session: int) -> list[str]:
-    """The commands of a session's processes, less those that only wait to be reaped."""
-    found = []
+    """The command lines of a session's processes, without zombies."""
+    commands = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, of = (path / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(of) == session and state != "Z":
-                found.append((path / "cmdline").read_text())
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            state, process_session = fields[0], int(fields[3])
+            if process_session == session and state != "Z":
+                commands.append((path / "cmdline").read_text())
         except OSError:
             pass  # it has just ended
-    return found
+    return commands
 
 
 def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path):
-    """A terminal sends it to every process of the command."""
+    """A terminal sends SIGINT to every process of the command."""
     command = [sys.executable, "run.py", "train", *TINY, f"--config.data.root={clips}", "--json"]
     command += [f"--workdir={tmp_path / 'run'}", "--config.train.steps=50"]
     command += ["--config.data.workers=2", "--config.optim.schedule_epochs=1"]
@@ -156,78 +159,81 @@ def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path)
     stopped = json.loads(out)
     assert run.returncode == 1 and stopped["ok"] is False and 1 <= stopped["step"] < 50
     assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
-    for _ in range(100):  # Python's own tracker of shared memory ends after the command
+    for _ in range(100):  # Python's shared memory tracker ends after the command
         if not (left := processes(run.pid)):
             break
         time.sleep(0.1)
     assert not left
 
 
-def test_a_schedule_that_ends_before_the_run_is_told_of():
+def test_a_schedule_that_is_shorter_than_the_run_gives_a_warning():
     config = resolve_steps(resolve(folder.get_config("reference")), examples=1000)
-    assert config.train.steps == 300  # from scratch; 31 batches of 32 are an epoch
-    says = step_spec.schedule_warning(config, 1000)
-    assert "ends at step 155 of 300" in says and "rises again" in says and "\n" not in says
+    assert config.train.steps == 300  # from scratch; an epoch has 31 batches of 32
+    warning = step_spec.schedule_warning(config, 1000)
+    assert "ends at step 155 of 300" in warning and "rises again" in warning
+    assert "\n" not in warning
     config.train.steps = 155
     assert step_spec.schedule_warning(config, 1000) == ""
     config.train.steps, config.optim.schedule_epochs = 300, 0
     assert step_spec.schedule_warning(config, 1000) == ""
 
 
-def test_another_config_may_not_go_on_with_a_run(clips, whole, run_cli):
+def test_a_run_does_not_resume_with_another_config(clips, uninterrupted, run_cli):
     status, out, err = run_cli(
-        *("train", *TINY, f"--config.data.root={clips}", f"--workdir={whole[0]}"),
+        *("train", *TINY, f"--config.data.root={clips}", f"--workdir={uninterrupted[0]}"),
         *("--config.train.steps=6", "--config.optim.learning_rate=0.5"),
     )
     assert status == 2 and "optim.learning_rate was 0.001, is 0.5" in err and "Traceback" not in err
 
 
-def test_other_captions_may_not_go_on_with_a_run(clips, whole, run_cli, tmp_path):
+def test_a_run_does_not_resume_with_other_captions(clips, uninterrupted, run_cli, tmp_path):
     root = tmp_path / "moved"
     root.mkdir()
     os.symlink(clips / "videos", root / "videos")
     table = (clips / "captions.csv").read_text().replace("a video of", "a film of")
     (root / "captions.csv").write_text(table)
     status, _, err = run_cli(
-        *("train", *TINY, f"--config.data.root={root}", f"--workdir={whole[0]}"),
+        *("train", *TINY, f"--config.data.root={root}", f"--workdir={uninterrupted[0]}"),
         *("--config.train.steps=6",),
     )
     assert status == 2 and "captions" in err and "Traceback" not in err
 
 
-def test_files_and_shards_train_alike(clips, whole, tmp_path, run_cli):
-    shards = f"--config.data.collectives={tmp_path / 'shards'}"
+def test_training_from_files_and_from_shards_is_the_same(clips, uninterrupted, tmp_path, run_cli):
+    shards = f"--config.data.shards={tmp_path / 'shards'}"
     status, _, err = run_cli("prepare", *TINY, f"--config.data.root={clips}", shards)
     assert status == 0, err
-    by_test = "--config.train.select_on=test"  # changes no update
+    select_on = "--config.train.select_on=test"  # affects no update
     captions = tmp_path / "without_videos"
     captions.mkdir()
     shutil.copy(Path(clips) / "captions.csv", captions)
     result = train(
-        run_cli, captions, tmp_path / "run", 6, shards, "--config.parallel=shard_map", by_test
+        run_cli, captions, tmp_path / "run", 6, shards, "--config.parallel=shard_map", select_on
     )
     chosen = result["checkpoint"]
     assert chosen["chosen_on"] == "test" and "optimistic" in chosen["warning"]
-    assert "warning" not in whole[1]["checkpoint"]
+    assert "warning" not in uninterrupted[1]["checkpoint"]
     evaluated = [row for row in rows(tmp_path / "run") if row.get("split")]
     assert [(row["step"], row["split"]) for row in evaluated] == [(3, "test"), (6, "test")]
     losses = [
-        [row["loss"] for row in rows(where) if "loss" in row]
-        for where in (tmp_path / "run", whole[0])
+        [row["loss"] for row in rows(workdir) if "loss" in row]
+        for workdir in (tmp_path / "run", uninterrupted[0])
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_what_is_left_out_is_counted_and_a_leak_is_told(clips, whole, tmp_path, run_cli):
+def test_excluded_clips_are_counted_and_leaking_word_weights_are_reported(
+    clips, uninterrupted, tmp_path, run_cli
+):
     with open(clips / "captions.csv", newline="") as file:
         names = {split: [] for split in ("train", "val", "test")}
         for row in csv.DictReader(file):
             names[row["split"]].append(row["video_id"])
-    listed = tmp_path / "ids.txt"
-    listed.write_text("\n".join([names["test"][0], names["test"][3], names["train"][1], "nobody"]))
-    command = ("eval", f"--workdir={whole[0]}", "--json")
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join([names["test"][0], names["test"][3], names["train"][1], "nobody"]))
+    command = ("eval", f"--workdir={uninterrupted[0]}", "--json")
     paired = "--config.similarity.word_weights=paired"
-    status, out, err = run_cli(*command, f"--config.data.exclude={listed}", paired)
+    status, out, err = run_cli(*command, f"--config.data.exclude={ids}", paired)
     assert status == 0, err
     scoring = json.loads(out)["scoring"]
     assert scoring["contains_the_answer"] is True and "contain the answer" in scoring["warning"]
@@ -251,11 +257,11 @@ def broken_folder(tmp_path, clips, rows_of_csv, files=()):
 
 HEADER = ["video_id", "caption", "split"]
 GOOD = [[f"clip{i:04d}", f"number {i}", "train" if i < 2 else "test"] for i in range(4)]
-TEXT = [["text", f"no video {i}", "train"] for i in range(8)]  # they fill a batch
+TEXT = [["text", f"no video {i}", "train"] for i in range(8)]  # enough for a batch
 
 
 @pytest.mark.parametrize(
-    "table, files, status, says",
+    "table, files, status, message",
     [
         ([["video_id", "text"], ["clip0000", "x"]], (), 1, "caption"),
         ([HEADER, *GOOD, ["nobody", "a clip that is not there", "train"]], (), 1, "nobody"),
@@ -264,33 +270,33 @@ TEXT = [["text", f"no video {i}", "train"] for i in range(8)]  # they fill a bat
     ],
     ids=["column", "caption", "text", "few"],
 )
-def test_bad_data_is_one_line_and_nothing_is_written(
-    tmp_path, clips, run_cli, table, files, status, says
+def test_bad_data_is_an_error_of_one_line_and_nothing_is_written(
+    tmp_path, clips, run_cli, table, files, status, message
 ):
     root, workdir = broken_folder(tmp_path, clips, table, files), tmp_path / "run"
-    found, out, err = run_cli("train", *TINY, f"--config.data.root={root}", f"--workdir={workdir}")
+    code, _, err = run_cli("train", *TINY, f"--config.data.root={root}", f"--workdir={workdir}")
     lines = [line for line in re.split(r"[\r\n]+", err) if line.startswith("error: ")]
-    assert found == status and len(lines) == 1 and says in lines[0]
+    assert code == status and len(lines) == 1 and message in lines[0]
     assert "Traceback" not in err and not workdir.exists()
 
 
 @pytest.mark.parametrize("kind, status", [("missing", 2), ("empty", 1)])
-def test_a_missing_or_empty_folder_is_one_line(tmp_path, run_cli, kind, status):
+def test_a_missing_or_empty_folder_is_an_error_of_one_line(tmp_path, run_cli, kind, status):
     root = tmp_path / kind
     if kind == "empty":
         root.mkdir()
-    found, _, err = run_cli("train", *TINY, f"--config.data.root={root}", f"--workdir={tmp_path}/w")
-    assert found == status and str(root) in err and "Traceback" not in err
+    code, _, err = run_cli("train", *TINY, f"--config.data.root={root}", f"--workdir={tmp_path}/w")
+    assert code == status and str(root) in err and "Traceback" not in err
     assert not (tmp_path / "w").exists()
 
 
-def test_bench_measures_the_step_beside_the_product(run_cli):
-    # With a smaller product than the one that stands for a machine.
+def test_bench_compares_the_step_with_a_matrix_product(run_cli):
+    # With a smaller product than the usual one.
     small = "import sys; from hvp_jax.bench import timing; from hvp_jax.cli.main import main; "
     small += "timing.PRODUCT = 256; sys.exit(main())"
     status, out, err = run_command("-c", small, "bench", *TINY, "--json", PYTHONPATH=str(ROOT))
     assert status == 0, err
-    found = json.loads(out)
-    assert found["repeats"] >= 5 and len(found["ms_all"]) == found["repeats"]
-    assert found["share_of_matmul"] > 0 and found["compile_s"] > 0
-    assert found["GFLOP"] / (found["ms"] / 1000) == pytest.approx(found["GFLOP/s"])
+    result = json.loads(out)
+    assert result["repeats"] >= 5 and len(result["ms_all"]) == result["repeats"]
+    assert result["share_of_matmul"] > 0 and result["compile_s"] > 0
+    assert result["GFLOP"] / (result["ms"] / 1000) == pytest.approx(result["GFLOP/s"])

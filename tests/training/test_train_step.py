@@ -1,15 +1,15 @@
-"""The training step laid over devices: one or eight, by pmap or shard_map, the same numbers."""
+"""The training step gives the same numbers on one or eight devices, by pmap or shard_map."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.errors import UsageError
 from hvp_jax.models import similarity
-from hvp_jax.parallel import sharding
+from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
 from hvp_jax.training.train_step import loss_fn, per_clip_keys, train_step
@@ -18,19 +18,19 @@ from tests.helpers.train_steps import MODEL, OPTIMIZER, batch_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-LAYOUTS = {
+PARTITIONERS = {
     "pmap 1": ("pmap", False, 1),
     "pmap 8": ("pmap", False, 8),
     "fsdp 8": ("shard_map", True, 8),
 }
-NAMES = list(LAYOUTS)
+NAMES = list(PARTITIONERS)
 
 
-def layout_of(kind: str, fsdp: bool, devices: int) -> Partitioner:
+def make_partitioner(kind: str, fsdp: bool, devices: int) -> Partitioner:
     return Partitioner(kind, fsdp, jax.devices()[:devices])
 
 
-def numbers(tree):
+def to_numpy(tree):
     return jax.tree.map(np.asarray, tree)
 
 
@@ -40,45 +40,46 @@ def params() -> dict:
 
 
 @pytest.fixture(scope="module")
-def laid(params) -> dict:
-    """The compiled step of each partitioner."""
-    spec = step_spec.StepSpec(MODEL, OPTIMIZER, seed=3)
+def steps(params) -> dict:
+    """The compiled step of each partitioner, for unsharded batches."""
+    spec = step_spec.StepSpec(model=MODEL, optimizer=OPTIMIZER, seed=3)
     step = functools.partial(train_step, spec=spec)
     shapes = jax.eval_shape(lambda: train_state.create_train_state(params, OPTIMIZER))
-    found = {}
-    for name, how in LAYOUTS.items():
-        partitioner = layout_of(*how)
-        found[name] = functools.partial(
-            _put_and_step, partitioner, partitioner.compile_train_step(step, shapes)
+    compiled = {}
+    for name, arguments in PARTITIONERS.items():
+        partitioner = make_partitioner(*arguments)
+        compiled[name] = functools.partial(
+            _shard_and_step, partitioner, partitioner.compile_train_step(step, shapes)
         )
-    return found
+    return compiled
 
 
-def _put_and_step(partitioner: Partitioner, laid, state, batch):
-    return laid(state, partitioner.shard_batch(batch))
+def _shard_and_step(partitioner: Partitioner, step, state, batch):
+    return step(state, partitioner.shard_batch(batch))
 
 
 @pytest.fixture(scope="module")
-def runs(laid, params) -> dict:
-    """Five steps of each: the metrics, the last state, and what was compiled."""
-    found = {}
-    for name, how in LAYOUTS.items():
-        state = layout_of(*how).shard_state(train_state.create_train_state(params, OPTIMIZER))
-        curve, given = [], []
+def runs(steps, params) -> dict:
+    """Five steps of each: metrics, the last state as NumPy, donated states, the last state."""
+    results = {}
+    for name, arguments in PARTITIONERS.items():
+        state = train_state.create_train_state(params, OPTIMIZER)
+        state = make_partitioner(*arguments).shard_state(state)
+        curve, donated = [], []
         for i in range(5):
-            given.append(state)
-            state, metrics = laid[name](state, batch_of(i))
-            curve.append(numbers(metrics))
-        found[name] = (curve, numbers(state), given, state)
-    return found
+            donated.append(state)
+            state, metrics = steps[name](state, batch_of(i))
+            curve.append(to_numpy(metrics))
+        results[name] = (curve, to_numpy(state), donated, state)
+    return results
 
 
-def test_the_devices_are_eight():
+def test_there_are_eight_devices():
     assert jax.device_count() == 8
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_any_layout_gives_the_numbers_of_one_device(runs, name):
+def test_every_partitioner_matches_one_device(runs, name):
     (curve, state, *_), (expected_curve, expected, *_) = runs[name], runs["pmap 1"]
     for metrics, expected_metrics in zip(curve, expected_curve, strict=True):
         assert metrics.keys() == expected_metrics.keys() >= {"loss", "grad_norm", "skipped"}
@@ -91,50 +92,39 @@ def test_any_layout_gives_the_numbers_of_one_device(runs, name):
     assert (state.step, state.skipped) == (5, 0)
 
 
-def test_the_steps_do_something(runs, params):
+def test_the_steps_change_every_parameter_that_is_not_frozen(runs, params):
     curve, state, *_ = runs["pmap 1"]
     assert 0 < curve[0]["loss"] < 100 and np.isfinite(curve[2]["grad_norm"])
     parts = [value for key, value in curve[0].items() if key.startswith("loss/")]
     assert len(parts) == 6 and sum(parts) == pytest.approx(curve[0]["loss"], rel=1e-5)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params)
-    assert moved["clip"]["visual"].pop("patch_embedding") == 0
-    # In a softmax, what all tokens share has no effect, so it moves by rounding errors at most.
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params)
+    assert change["clip"]["visual"].pop("patch_embedding") == 0
+    # A softmax ignores what all tokens share, so this bias changes by rounding errors at most.
     for network in ("word_weight", "patch_weight", "frame_weight"):
-        moved[network]["dense_2"].pop("bias")
-    assert min(jax.tree.leaves(moved)) > 1e-6
+        change[network]["dense_2"].pop("bias")
+    assert min(jax.tree.leaves(change)) > 1e-6
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_state_given_away_is_gone_and_the_weights_it_was_made_of_are_not(runs, params, name):
-    given = runs[name][2]
-    for state in given:
+def test_states_are_donated_and_the_initial_params_are_not(runs, params, name):
+    for state in runs[name][2]:
         assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
     assert np.isfinite(params["clip"]["logit_scale"])
 
 
-def test_under_fsdp_a_device_holds_its_part(runs):
+def test_with_fsdp_a_device_holds_its_shard(runs):
     state = runs["fsdp 8"][3]
     kernel = state.params["clip"]["visual"]["tower"]["blocks"]["mlp_in"]["kernel"]
     moments = [m for m in jax.tree.leaves(state.opt_state) if m.shape == kernel.shape]
     assert moments
     for x in (kernel, *moments):
         assert x.addressable_shards[0].data.size == x.size // 8
-    whole = layout_of(*LAYOUTS["fsdp 8"]).replicate_params(state.params)
-    assert all(x.is_fully_replicated for x in jax.tree.leaves(whole))
+    replicated = make_partitioner(*PARTITIONERS["fsdp 8"]).replicate_params(state.params)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(replicated))
 
 
-def test_the_rule_of_parts():
-    assert sharding.shard_axis((12, 768, 3072), 8) == 2
-    assert sharding.shard_axis((12, 3072, 768), 8) == 1
-    assert sharding.shard_axis((12, 768, 768), 8) == 1  # the first of equals
-    assert sharding.shard_axis((49408, 512), 16) == 0
-    assert sharding.shard_axis((50, 768), 16) == 1  # 50 does not divide
-    assert sharding.shard_axis((768,), 8) == sharding.shard_axis((101, 999), 8) == -1
-    assert sharding.shard_axis((12, 768, 3072), 1) == -1
-
-
-def test_a_wish_to_stop_reaches_all(runs, laid):
-    partitioner = layout_of(*LAYOUTS["pmap 8"])
+def test_a_stop_flag_is_in_the_metrics(runs):
+    partitioner = make_partitioner(*PARTITIONERS["pmap 8"])
     state, batch = partitioner.shard_state(runs["pmap 8"][1]), batch_of(0)
     _, metrics = partitioner.compile_train_step(lambda s, b, collectives: (s, {}), state)(
         state, partitioner.shard_batch(batch, stop=True)
@@ -144,61 +134,49 @@ def test_a_wish_to_stop_reaches_all(runs, laid):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_place_makes_a_copy(name):
-    partitioner, source = layout_of(*LAYOUTS[name]), {"a": jnp.arange(3.0), "b": np.ones(4096)}
-    placed = partitioner.shard_state(source)
-    give_away = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
-    jax.block_until_ready(give_away(placed))
-    assert source["a"].tolist() == [0, 1, 2] and (source["b"] == 1).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_bad_batch_changes_nothing_and_the_next_one_counts(runs, laid, name, caplog):
-    """One pixel that is no number: the update is skipped, counted, and nothing is compiled anew."""
-    curve, before, given, state = runs[name]
+def test_a_batch_with_a_nan_is_skipped_and_the_next_one_is_not(runs, steps, name, caplog):
+    """The skipped update is counted, and nothing is recompiled."""
+    _, before, _, state = runs[name]
     bad = batch_of(5)
     bad.video[3, 0, 7, 7, 1] = np.nan
     with jax.log_compiles():
-        state, metrics = laid[name](state, bad)
-        after, metrics = numbers(state), numbers(metrics)
+        state, metrics = steps[name](state, bad)
+        after, metrics = to_numpy(state), to_numpy(metrics)
         assert not np.isfinite(metrics["loss"])
         assert (after.step, after.skipped, metrics["skipped"]) == (6, 1, 1)
         for part in ("params", "opt_state"):
             pairs = (jax.tree.leaves(getattr(s, part)) for s in (after, before))
             for a, b in zip(*pairs, strict=True):
                 np.testing.assert_array_equal(a, b)
-        state, metrics = laid[name](state, batch_of(6))
-    good = numbers(state)
+        state, metrics = steps[name](state, batch_of(6))
+    good = to_numpy(state)
     assert np.isfinite(metrics["loss"]) and (good.step, good.skipped) == (7, 1)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), good.params, before.params)
-    assert moved["word_weight"]["dense_0"]["kernel"] > 1e-7
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), good.params, before.params)
+    assert change["word_weight"]["dense_0"]["kernel"] > 1e-7
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
 
 
-class Line:
-    """A model of one product a side that is mostly noise: quick to compile, and feels every key."""
-
-    dtype = jnp.float32
-
-    def apply(self, variables, ids, mask, video, video_mask, keys):
-        del video_mask
-        params = variables["params"]
-        words = similarity.l2_normalize(
-            jax.nn.one_hot(ids, SIZES.vocab_size) @ params["clip"]["words"]
-        )
-        seen = video[:, 0, 0] @ params["distill"]  # [B, 32, D]
-        if keys is not None:
-            noise = jax.vmap(jax.random.normal, (0, None))(keys, seen.shape[1:])
-            seen = seen + noise * params["scale"]
-        patches = similarity.l2_normalize(seen)[:, None, :4]  # [B, 1, 4, D]
-        weights = similarity.normalize_token_weights((words**3).sum(-1), mask, "softmax")
-        text = similarity.TextFeatures(words, weights, words[:, 1])
-        ones = jnp.ones(patches.shape[:3])
-        video = similarity.VideoFeatures(patches, ones, patches.sum(2), patches.sum(2) ** 3)
-        return text, video, params["clip"]["logit_scale"]
+def apply_linear(variables, ids, mask, video, video_mask, *, key):
+    del video_mask
+    params = variables["params"]
+    words = similarity.l2_normalize(jax.nn.one_hot(ids, SIZES.vocab_size) @ params["clip"]["words"])
+    features = video[:, 0, 0] @ params["distill"]  # [B, 32, D]
+    if key is not None:
+        noise = jax.vmap(jax.random.normal, (0, None))(key, features.shape[1:])
+        features = features + noise * params["scale"]
+    patches = similarity.l2_normalize(features)[:, None, :4]  # [B, 1, 4, D]
+    weights = similarity.normalize_token_weights((words**3).sum(-1), mask, "softmax")
+    text = similarity.TextFeatures(words, weights, words[:, 1])
+    ones = jnp.ones(patches.shape[:3])
+    video = similarity.VideoFeatures(patches, ones, patches.sum(2), patches.sum(2) ** 3)
+    return text, video, params["clip"]["logit_scale"]
 
 
-def line_params() -> dict:
+# One product for text and one for video, mostly noise: it compiles fast and every key matters.
+LINEAR = mock.Mock(spec=HVPNet, dtype=jnp.float32, apply=apply_linear)
+
+
+def linear_params() -> dict:
     return {
         "clip": {
             "logit_scale": np.float32(1),
@@ -209,44 +187,44 @@ def line_params() -> dict:
     }
 
 
-def line_steps(train_step, state, batch):
+def three_steps(train_step, state, batch):
     losses = []
     for _ in range(3):
         state, metrics = train_step(state, batch)
         losses.append(float(metrics["loss"]))
-    return losses, numbers(state.params)
+    return losses, to_numpy(state.params)
 
 
-def test_neither_noise_nor_objective_hangs_on_the_number_of_devices():
-    spec = step_spec.StepSpec(Line(), OPTIMIZER, seed=1, paired=True, chunk_size=3)
+def test_noise_and_loss_do_not_depend_on_the_number_of_devices():
+    spec = step_spec.StepSpec(model=LINEAR, optimizer=OPTIMIZER, seed=1, paired=True, chunk_size=3)
     step = functools.partial(train_step, spec=spec)
-    state, batch = train_state.create_train_state(line_params(), OPTIMIZER), batch_of(0)
-    losses, params = line_steps(jax.jit(step), state, batch)
-    assert losses[1] != losses[0]  # the weights are the same there; the noise is not
-    for how in (("pmap", False, 2), ("shard_map", False, 4)):
-        partitioner = layout_of(*how)
-        laid = partitioner.compile_train_step(step, state)
-        found, moved = line_steps(
-            laid, partitioner.shard_state(state), partitioner.shard_batch(batch)
+    state, batch = train_state.create_train_state(linear_params(), OPTIMIZER), batch_of(0)
+    losses, params = three_steps(jax.jit(step), state, batch)
+    assert losses[1] != losses[0]  # the first update changes no parameter, but the noise differs
+    for arguments in (("pmap", False, 2), ("shard_map", False, 4)):
+        partitioner = make_partitioner(*arguments)
+        compiled = partitioner.compile_train_step(step, state)
+        other_losses, other_params = three_steps(
+            compiled, partitioner.shard_state(state), partitioner.shard_batch(batch)
         )
-        np.testing.assert_allclose(found, losses, rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(other_params), jax.tree.leaves(params), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
 
 
-def test_noise_and_pairing_are_what_the_recipe_says():
-    def loss(at=0, **how):
-        spec = step_spec.StepSpec(Line(), None, **how)
-        whole = jax.jit(functools.partial(loss_fn, spec=spec, axis=None))
-        return float(whole(line_params(), at, batch_of(0))[0])
+def test_noise_and_pairing_follow_the_spec():
+    def loss(at=0, **fields):
+        spec = step_spec.StepSpec(model=LINEAR, optimizer=None, **fields)
+        compiled = jax.jit(functools.partial(loss_fn, spec=spec))
+        return float(compiled(linear_params(), at, batch_of(0))[0])
 
-    noisy, quiet = loss(seed=1), loss(noise=False)
-    assert loss(seed=1) == noisy and loss(noise=False, at=1) == quiet
-    losses = [noisy, quiet, loss(seed=2), loss(seed=1, at=1), loss(noise=False, paired=True)]
+    noisy, noiseless = loss(seed=1), loss(noise=False)
+    assert loss(seed=1) == noisy and loss(noise=False, at=1) == noiseless
+    losses = [noisy, noiseless, loss(seed=2), loss(seed=1, at=1), loss(noise=False, paired=True)]
     assert np.diff(sorted(losses)).min() > 1e-3
 
 
-def test_a_clip_has_its_key_wherever_it_lies():
+def test_the_key_of_a_clip_does_not_depend_on_its_device():
     keys = jax.random.key_data(per_clip_keys(7, 3, 0, 8))
     assert len({tuple(key) for key in keys.tolist()}) == 8
     for first in (0, 2, 6):
@@ -255,25 +233,3 @@ def test_a_clip_has_its_key_wherever_it_lies():
     for seed, at in ((8, 3), (7, 4)):
         other = jax.random.key_data(per_clip_keys(seed, at, 0, 8))
         assert (other != keys).any(axis=1).all()
-
-
-@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
-def test_map_goes_example_by_example_and_gives_host_arrays(kind):
-    partitioner = layout_of(kind, False, 8)
-    double = partitioner.compile_eval_fn(lambda params, batch: {"y": batch["x"] * params["by"]})
-    x = np.float32(normal(0, 16, 3))
-    found = double(
-        partitioner.replicate_params(partitioner.shard_state({"by": np.float32(2)})), {"x": x}
-    )
-    assert isinstance(found["y"], np.ndarray)
-    np.testing.assert_array_equal(found["y"], 2 * x)
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    partitioner = layout_of("pmap", False, 8)
-    partitioner.check_batch_size(32, "train.batch_size")
-    with pytest.raises(UsageError) as error:
-        partitioner.check_batch_size(12, "train.batch_size")
-    assert str(error.value) == (
-        "train.batch_size=12 does not divide over 8 devices; use a multiple of 8"
-    )

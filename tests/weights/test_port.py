@@ -102,11 +102,12 @@ def test_pytorch_goes_on_here():
     )
     c = found.constants
     optimizer = make_optimizer(
-        c["lr"][1], c["lr"][0], c["t_total"], c["warmup"], c["weight_decay"], c["max_grad_norm"],
-        c["b1"], c["b2"], c["e"],
+        c["lr"][1], c["lr"][0], c["t_total"], warmup_fraction=c["warmup"],
+        weight_decay=c["weight_decay"], max_grad_norm=c["max_grad_norm"],
+        b1=c["b1"], b2=c["b2"], epsilon=c["e"],
     )  # fmt: skip
     partitioner = Partitioner("pmap", devices=jax.devices()[:1])
-    spec = step_spec.StepSpec(model, optimizer, noise=False, paired=True)
+    spec = step_spec.StepSpec(model=model, optimizer=optimizer, noise=False, paired=True)
 
     step = functools.partial(train_step, spec=spec)
     run, state = partitioner.compile_train_step(step, state), partitioner.shard_state(state)
