@@ -8,6 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from hvp_jax.weights.param_mapping import FORMATS
+
 Flag = tuple[str, dict[str, Any]]  # what `add_argument` takes
 
 
@@ -51,8 +53,10 @@ CONFIG = flag("--config", "FILE.py[:ARG]", "a config; --config.KEY=VALUE sets a 
 WORKDIR = flag("--workdir", "DIR", "the run's folder", path)
 SOURCE = flag("--source", "PATH", "a checkpoint's file or directory, or a workdir", path)
 DESTINATION = flag("--destination", "DIR", "a new directory for what is written", path)
-FORMATS = ("auto", "openai", "open_clip", "huggingface", "hvpnet")
-FORMAT = flag("--format", "FORMAT", "of the source: %(choices)s", choices=FORMATS, default="auto")
+ANY_FORMAT = ("auto", *FORMATS)
+FORMAT = flag(
+    "--format", "FORMAT", "of the source: %(choices)s", choices=ANY_FORMAT, default="auto"
+)
 NAMES = "write safetensors with these names: %(choices)s"
 EXPORT = flag("--export", "FORMAT", NAMES, choices=("hvpnet", "huggingface"))
 GOLDEN = flag("--golden", "FILE.npz", "arrays recorded from the PyTorch implementation", path)

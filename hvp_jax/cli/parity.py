@@ -1,10 +1,11 @@
-"""The verb `parity`: numbers of PyTorch against ours."""
+"""The verb `parity`: the model's arrays against those of PyTorch."""
 
 from pathlib import Path
 
 import jax
 
 from hvp_jax.parity.golden import compare_golden
+from hvp_jax.parity.report import ParityReport
 
 
 def run(
@@ -12,17 +13,15 @@ def run(
     source: Path | None = None,
     format: str = "auto",
     precision: str | None = None,
-) -> dict:
-    """The verb: a golden file (in float64 by default), or a checkpoint in PyTorch (float32).
-
-    Returns the table of errors; `ok` is false if one is over tolerance.
-    """
+) -> ParityReport:
+    """Compares a golden file (by default in float64) or a checkpoint in PyTorch (float32)."""
     precision = precision or ("float64" if golden else "float32")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")
     if source:
-        from hvp_jax.parity import torch_checkpoint  # which compares as this file does
+        from hvp_jax.parity.torch_checkpoint import compare_checkpoint
 
-        return torch_checkpoint.compare_checkpoint(source, format, precision)
+        return compare_checkpoint(source, format, precision)
+    assert golden is not None  # the command line requires one of the two
     return compare_golden(golden, precision)
