@@ -44,7 +44,8 @@ def tower(
         block = f"{name}.resblocks.{i}"
         y = layer_norm(x, state, f"{block}.ln_1")
         y = F.linear(y, state[f"{block}.attn.in_proj_weight"], state[f"{block}.attn.in_proj_bias"])
-        y = F.scaled_dot_product_attention(*split_heads(y, 3, heads), is_causal=causal)
+        query, key, value = split_heads(y, 3, heads)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
         x = x + linear(y.transpose(1, 2).reshape(x.shape), state, f"{block}.attn.out_proj")
         y = linear(layer_norm(x, state, f"{block}.ln_2"), state, f"{block}.mlp.c_fc")
         x = x + linear(ACTIVATIONS[activation](y), state, f"{block}.mlp.c_proj")
