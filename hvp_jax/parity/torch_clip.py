@@ -1,6 +1,6 @@
 """CLIP's two towers in PyTorch, as functions of tensors named as in the original's checkpoint.
 
-`parity --source` compares the model's hidden states with theirs; `benchmarks/torch_hvpnet.py`
+`parity --source` compares their hidden states with the model's; `benchmarks/torch_hvpnet.py`
 trains them. Requires PyTorch; hence no other module imports this file at the top.
 """
 
