@@ -1,11 +1,12 @@
-"""Our input pipeline beside a PyTorch one of the original's kind, in turn, on one core each.
+"""Times the input pipeline against a PyTorch one like the original's, on one core each.
 
     python benchmarks/input_peer.py FOLDER [SHARDS]
 
-FOLDER holds videos/ and captions.csv; SHARDS is what `prepare` wrote of it (made beside it in
-a temporary folder if not given). The peer is a Dataset for a DataLoader: OpenCV decodes a frame
-a second, Pillow resizes (bicubic) and crops, PyTorch normalises and collates. Needs torch and
-opencv-python-headless, which nothing else here does. Rates are by processor time.
+FOLDER holds videos/ and captions.csv; SHARDS is what `prepare` wrote of it (by default it is
+made in a temporary folder). The PyTorch side is a Dataset for a DataLoader: OpenCV decodes one
+frame per second, Pillow resizes (bicubic) and crops, PyTorch normalises and collates. Needs
+torch and opencv-python-headless, which nothing else here does. The sides alternate; rates are
+by processor time.
 """
 
 import statistics
@@ -20,19 +21,22 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data import inputs, splits
-from data.batches import frame_sources, pipeline
-from data.records import DatasetLocation
-from data.shards import prepare
-from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from data import inputs, splits  # noqa: E402
+from data.batches import frame_sources, pipeline  # noqa: E402
+from data.records import (
+    Clip,  # noqa: E402
+    DatasetLocation,  # noqa: E402
+)
+from data.shards import prepare  # noqa: E402
+from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD  # noqa: E402
 
 SIZE, FRAMES, WORDS, BATCH, REPEATS = 224, 12, 24, 32, 5
 
 
-class Peer(Dataset):
-    def __init__(self, clips):
+class TorchDataset(Dataset):
+    def __init__(self, clips: list[Clip]) -> None:
         self.clips = clips
         self.mean = torch.tensor(PIXEL_MEAN)[:, None, None]
         self.std = torch.tensor(PIXEL_STD)[:, None, None]
@@ -40,33 +44,34 @@ class Peer(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         video, mask = torch.zeros(FRAMES, 3, SIZE, SIZE), torch.zeros(FRAMES)
-        for k, picture in enumerate(self.pictures(self.clips[i].path)):
-            scaled = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        for k, frame in enumerate(self.frames(self.clips[i].path)):
+            scaled = torch.from_numpy(np.array(frame)).permute(2, 0, 1).float() / 255
             video[k], mask[k] = (scaled - self.mean) / self.std, 1
         return video, mask
 
-    def pictures(self, path: str) -> list[Image.Image]:
-        """A frame a second, at most FRAMES of them, as read one after another."""
+    def frames(self, path: str) -> list[Image.Image]:
+        """One frame per second, at most FRAMES of them, decoded in order."""
         capture = cv2.VideoCapture(path)
-        every = max(round(capture.get(cv2.CAP_PROP_FPS) or 25), 1)
-        taken, number = [], 0
+        interval = max(round(capture.get(cv2.CAP_PROP_FPS) or 25), 1)
+        frames, index = [], 0
         while capture.grab():
-            if number % every == 0:
-                found, frame = capture.retrieve()
-                if found:
-                    taken.append(self.crop(Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))))
-            number += 1
+            if index % interval == 0:
+                ok, frame = capture.retrieve()
+                if ok:
+                    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                    frames.append(self.crop(Image.fromarray(rgb)))
+            index += 1
         capture.release()
-        keep = np.linspace(0, len(taken) - 1, min(FRAMES, len(taken)), dtype=int)
-        return [taken[k] for k in keep]
+        chosen = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames)), dtype=int)
+        return [frames[k] for k in chosen]
 
-    def crop(self, picture: Image.Image) -> Image.Image:
-        short = min(picture.size)
-        width, height = (int(SIZE * side / short) for side in picture.size)
+    def crop(self, frame: Image.Image) -> Image.Image:
+        short = min(frame.size)
+        width, height = (int(SIZE * side / short) for side in frame.size)
         left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
-        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        resized = frame.resize((width, height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + SIZE, top + SIZE))
 
 
@@ -77,28 +82,30 @@ def main(folder: str, shard_folder: str) -> None:
     if not prepare.finished(shard_folder):
         prepare.prepare(clips, shard_folder, SIZE, FRAMES)
     clips = splits.clips_of_split(clips, "train")
-    ours = {
-        "ours, files": frame_sources.FileFrames(clips, SIZE, FRAMES),
-        "ours, shards": frame_sources.ShardFrames(shard_folder, clips, SIZE, FRAMES),
+    sources = {
+        "JAX, files": frame_sources.FileFrames(clips, SIZE, FRAMES),
+        "JAX, shards": frame_sources.ShardFrames(shard_folder, clips, SIZE, FRAMES),
     }
-    batches = {
-        name: pipeline.numbered_batches(clips, source, FRAMES, WORDS, batch_size=BATCH, seed=0)
-        for name, source in ours.items()
+    # Indexed rather than iterated: an iterator would prefetch during the others' time.
+    pipelines = {
+        name: pipeline.numbered_batches(
+            clips, source, FRAMES, WORDS, batch_size=BATCH, seed=0
+        ).__getitem__
+        for name, source in sources.items()
     }
-    # By number: an iterator would work ahead, on the time of the others.
-    ways = {name: numbered.__getitem__ for name, numbered in batches.items()}
-    loader = iter(DataLoader(Peer(clips), BATCH, sampler=torch.randint(len(clips), (10_000,))))
-    ways["PyTorch"] = lambda i: next(loader)
-    times = {name: [] for name in ways}
+    sampler = torch.randint(len(clips), (10_000,))
+    loader = iter(DataLoader(TorchDataset(clips), BATCH, sampler=sampler))
+    pipelines["PyTorch"] = lambda i: next(loader)
+    times: dict[str, list[float]] = {name: [] for name in pipelines}
     for i in range(REPEATS + 1):
-        for name, make in ways.items():
+        for name, make_batch in pipelines.items():
             begin = time.process_time()
-            make(i)
-            if i:
+            make_batch(i)
+            if i:  # the first one warms up
                 times[name].append(time.process_time() - begin)
     rates = {name: BATCH / statistics.median(seconds) for name, seconds in times.items()}
     for name, rate in rates.items():
-        print(f"{name:<14}{rate:8.0f} clips/s a core  {rate / rates['PyTorch']:6.1f} x PyTorch")
+        print(f"{name:<14}{rate:8.0f} clips/s per core  {rate / rates['PyTorch']:6.1f} x PyTorch")
 
 
 if __name__ == "__main__":

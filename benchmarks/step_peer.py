@@ -1,4 +1,4 @@
-"""A training step of ours beside the same step in PyTorch, in turn, on one GPU.
+"""Times a training step against the same step in PyTorch, in alternation, on one GPU.
 
     python benchmarks/step_peer.py [--variant=ViT-B/32] [--precision=bfloat16] [--batch=N]
 
@@ -6,11 +6,11 @@ Without --variant: ViT-B/32 and ViT-L/14. Without --precision: float32 and bfloa
 and moments are float32 in both). Without --batch, each side's batch is doubled until it does
 not fit into its half of the memory. Needs requirements-torch.txt, with a PyTorch for the device.
 
-First both must give the same loss and the same norm of the gradient on the same weights and
-batch, in full float32 and without noise. Then they take turns: each repeat runs a few steps of
-ours and a few of PyTorch's, compiled and warm, and medians are reported, in examples a
-second and as a share of the published peak. Float32 products may use TF32 in both.
-PyTorch's way: `torch.compile`, autocast, scaled_dot_product_attention, fused AdamW.
+First it checks that both compute the same loss and gradient norm from the same weights and
+batch, in full float32 and without noise. Then the sides alternate: each repeat runs a few
+compiled and warm steps of each. It reports medians, in examples per second and as a share of
+the published peak. Float32 products may use TF32 in both. PyTorch uses `torch.compile`,
+autocast, scaled_dot_product_attention and fused AdamW.
 """
 
 import argparse
@@ -24,38 +24,38 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+HALF = "0.45"  # of the device's memory for each side, so that both fit at once
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", HALF)  # before JAX is imported
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import torch_hvpnet  # noqa: E402
-from configs.base import get_config
-from data.batches.batch import Batch
-from hvp_jax.bench.step import random_batch
-from hvp_jax.config.resolve import resolve
-from hvp_jax.models import flops
-from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
-from hvp_jax.monitoring.accelerators import PEAKS
-from hvp_jax.parallel.partitioner import Partitioner
-from hvp_jax.training import step_spec, train_state
-from hvp_jax.training.optimizer import make_optimizer
-from hvp_jax.training.train_step import train_step
-from hvp_jax.weights import torch_params
-
-HALF = "0.45"  # of the device's memory for each side, so that both can be there at once
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", HALF)
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from configs.base import get_config  # noqa: E402
+from data.batches.batch import Batch  # noqa: E402
+from hvp_jax.bench.step import random_batch  # noqa: E402
+from hvp_jax.config.resolve import resolve  # noqa: E402
+from hvp_jax.models import flops  # noqa: E402
+from hvp_jax.models.hvpnet import HVPNet, from_config, init_params  # noqa: E402
+from hvp_jax.monitoring.accelerators import PEAKS  # noqa: E402
+from hvp_jax.parallel.partitioner import Partitioner  # noqa: E402
+from hvp_jax.training import step_spec, train_state  # noqa: E402
+from hvp_jax.training.optimizer import make_optimizer  # noqa: E402
+from hvp_jax.training.train_step import train_step  # noqa: E402
+from hvp_jax.weights import torch_params  # noqa: E402
 
 REPEATS, STEPS = 5, 4  # steps in a repeat
-FIRST, MOST = 16, 4096  # batch sizes of the search
-RATE, CLIP_RATE, SCHEDULE = 1e-4, 1e-7, 1000
+MIN_BATCH, MAX_BATCH = 16, 4096  # of the search
+LEARNING_RATE, CLIP_LEARNING_RATE, SCHEDULE = 1e-4, 1e-7, 1000
 FROZEN = "clip.visual.conv1.weight"
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def config_of(variant: str, precision: str, batch: int, remat: str):
+def config_of(variant: str, precision: str, batch: int, remat: str) -> ConfigDict:
     config = get_config()
     config.model.variant, config.precision, config.model.remat = variant, precision, remat
     config.model.freeze_patches = True  # as on a pretrained CLIP
@@ -63,14 +63,16 @@ def config_of(variant: str, precision: str, batch: int, remat: str):
     return resolve(config)
 
 
-def batch_of(config, model: HVPNet) -> Batch:
-    """The same batch of noise for both sides."""
+def batch_of(config: ConfigDict, model: HVPNet) -> Batch:
+    """A batch of noise, the same for both sides."""
     return random_batch(config, model, np.random.default_rng(0))
 
 
-def ours(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[], dict]:
-    """A function that runs one step of ours; its result is the metrics on the device."""
-    optimizer = make_optimizer(RATE, CLIP_RATE, SCHEDULE)
+def jax_step(
+    config: ConfigDict, model: HVPNet, params: dict, noise: bool = True
+) -> Callable[[], dict]:
+    """A function that runs one training step and returns its metrics on the device."""
+    optimizer = make_optimizer(LEARNING_RATE, CLIP_LEARNING_RATE, SCHEDULE)
     spec = step_spec.StepSpec(
         model=model,
         optimizer=optimizer,
@@ -80,36 +82,38 @@ def ours(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[]
     )
     partitioner = Partitioner("shard_map", devices=jax.devices()[:1])
     state = partitioner.shard_state(train_state.create_train_state(params, optimizer))
-    laid = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
+    step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
     batch = partitioner.shard_batch(batch_of(config, model))
 
     def run():
         nonlocal state
-        state, metrics = laid(state, batch)
+        state, metrics = step(state, batch)
         return metrics
 
     return run
 
 
-def theirs(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[[], dict]:
-    """The same of PyTorch's."""
-    p = {
+def torch_step(
+    config: ConfigDict, model: HVPNet, params: dict, noise: bool = True
+) -> Callable[[], dict]:
+    """The same in PyTorch."""
+    weights = {
         name: torch.tensor(x, device=DEVICE, requires_grad=name != FROZEN)
         for name, x in torch_params.to_torch(params).items()
     }
-    inside = [x for name, x in p.items() if name.startswith("clip.") and name != FROZEN]
-    new = [x for name, x in p.items() if not name.startswith("clip.")]
+    clip = [x for name, x in weights.items() if name.startswith("clip.") and name != FROZEN]
+    head = [x for name, x in weights.items() if not name.startswith("clip.")]
     optimizer = torch.optim.AdamW(
-        [{"params": inside, "lr": CLIP_RATE}, {"params": new, "lr": RATE}],
+        [{"params": clip, "lr": CLIP_LEARNING_RATE}, {"params": head, "lr": LEARNING_RATE}],
         betas=(0.9, 0.98),
         eps=1e-6,
         weight_decay=0.2,
         fused=True,
     )
-    compute = torch.compile(
+    compute_loss = torch.compile(
         functools.partial(
             torch_hvpnet.loss,
-            s=model.clip_config,
+            config=model.clip_config,
             taps=model.taps,
             stages=model.stages,
             noise=noise,
@@ -125,9 +129,9 @@ def theirs(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[
 
     def run():
         with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
-            loss = compute(p, batch)
+            loss = compute_loss(weights, batch)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([*inside, *new], 1.0)
+        norm = torch.nn.utils.clip_grad_norm_([*clip, *head], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return {"loss": loss.detach(), "grad_norm": norm}
@@ -135,17 +139,17 @@ def theirs(config, model: HVPNet, params: dict, noise: bool = True) -> Callable[
     return run
 
 
-SIDES = {"ours": ours, "PyTorch": theirs}
+SIDES = {"JAX": jax_step, "PyTorch": torch_step}
 
 
 def wait() -> None:
-    """Until the device has done what PyTorch asked for."""
+    """Blocks until the device has finished PyTorch's work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def check(variant: str, batch: int) -> None:
-    """Ends the program unless both sides compute the same loss and gradient in float32."""
+    """Exits unless both sides compute the same loss and gradient norm in float32."""
     config = config_of(variant, "float32", batch, "none")
     model = from_config(config)
     params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
@@ -156,17 +160,17 @@ def check(variant: str, batch: int) -> None:
             for name, make in SIDES.items()
         }
     torch.set_float32_matmul_precision("high")
-    # A norm is of gradients through clusters, where one near tie decided otherwise shows.
+    # The gradient norm is looser: one near tie resolved differently in the clustering shows in it.
     for key, tolerance in (("loss", 1e-4), ("grad_norm", 1e-2)):
         a, b = (values[name][key] for name in SIDES)
-        print(f"{variant}: {key} of {batch} examples: ours {a:.6f}, PyTorch {b:.6f}")
+        print(f"{variant}: {key} of {batch} examples: JAX {a:.6f}, PyTorch {b:.6f}")
         if not abs(a - b) <= tolerance * abs(b):
             sys.exit(f"{variant}: {key} differs by more than {tolerance:g}: not the same step")
 
 
-def build(side: str, variant: str, precision: str, remat: str, size: int) -> Callable[[], dict]:
-    """A step of one side that has run twice: compiled and warm."""
-    config = config_of(variant, precision, size, remat)
+def build(side: str, variant: str, precision: str, remat: str, *, batch: int) -> Callable[[], dict]:
+    """A step of one side, compiled and warm: it has run twice."""
+    config = config_of(variant, precision, batch, remat)
     model = from_config(config)
     params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
     run = SIDES[side](config, model, params)
@@ -175,10 +179,10 @@ def build(side: str, variant: str, precision: str, remat: str, size: int) -> Cal
     return run
 
 
-def fits(side: str, *what) -> bool:
-    """Whether a step finds the memory it needs; leaves none of it taken."""
+def fits(side: str, variant: str, precision: str, remat: str, *, batch: int) -> bool:
+    """Whether a step fits into the memory, which is freed again."""
     try:
-        build(side, *what)
+        build(side, variant, precision, remat, batch=batch)
         return True
     except (RuntimeError, ValueError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
@@ -189,28 +193,30 @@ def fits(side: str, *what) -> bool:
         free_memory()
 
 
-def largest(side: str, variant: str, precision: str, remat: str) -> int:
-    """The last of FIRST, 2 FIRST, 4 FIRST ... that fits. Ends the program if none does."""
-    size = FIRST
-    while size <= MOST and fits(side, variant, precision, remat, size):
-        print(f"{variant} {precision} {side}: {size} fit", file=sys.stderr, flush=True)
-        size *= 2
-    if size == FIRST:
-        sys.exit(f"{variant} {precision} {side}: {FIRST} examples do not fit; say --batch=N")
-    return size // 2
+def largest_batch(side: str, variant: str, precision: str, remat: str) -> int:
+    """The largest of MIN_BATCH, 2 MIN_BATCH, 4 MIN_BATCH ... that fits. Exits if none does."""
+    batch = MIN_BATCH
+    while batch <= MAX_BATCH and fits(side, variant, precision, remat, batch=batch):
+        print(f"{variant} {precision} {side}: {batch} fit", file=sys.stderr, flush=True)
+        batch *= 2
+    if batch == MIN_BATCH:
+        sys.exit(f"{variant} {precision} {side}: {MIN_BATCH} examples do not fit; pass --batch=N")
+    return batch // 2
 
 
 def free_memory() -> None:
-    gc.collect()  # an error's traceback holds tensors in circles
+    gc.collect()  # a traceback holds tensors in reference cycles
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def compare(variant: str, precision: str, remat: str, batch: int | None) -> None:
-    """Times both sides in turn and prints a line of each."""
-    sizes = {side: batch or largest(side, variant, precision, remat) for side in SIDES}
-    runs = {side: build(side, variant, precision, remat, sizes[side]) for side in SIDES}
-    seconds = {side: [] for side in SIDES}
+    """Times both sides in alternation and prints a line for each."""
+    sizes = {side: batch or largest_batch(side, variant, precision, remat) for side in SIDES}
+    runs = {
+        side: build(side, variant, precision, remat, batch=size) for side, size in sizes.items()
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(REPEATS):
         for side, run in runs.items():
             begin = time.perf_counter()
@@ -220,11 +226,11 @@ def compare(variant: str, precision: str, remat: str, batch: int | None) -> None
             wait()
             seconds[side].append((time.perf_counter() - begin) / STEPS)
     kind = jax.devices()[0].device_kind
-    rates = {}
+    throughput = {}
     for side, size in sizes.items():
         config = config_of(variant, precision, size, remat)
         median = statistics.median(seconds[side])
-        rates[side] = size / median
+        throughput[side] = size / median
         frames, words = config.data.max_frames, config.data.max_words
         operations = flops.training_step(from_config(config), size, frames, words)
         share = "no published peak"
@@ -233,26 +239,30 @@ def compare(variant: str, precision: str, remat: str, batch: int | None) -> None
             share = f"{operations / median / peak:.1%} of {peak / 1e12:.0f} TFLOP/s"
         print(
             f"{variant} {precision} {side:<8} batch {size:>5}  {1000 * median:9.1f} ms  "
-            f"{rates[side]:8.1f} examples/s  {operations / median / 1e12:7.2f} TFLOP/s  {share}"
+            f"{throughput[side]:8.1f} examples/s  "
+            f"{operations / median / 1e12:7.2f} TFLOP/s  {share}"
         )
-    print(f"{variant} {precision} ours over PyTorch: {rates['ours'] / rates['PyTorch']:.2f}")
+    ratio = throughput["JAX"] / throughput["PyTorch"]
+    print(f"{variant} {precision} JAX over PyTorch: {ratio:.2f}")
 
 
 def main(scratch: str) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--variant", action="append", help="ViT-B/32, ViT-L/14, tiny ...")
     parser.add_argument("--precision", action="append", choices=list(TORCH_DTYPES))
-    parser.add_argument("--batch", type=int, help="of both sides; without it, the largest")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none", help="ours")
-    given = parser.parse_args()
+    parser.add_argument("--batch", type=int, help="of both sides; by default the largest that fits")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none", help="of JAX")
+    args = parser.parse_args()
     if DEVICE.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(float(HALF))
-    jax.config.update("jax_compilation_cache_dir", scratch)  # the search's last step runs again
-    print(f"{jax.devices()[0].device_kind}, {REPEATS} repeats of {STEPS} steps, in turn")
-    for variant in given.variant or ["ViT-B/32", "ViT-L/14"]:
+    jax.config.update(
+        "jax_compilation_cache_dir", scratch
+    )  # the last step of the search is compiled again
+    print(f"{jax.devices()[0].device_kind}, {REPEATS} repeats of {STEPS} steps, in alternation")
+    for variant in args.variant or ["ViT-B/32", "ViT-L/14"]:
         check(variant, 4)
-        for precision in given.precision or list(TORCH_DTYPES):
-            compare(variant, precision, given.remat, given.batch)
+        for precision in args.precision or list(TORCH_DTYPES):
+            compare(variant, precision, args.remat, args.batch)
 
 
 if __name__ == "__main__":

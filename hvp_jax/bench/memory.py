@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
@@ -112,7 +113,7 @@ def feature_shapes(model: HVPNet, batch: int, frames: int, words: int) -> tuple:
     return text, video, log_scale
 
 
-def loss_and_grad(way: str | int, paired: bool, dtype: jnp.dtype, mesh: Mesh) -> jax.stages.Wrapped:
+def loss_and_grad(way: str | int, paired: bool, dtype: DTypeLike, mesh: Mesh) -> jax.stages.Wrapped:
     """The loss and its gradient for all features, on a mesh; an integer `way` is a chunk size."""
 
     def loss(text, video, log_scale):

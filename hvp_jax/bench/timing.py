@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 REPEATS = 5
 PRODUCT = 4096  # side of the matrix product that measures the speed of the machine
@@ -38,14 +39,14 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def matmul(dtype: jnp.dtype) -> tuple[Callable[[], jax.Array], float]:
+def matmul(dtype: DTypeLike) -> tuple[Callable[[], jax.Array], float]:
     """A square matrix product on one device, and its number of operations."""
     x = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), dtype)
     return functools.partial(jax.jit(jnp.dot), x, x), 2.0 * PRODUCT**3
 
 
 def measure(
-    work: Callable[[], Any], operations: float, dtype: jnp.dtype, devices: int = 1
+    work: Callable[[], Any], operations: float, dtype: DTypeLike, devices: int = 1
 ) -> Measurement:
     """Medians of `work`, which runs on `devices`, and of the matrix product on one device."""
     dot, dot_operations = matmul(dtype)

@@ -9,6 +9,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from hvp_jax.weights.param_mapping import FORMATS
+
 Flag = tuple[str, dict[str, Any]]  # the arguments of `add_argument`
 
 
@@ -52,9 +54,9 @@ CONFIG = flag("--config", "FILE.py[:ARG]", "the config file; --config.KEY=VALUE 
 WORKDIR = flag("--workdir", "DIR", "the folder of the run", path)
 SOURCE = flag("--source", "PATH", "a PyTorch checkpoint (file or directory), or a workdir", path)
 DESTINATION = flag("--destination", "DIR", "a new directory for the output", path)
-FORMATS = ("auto", "openai", "open_clip", "huggingface", "hvpnet")
+ANY_FORMAT = ("auto", *FORMATS)
 FORMAT = flag(
-    "--format", "FORMAT", "format of the source: %(choices)s", choices=FORMATS, default="auto"
+    "--format", "FORMAT", "format of the source: %(choices)s", choices=ANY_FORMAT, default="auto"
 )
 EXPORT_HELP = "write safetensors with the parameter names of: %(choices)s"
 EXPORT = flag("--export", "FORMAT", EXPORT_HELP, choices=("hvpnet", "huggingface"))

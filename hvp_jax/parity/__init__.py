@@ -1,1 +1,1 @@
-"""Numbers of PyTorch beside ours."""
+"""Comparison of the model's arrays with those of PyTorch."""

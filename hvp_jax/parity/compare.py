@@ -1,12 +1,42 @@
-"""One array against another: errors, tolerances, the table."""
+"""Compares one array with its golden one: errors, tolerances, and the table of all."""
+
+import dataclasses
 
 import numpy as np
 
-# Relative to the array's own size. Golden arrays are stored in float32: 6e-8 of themselves.
+# Relative to the array's magnitude. Golden arrays are stored in float32, rounded by 6e-8.
 TOLERANCE = {
     "float64": {"forward": 1e-6, "gradient": 1e-6, "optimizer": 1e-6},
     "float32": {"forward": 1e-4, "gradient": 1e-3, "optimizer": 1e-3},
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayResult:
+    """One row of the table; the subclass says how the comparison ended."""
+
+    name: str
+    shape: tuple[int, ...]
+    absolute: float | None = None  # greatest absolute difference; None: not compared
+    relative: float | None = None  # the same over the golden array's greatest magnitude
+    ok: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Passed(ArrayResult):
+    ok: bool = True
+    tolerance: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverTolerance(ArrayResult):
+    tolerance: float
+    reason: str = "over tolerance"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NotCompared(ArrayResult):
+    reason: str
 
 
 def tolerance_kind(name: str) -> str:
@@ -15,48 +45,50 @@ def tolerance_kind(name: str) -> str:
     return "optimizer" if name.startswith("after") or name == "loss/curve" else "forward"
 
 
-def subsample(ours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Every n-th entry of each axis, as a golden array that is `shape` was thinned."""
-    if ours.ndim != len(shape) or any(
-        b < 1 or -(-a // -(-a // b)) != b for a, b in zip(ours.shape, shape, strict=True)
+def subsample(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Every n-th entry of each axis, so that `array` gets `shape`; unchanged if no n does."""
+    if array.ndim != len(shape) or any(
+        b < 1 or -(-a // -(-a // b)) != b for a, b in zip(array.shape, shape, strict=True)
     ):
-        return ours
-    return ours[
-        tuple(slice(None, None, -(-a // b)) for a, b in zip(ours.shape, shape, strict=True))
-    ]
+        return array
+    strides = (-(-a // b) for a, b in zip(array.shape, shape, strict=True))
+    return array[tuple(slice(None, None, stride) for stride in strides)]
 
 
-def compare_arrays(name: str, golden: np.ndarray, ours: np.ndarray | None, tolerance: dict) -> dict:
-    """One row of the table."""
-    row = {"name": name, "shape": list(golden.shape), "absolute": None, "relative": None}
-    if ours is None:
-        return {**row, "ok": False, "reason": "not compared: nothing here computes it"}
-    ours = subsample(np.asarray(ours), golden.shape)
-    if ours.shape != golden.shape:
-        return {**row, "ok": False, "reason": f"ours is of shape {list(ours.shape)}"}
-    exact = golden.dtype.kind in "iub"
-    limit = 0.0 if exact else tolerance[tolerance_kind(name)]
-    difference = np.abs(ours.astype(np.float64) - golden.astype(np.float64))
-    row["absolute"] = float(difference.max(initial=0.0))
-    size = float(np.abs(golden.astype(np.float64)).max(initial=0.0))
-    row["relative"] = row["absolute"] / size if size else row["absolute"]
-    # Written so that a NaN on either side is a failure.
-    ok = bool(row["relative"] <= limit)
-    return {**row, "ok": ok, "tolerance": limit} | ({} if ok else {"reason": "over tolerance"})
+def compare_arrays(
+    name: str, golden: np.ndarray, computed: np.ndarray | None, tolerance: dict[str, float]
+) -> ArrayResult:
+    """Compares with the tolerance of the array's kind; integers and booleans must be equal."""
+    shape = golden.shape
+    if computed is None:
+        reason = "not compared: nothing here computes it"
+        return NotCompared(name=name, shape=shape, reason=reason)
+    computed = subsample(np.asarray(computed), shape)
+    if computed.shape != shape:
+        reason = f"ours is of shape {list(computed.shape)}"
+        return NotCompared(name=name, shape=shape, reason=reason)
+    limit = 0.0 if golden.dtype.kind in "iub" else tolerance[tolerance_kind(name)]
+    difference = np.abs(computed.astype(np.float64) - golden.astype(np.float64))
+    absolute = float(difference.max(initial=0.0))
+    magnitude = float(np.abs(golden.astype(np.float64)).max(initial=0.0))
+    relative = absolute / magnitude if magnitude else absolute
+    # Written so that a NaN in either array fails.
+    result = Passed if relative <= limit else OverTolerance
+    return result(name=name, shape=shape, absolute=absolute, relative=relative, tolerance=limit)
 
 
-def table(rows: list[dict], precision: str) -> str:
-    """The rows as text, the worst of each kind last."""
-    width = max(len(row["name"]) for row in rows)
+def table(rows: list[ArrayResult], precision: str) -> str:
+    """The rows as text, with a summary as the last line."""
+    width = max(len(row.name) for row in rows)
     lines = [f"{'array':<{width}}  {'absolute':>10}  {'relative':>10}"]
     for row in rows:
-        numbers = "  ".join(
-            f"{'-' if row[key] is None else format(row[key], '.2e'):>10}"
-            for key in ("absolute", "relative")
+        errors = "  ".join(
+            f"{'-' if error is None else format(error, '.2e'):>10}"
+            for error in (row.absolute, row.relative)
         )
-        lines.append(f"{row['name']:<{width}}  {numbers}  {row.get('reason', 'ok')}")
-    failed = sum(not row["ok"] for row in rows)
-    worst = max((row["relative"] or 0 for row in rows), default=0)
+        lines.append(f"{row.name:<{width}}  {errors}  {getattr(row, 'reason', 'ok')}")
+    failed = sum(not row.ok for row in rows)
+    worst = max((row.relative or 0 for row in rows), default=0)
     lines.append(
         f"{len(rows)} arrays in {precision}: {len(rows) - failed} equal, {failed} not; "
         f"greatest relative error {worst:.2e} (of the array's greatest magnitude)"

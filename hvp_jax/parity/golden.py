@@ -1,9 +1,9 @@
-"""A golden file against ours: every array in it, or the answer is no.
+"""Compares every array of a golden file with the model's; one that is not compared fails.
 
-A golden file holds what the PyTorch original computed (weights, inputs, every
-intermediate, losses, gradients, weights after some steps). Whatever its sizes, the
-model is built from the shapes in it. The error of an array is its greatest absolute
-difference over the greatest magnitude in the golden array; ids and clusters are exact.
+A golden file holds what the PyTorch original computed: weights, inputs, every
+intermediate, losses, gradients, weights after some steps. The model is built from the
+shapes in the file. The error of an array is its greatest absolute difference over the
+greatest magnitude in the golden array; ids and clusters must be equal.
 """
 
 import json
@@ -15,67 +15,72 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.errors import DataError, UsageError
-from hvp_jax.parity.compare import TOLERANCE, compare_arrays, table
+from hvp_jax.models.clip_config import ClipConfig
+from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.parity.compare import TOLERANCE, compare_arrays
 from hvp_jax.parity.model_arrays import compute_arrays
+from hvp_jax.parity.report import GoldenReport
 from hvp_jax.weights import torch_params
 from hvp_jax.weights.infer_config import infer_config
 
 INPUTS = ("input/", "eval/text", "eval/video")
 METADATA = ("recorded_in",)
-DEFAULT_TAPS = (0, 5, 11)  # of the file by rule, counted from 0
+DEFAULT_TAPS = (0, 5, 11)  # of the full-size file, counted from 0
 
 
 def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays of a golden file and the JSON beside it. Raises UsageError or DataError."""
+    """The arrays and the metadata (JSON) of a golden file. Raises UsageError or DataError."""
     if not path.is_file():
         raise UsageError(f"{path}: no such golden file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile, zlib and numpy each have their own
+    except Exception as error:  # zipfile, zlib and numpy each raise their own types
         raise DataError(f"{path}: not a readable .npz file ({error})") from None
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        raise UsageError(f"{beside}: no such file; a golden file has its JSON beside it")
+    json_path = path.with_suffix(".json")
+    if not json_path.is_file():
+        raise UsageError(f"{json_path}: no such file; a golden file has its JSON beside it")
     try:
-        about = json.loads(beside.read_text())
+        metadata = json.loads(json_path.read_text())
     except ValueError as error:
-        raise DataError(f"{beside}: not JSON ({error})") from None
-    if not isinstance(about, dict):
-        raise DataError(f"{beside}: not a JSON object")
-    return arrays, about
+        raise DataError(f"{json_path}: not JSON ({error})") from None
+    if not isinstance(metadata, dict):
+        raise DataError(f"{json_path}: not a JSON object")
+    return arrays, metadata
 
 
 def synthetic_weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Weights that follow from their names, so that a full-size file need not store them."""
+    """Weights determined by their names, so that a full-size file need not store them."""
     state = {}
     for name, shape in shapes.items():
-        w = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-        w = np.asarray(w, np.float32)
-        norm = any(part in name for part in (".ln_", "ln_final", ".norm.", ".norm1."))
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        w = np.asarray(rng.standard_normal(shape), np.float32)
+        is_norm = any(part in name for part in (".ln_", "ln_final", ".norm.", ".norm1."))
         if name.endswith("logit_scale"):
-            w = np.float32(np.log(1 / 0.07))
-        elif norm and name.endswith(".weight"):
+            w = np.asarray(np.log(1 / 0.07))
+        elif is_norm and name.endswith(".weight"):
             w = 1 + 0.02 * w
         elif len(shape) < 2 and "class_embedding" not in name:
             w = 0.02 * w
         elif "embedding" in name:
             w = 0.1 * w
         else:
-            of_first_axis = name.endswith(("visual.proj", "text_projection"))
-            fan = shape[0] if of_first_axis else int(np.prod(shape[1:]))
-            w = w / np.sqrt(fan)
+            in_out = name.endswith(("visual.proj", "text_projection"))  # [in, out]
+            fan_in = shape[0] if in_out else int(np.prod(shape[1:]))
+            w = w / np.sqrt(fan_in)
         state[name] = np.asarray(w, np.float32)
     return state
 
 
-def golden_batch(arrays: dict[str, np.ndarray], group: str, sizes, path: Path) -> dict:
-    """The batch stored under `group`, checked: ids in the vocabulary, masks of 0 and 1."""
-    batch = {}
+def golden_batch(
+    arrays: dict[str, np.ndarray], group: str, clip_config: ClipConfig, path: Path
+) -> dict[str, np.ndarray]:
+    """The batch stored under `group`. Raises DataError for invalid ids, masks or shapes."""
+    batch: dict[str, np.ndarray] = {}
     for name in ("text_ids", "text_mask", "video", "video_mask"):
         array = arrays.get(f"{group}/{name}")
         if array is None and name == "video":
-            array = _small_video(arrays, group, sizes.image_size)
+            array = _enlarged_video(arrays, group, clip_config.image_size)
         if array is None and name == "video_mask" and "video" in batch:
             array = np.ones(batch["video"].shape[:2], np.int32)
         if array is None:
@@ -84,19 +89,19 @@ def golden_batch(arrays: dict[str, np.ndarray], group: str, sizes, path: Path) -
             raise DataError(f"{path}: {group}/{name} holds values other than 0 and 1")
         batch[name] = array
     ids = batch["text_ids"]
-    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= sizes.vocab_size:
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= clip_config.vocab_size:
         raise DataError(
-            f"{path}: {group}/text_ids are not ids of a vocabulary of {sizes.vocab_size}"
+            f"{path}: {group}/text_ids are not ids of a vocabulary of {clip_config.vocab_size}"
         )
     for name, mask in (("text_ids", "text_mask"), ("video", "video_mask")):
         if batch[name].shape[:2] != batch[mask].shape:
             raise DataError(f"{path}: {group}/{name} and {group}/{mask} differ in shape")
-    if batch["video"].shape[2:] != (3, sizes.image_size, sizes.image_size):
-        raise DataError(f"{path}: {group}/video is not of size {sizes.image_size}")
+    if batch["video"].shape[2:] != (3, clip_config.image_size, clip_config.image_size):
+        raise DataError(f"{path}: {group}/video is not of size {clip_config.image_size}")
     return batch
 
 
-def _small_video(arrays: dict, group: str, size: int) -> np.ndarray | None:
+def _enlarged_video(arrays: dict[str, np.ndarray], group: str, size: int) -> np.ndarray | None:
     """A video stored small, enlarged by repetition: `GROUP/video_14x14` -> 224 x 224."""
     for name, array in arrays.items():
         if re.fullmatch(rf"{group}/video_\d+x\d+", name):
@@ -105,57 +110,60 @@ def _small_video(arrays: dict, group: str, size: int) -> np.ndarray | None:
     return None
 
 
-def compare_golden(golden: Path, precision: str) -> dict:
+def compare_golden(golden: Path, precision: str) -> GoldenReport:
     """Compares every array of `golden`."""
-    arrays, about = load_golden(Path(golden))
+    arrays, metadata = load_golden(Path(golden))
     state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
     if not state:
-        if "parameters" not in about:
+        if "parameters" not in metadata:
             raise DataError(f"{golden}: holds no state/ arrays, and no `parameters` in its JSON")
-        state = synthetic_weights(about["parameters"])
-    sizes, stages = infer_config({name: x.shape for name, x in state.items()})
+        state = synthetic_weights(metadata["parameters"])
+    clip_config, stages = infer_config({name: x.shape for name, x in state.items()})
     params = torch_params.from_torch(state)
-    taps = tuple(i + 1 for i in about.get("layers_zero_based", DEFAULT_TAPS))
+    taps = tuple(i + 1 for i in metadata.get("layers_zero_based", DEFAULT_TAPS))
     batches = {
-        group: golden_batch(arrays, group, sizes, Path(golden))
+        group: golden_batch(arrays, group, clip_config, Path(golden))
         for group in ("input", "eval")
         if group == "input" or f"{group}/text_ids" in arrays
     }
-    ours = compute_arrays(
-        params, sizes, stages, taps, batches, about, set(arrays), jnp.dtype(precision)
+    dtype = jnp.dtype(precision)
+    model = HVPNet(
+        clip_config, taps, stages, normalize="none", mask_padding=False, remat="none", dtype=dtype
     )
-    ours |= {f"state/{name}": x for name, x in torch_params.to_torch(params).items()}
+    computed = compute_arrays(model, params, batches, metadata, wanted=set(arrays))
+    computed |= {f"state/{name}": x for name, x in torch_params.to_torch(params).items()}
 
-    rows = [
-        compare_arrays(name, array, ours.get(name), TOLERANCE[precision])
+    expected = {
+        name: array
         for name, array in arrays.items()
         if not name.startswith(INPUTS) and name not in METADATA
+    }
+    tolerance = TOLERANCE[precision]
+    rows = [
+        compare_arrays(name, array, computed.get(name), tolerance)
+        for name, array in expected.items()
     ]
     rows += [
-        compare_arrays(
-            f"{name} (.json)", np.asarray(value, float), ours.get(name), TOLERANCE[precision]
-        )
-        for name, value in _of_json(about).items()
+        compare_arrays(f"{name} (.json)", np.asarray(value, float), computed.get(name), tolerance)
+        for name, value in _json_metrics(metadata).items()
     ]
-    failed = [row["name"] for row in rows if not row["ok"]]
-    inputs = [name for name in arrays if name.startswith(INPUTS)]
-    return {
-        "ok": not failed,
-        "golden": str(golden),
-        "precision": precision,
-        "compared": len(rows),
-        "inputs": inputs,
-        "failed": failed,
-        "arrays": rows,
-        "text": table(rows, precision),
-    }
+    failed = [row.name for row in rows if not row.ok]
+    return GoldenReport(
+        ok=not failed,
+        golden=str(golden),
+        precision=precision,
+        compared=len(rows),
+        inputs=[name for name in arrays if name.startswith(INPUTS)],
+        failed=failed,
+        arrays=rows,
+    )
 
 
-def _of_json(about: dict) -> dict[str, object]:
-    """The figures that the JSON records of the evaluation batch."""
+def _json_metrics(metadata: dict) -> dict[str, object]:
+    """The retrieval metrics of the evaluation batch that the JSON records."""
     return {
         f"{direction}/{name}": value
         for direction in ("metrics_t2v", "metrics_v2t")
-        for name, value in about.get(direction, {}).items()
+        for name, value in metadata.get(direction, {}).items()
         if name in ("R1", "R5", "R10", "R50", "MedianR", "MeanR")
     }

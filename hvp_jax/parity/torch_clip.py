@@ -1,84 +1,95 @@
-"""CLIP's two towers in PyTorch, layer by layer: what `parity --source` compares ours with.
+"""CLIP's two towers in PyTorch, as functions of tensors named as in the original's checkpoint.
 
-Straight from the tensors of a checkpoint, by PyTorch's own layers. Needs PyTorch; nothing
-but `parity --source` imports this file.
+`parity --source` compares their hidden states with the model's; `benchmarks/torch_hvpnet.py`
+trains them. Requires PyTorch; hence no other module imports this file at the top.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from hvp_jax.models.clip_config import ClipConfig
 
+State = Mapping[str, torch.Tensor]
 ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 
 
-def _norm(x: torch.Tensor, state: Mapping, name: str) -> torch.Tensor:
+def layer_norm(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
 
 
-def _tower(
+def linear(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
+    return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def split_heads(x: torch.Tensor, parts: int, heads: int) -> tuple[torch.Tensor, ...]:
+    """[N, S, parts * heads * d] -> `parts` tensors [N, heads, S, d]."""
+    return x.reshape(*x.shape[:2], parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def tower(
     x: torch.Tensor,
-    state: Mapping,
+    state: State,
     name: str,
-    layers: int,
-    head: int,
+    *,
+    heads: int,
     activation: str,
-    mask: torch.Tensor | None = None,
+    causal: bool,
+    layers: Sequence[int],
 ) -> list[torch.Tensor]:
-    """[N, S, width] -> the same after each block. `mask` [S, S] or [N heads, S, S] is added."""
-    hidden, width = [], x.shape[-1]
-    for i in range(layers):
+    """[N, S, width] -> the same after each of `layers`, ascending and counted from 1."""
+    hidden = []
+    for i in range(layers[-1]):
         block = f"{name}.resblocks.{i}"
-        attention = torch.nn.MultiheadAttention(width, width // head, batch_first=True)
-        attention.load_state_dict(
-            {
-                key: state[f"{block}.attn.{key}"]
-                for key in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-            }
-        )
-        attention = attention.to(x.dtype)
-        y = _norm(x, state, f"{block}.ln_1")
-        x = x + attention(y, y, y, need_weights=False, attn_mask=mask)[0]
-        y = _norm(x, state, f"{block}.ln_2")
-        y = F.linear(y, state[f"{block}.mlp.c_fc.weight"], state[f"{block}.mlp.c_fc.bias"])
-        y = ACTIVATIONS[activation](y)
-        x = x + F.linear(y, state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"])
-        hidden.append(x)
+        y = layer_norm(x, state, f"{block}.ln_1")
+        y = F.linear(y, state[f"{block}.attn.in_proj_weight"], state[f"{block}.attn.in_proj_bias"])
+        query, key, value = split_heads(y, 3, heads)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        x = x + linear(y.transpose(1, 2).reshape(x.shape), state, f"{block}.attn.out_proj")
+        y = linear(layer_norm(x, state, f"{block}.ln_2"), state, f"{block}.mlp.c_fc")
+        x = x + linear(ACTIVATIONS[activation](y), state, f"{block}.mlp.c_proj")
+        if i + 1 in layers:
+            hidden.append(x)
     return hidden
 
 
-@torch.no_grad()
-def image(state: Mapping, sizes: ClipConfig, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Pixels [N, 3, S, S] -> hidden states [N, P, width] by layer, and features [N, embed]."""
-    x = F.conv2d(pixels, state["visual.conv1.weight"], stride=sizes.patch_size)
+def encode_image(
+    pixels: torch.Tensor, state: State, config: ClipConfig, layers: Sequence[int]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Pixels [N, 3, S, S] -> hidden states [N, P, width] after each of `layers`, and all of them
+    normalised and projected [L, N, P, embed]; token 0 is the class token."""
+    x = F.conv2d(pixels, state["clip.visual.conv1.weight"], stride=config.patch_size)
     x = x.flatten(2).transpose(1, 2)
-    first = state["visual.class_embedding"].expand(len(x), 1, -1)
-    x = torch.cat([first, x], dim=1) + state["visual.positional_embedding"]
-    x = _norm(x, state, "visual.ln_pre")
-    hidden = _tower(
-        x,
+    class_token = state["clip.visual.class_embedding"].expand(len(x), 1, -1).to(x.dtype)
+    x = torch.cat([class_token, x], dim=1) + state["clip.visual.positional_embedding"]
+    hidden = tower(
+        layer_norm(x, state, "clip.visual.ln_pre"),
         state,
-        "visual.transformer",
-        sizes.vision_layers,
-        sizes.vision_head_dim,
-        sizes.activation,
+        "clip.visual.transformer",
+        heads=config.vision_width // config.vision_head_dim,
+        activation=config.activation,
+        causal=False,
+        layers=layers,
     )
-    found = {f"image/layer{i + 1}": x for i, x in enumerate(hidden)}
-    last = _norm(hidden[-1], state, "visual.ln_post")
-    return found | {"image/features": last[:, 0] @ state["visual.proj"]}
+    tokens = layer_norm(torch.stack(hidden), state, "clip.visual.ln_post")
+    return hidden, tokens @ state["clip.visual.proj"]
 
 
-@torch.no_grad()
-def text(state: Mapping, sizes: ClipConfig, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Ids [N, W], no padding -> hidden states [N, W, width] by layer, and features [N, embed]."""
-    length = ids.shape[1]
-    x = state["token_embedding.weight"][ids] + state["positional_embedding"][:length]
-    mask = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
-    hidden = _tower(
-        x, state, "transformer", sizes.text_layers, sizes.text_head_dim, sizes.activation, mask
+def encode_text(
+    ids: torch.Tensor, state: State, config: ClipConfig, layers: Sequence[int]
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Ids [N, W] without padding -> hidden states [N, W, width] after each of `layers`, words
+    [N, W, embed] of the last, and sentence [N, embed], the word at the greatest id."""
+    x = F.embedding(ids, state["clip.token_embedding.weight"])
+    hidden = tower(
+        x + state["clip.positional_embedding"][: ids.shape[1]],
+        state,
+        "clip.transformer",
+        heads=config.text_width // config.text_head_dim,
+        activation=config.activation,
+        causal=True,
+        layers=layers,
     )
-    found = {f"text/layer{i + 1}": x for i, x in enumerate(hidden)}
-    last = _norm(hidden[-1], state, "ln_final") @ state["text_projection"]
-    return found | {"text/features": last[torch.arange(len(ids)), ids.argmax(dim=1)]}
+    words = layer_norm(hidden[-1], state, "clip.ln_final") @ state["clip.text_projection"]
+    return hidden, words, words[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]

@@ -1,1 +1,1 @@
-"""Weights of PyTorch: read, named, converted, written."""
+"""PyTorch checkpoints: reading, naming, conversion and export."""

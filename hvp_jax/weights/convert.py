@@ -1,8 +1,10 @@
-"""A checkpoint of PyTorch's or of ours -> parameters, card and optimizer state."""
+"""Reads a checkpoint to port: its parameters, its model card and its optimizer state."""
 
 import hashlib
 import logging
 from pathlib import Path
+
+from flax.traverse_util import flatten_dict
 
 from hvp_jax.checkpoints.model_card import build_card
 from hvp_jax.models.clip_config import ModelSpec
@@ -12,48 +14,64 @@ log = logging.getLogger(__name__)
 
 
 def convert_workdir(workdir: Path) -> tuple[dict, dict, None]:
-    found = initial.weights_of_workdir(workdir)
-    log.info("reading the chosen checkpoint of %s", workdir)
-    params = found.load()
-    about = {"ported": False, "format": "workdir", "source": str(workdir), "step": 0}
-    about |= {"sha256": {}, "new": [], "ignored": {}, "notes": [], "optimizer": None}
-    about |= {"parameters": _count(params)}
-    return params, build_card(found.spec, **about), None
+    """The parameters of a workdir's selected checkpoint, and a card for their export."""
+    weights = initial.weights_of_workdir(workdir)
+    log.info("reading the selected checkpoint of %s", workdir)
+    params = weights.load()
+    card = build_card(
+        weights.spec,
+        ported=False,
+        format="workdir",
+        source=str(workdir),
+        step=0,
+        sha256={},
+        new=[],
+        ignored={},
+        notes=[],
+        optimizer=None,
+        parameters=_count(params),
+    )
+    return params, card, None
 
 
 def convert_torch(
     path: Path, format: str, export: bool
 ) -> tuple[dict, dict, optimizer_state.AdamMoments | None]:
+    """The parameters and the card of a PyTorch checkpoint, and unless it is exported, its moments.
+
+    Raises UsageError or DataError.
+    """
     source = formats.open_checkpoint(path, format)
     log.info("reading %d tensors of %s, format %s", len(source.tensors), path, source.format)
     sha256 = {file.name: _sha256(file) for file in source.files}
-    found = None if export else optimizer_state.read_adam_moments(source)
-    shapes = source.tensors.shapes
+    moments = None if export else optimizer_state.read_adam_moments(source)
     params = torch_params.from_torch(source.tensors, source.scheme)
     notes = list(source.notes)
     if source.taps is None:
-        notes.append("the checkpoint tells no taps; a config's are first, middle and last layer")
-    about = build_card(
+        notes.append(
+            "the checkpoint does not record its taps; the default of a config is the first, "
+            "middle and last layer"
+        )
+    head_modules = sorted({rule.path.partition("/")[0] for rule in param_mapping.HVPNET_HEAD})
+    card = build_card(
         ModelSpec(source.clip_config, source.taps, source.stages, pretrained=True),
         ported=True,
         format=source.format,
         source=str(path),
         sha256=sha256,
-        step=found.steps if found else 0,
-        tensors=len(shapes),
+        step=moments.steps if moments else 0,
+        tensors=len(source.tensors.shapes),
         parameters=_count(params),
-        new=[]
-        if source.stages
-        else sorted({r.ours.partition("/")[0] for r in param_mapping.HVPNET_HEAD}),
+        new=[] if source.stages else head_modules,
         ignored=source.ignored,
         notes=notes,
-        optimizer=found.constants if found else None,
+        optimizer=moments.constants if moments else None,
     )
-    return params, about, found
+    return params, card, moments
 
 
 def _count(params: dict) -> int:
-    return sum(x.size for x in torch_params.flatten(params).values())
+    return sum(x.size for x in flatten_dict(params, sep="/").values())
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Weights written as safetensors with PyTorch's names."""
+"""Exports weights as safetensors with PyTorch's names."""
 
 import json
 from pathlib import Path
@@ -12,58 +12,59 @@ from hvp_jax.weights import param_mapping, torch_params
 
 def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
     """Writes model.safetensors with PyTorch's names, and config.json for Hugging Face."""
-    sizes, left_out = ClipConfig(**card["clip_config"]), []
+    left_out: list[str] = []
     if export == "huggingface":
         scheme = param_mapping.HUGGING_FACE
         left_out = sorted(set(params) - {"clip"})
-        text = json.dumps(huggingface_config(sizes), indent=2) + "\n"
+        config = huggingface_config(ClipConfig(**card["clip_config"]))
+        text = json.dumps(config, indent=2) + "\n"
         (folder / "config.json").write_text(text)
     else:
         scheme = param_mapping.NamingScheme(head=bool(card["stages"]))
     state = torch_params.to_torch(params, scheme)
-    params.clear()  # what is not shared with `state` is let go
+    params.clear()  # frees the arrays that `state` does not share
     for name in list(state):
         state[name] = np.ascontiguousarray(state[name]).reshape(state[name].shape)
     file = folder / "model.safetensors"
     safetensors.numpy.save_file(state, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # the library makes it readable to its owner alone
+    file.chmod(0o644)  # the library makes it readable by its owner only
     return {"export": export, "left_out": left_out, "tensors": len(state)}
 
 
-def huggingface_config(sizes: ClipConfig) -> dict:
-    """The config.json of a CLIPModel of these sizes."""
+def huggingface_config(clip_config: ClipConfig) -> dict:
+    """The config.json of a CLIPModel with this config."""
     common = {
-        "hidden_act": sizes.activation,
+        "hidden_act": clip_config.activation,
         "layer_norm_eps": 1e-5,
-        "projection_dim": sizes.embed_dim,
+        "projection_dim": clip_config.embed_dim,
     }
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
-        "projection_dim": sizes.embed_dim,
+        "projection_dim": clip_config.embed_dim,
         "logit_scale_init_value": 2.6592,
         "torch_dtype": "float32",
         "text_config": common
         | {
             "model_type": "clip_text_model",
-            "hidden_size": sizes.text_width,
-            "intermediate_size": sizes.text_mlp_dim or 4 * sizes.text_width,
-            "num_hidden_layers": sizes.text_layers,
-            "num_attention_heads": sizes.text_width // sizes.text_head_dim,
-            "max_position_embeddings": sizes.context_length,
-            "vocab_size": sizes.vocab_size,
-            # The two greatest ids begin and end a text.
-            "bos_token_id": sizes.vocab_size - 2,
-            "eos_token_id": sizes.vocab_size - 1,
+            "hidden_size": clip_config.text_width,
+            "intermediate_size": clip_config.text_mlp_dim or 4 * clip_config.text_width,
+            "num_hidden_layers": clip_config.text_layers,
+            "num_attention_heads": clip_config.text_width // clip_config.text_head_dim,
+            "max_position_embeddings": clip_config.context_length,
+            "vocab_size": clip_config.vocab_size,
+            # The start and end tokens are the two greatest ids.
+            "bos_token_id": clip_config.vocab_size - 2,
+            "eos_token_id": clip_config.vocab_size - 1,
         },
         "vision_config": common
         | {
             "model_type": "clip_vision_model",
-            "hidden_size": sizes.vision_width,
-            "intermediate_size": sizes.vision_mlp_dim or 4 * sizes.vision_width,
-            "num_hidden_layers": sizes.vision_layers,
-            "num_attention_heads": sizes.vision_width // sizes.vision_head_dim,
-            "image_size": sizes.image_size,
-            "patch_size": sizes.patch_size,
+            "hidden_size": clip_config.vision_width,
+            "intermediate_size": clip_config.vision_mlp_dim or 4 * clip_config.vision_width,
+            "num_hidden_layers": clip_config.vision_layers,
+            "num_attention_heads": clip_config.vision_width // clip_config.vision_head_dim,
+            "image_size": clip_config.image_size,
+            "patch_size": clip_config.patch_size,
         },
     }

@@ -1,8 +1,8 @@
-"""Reads the checkpoints that people have: files of PyTorch and safetensors, in four formats.
+"""Opens PyTorch and safetensors checkpoints in four formats.
 
-    openai       the TorchScript archives of OpenAI's CLIP, or a state dict with their names
-    open_clip    the same names, those of the text tower with `text.` before them or not
-    huggingface  a directory of CLIPModel: its weights and config.json
+    openai       a TorchScript archive of OpenAI's CLIP, or a state dict with the same names
+    open_clip    the same names; those of the text tower may have the prefix `text.`
+    huggingface  the directory of a CLIPModel: its weights and config.json
     hvpnet       a checkpoint of the original HVP-Net, with its optimizer
 
 Nothing in a checkpoint is executed: pickles are read with `weights_only=True`.
@@ -17,20 +17,19 @@ from data.errors import DataError, UsageError
 from hvp_jax.checkpoints.model_card import CARD_FILE
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.weights import infer_config, param_mapping, tensor_files
-from hvp_jax.weights.param_mapping import NamingScheme
+from hvp_jax.weights.param_mapping import FORMATS, NamingScheme
 from hvp_jax.weights.tensor_files import LazyTensors
 
-FORMATS = ("openai", "open_clip", "huggingface", "hvpnet")
-
-IGNORED = {  # the end of a tensor's name: why nothing is lost without it
-    "input_resolution": "the shapes of the tensors tell it",
-    "context_length": "the shapes of the tensors tell it",
-    "vocab_size": "the shapes of the tensors tell it",
+FROM_SHAPES = "follows from the shapes of the tensors"
+IGNORED = {  # last part of a tensor's name: why it is not needed
+    "input_resolution": FROM_SHAPES,
+    "context_length": FROM_SHAPES,
+    "vocab_size": FROM_SHAPES,
     "position_ids": "the numbers 0, 1, 2 and so on",
     "attn_mask": "the causal mask, which is computed",
 }
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # of parallel and compiled modules
-# Files of weights, the preferred one first, and the file that describes them.
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # prefixes of parallel and compiled modules
+# Files of weights, the preferred one first, and the file that describes open_clip's.
 HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -45,11 +44,11 @@ class TorchCheckpoint(NamedTuple):
     scheme: NamingScheme
     tensors: LazyTensors
     clip_config: ClipConfig
-    stages: int  # of distillation; 0: of CLIP alone
-    taps: tuple[int, ...] | None  # None: not told
+    stages: int  # of distillation; 0: CLIP alone
+    taps: tuple[int, ...] | None  # None: not recorded
     ignored: dict[str, str]  # tensor: reason
     notes: tuple[str, ...]
-    rest: dict[str, Any]  # beside the tensors: optimizer, steps
+    extras: dict[str, Any]  # entries beside the tensors: optimizer, steps
 
 
 def open_checkpoint(path: Path, format: str = "auto") -> TorchCheckpoint:
@@ -58,33 +57,40 @@ def open_checkpoint(path: Path, format: str = "auto") -> TorchCheckpoint:
     if format not in ("auto", *FORMATS):
         raise UsageError(f"--format={format}: it is auto or one of {', '.join(FORMATS)}")
     files = _files(path)
-    found, rest = tensor_files.open_files(files)
-    found = _unwrapped(found)
-    kind = _detect(path, found, files, rest)
-    alike = {kind} | ({"openai", "open_clip"} if kind in ("openai", "open_clip") else set())
-    if format != "auto" and format not in alike:
-        raise UsageError(f"{path}: its tensors are named as in {kind}, not as in {format}")
-    kind = kind if format == "auto" else format
+    tensors, extras = tensor_files.open_files(files)
+    tensors = _unwrapped(tensors)
+    detected = _detect(path, tensors, files, extras)
+    same_names = ("openai", "open_clip")
+    compatible = {detected, *(same_names if detected in same_names else ())}
+    if format != "auto" and format not in compatible:
+        raise UsageError(f"{path}: its tensors are named as in {detected}, not as in {format}")
+    format = detected if format == "auto" else format
     ignored = {
-        name: reason
-        for name in found
-        for end, reason in IGNORED.items()
-        if name.rpartition(".")[2] == end
+        name: IGNORED[last] for name in tensors if (last := name.rpartition(".")[2]) in IGNORED
     }
-    found = found.without(ignored)
-    scheme = _scheme(kind, found)
+    tensors = tensors.without(ignored)
+    scheme = _scheme(format, tensors)
     try:
-        sizes, stages, notes = _sizes(path, files, kind, scheme, found)
+        clip_config, stages, notes = _infer_config(files, format, scheme, tensors)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    rest = rest if kind == "hvpnet" else {}
     return TorchCheckpoint(
-        path, files, kind, scheme, found, sizes, stages, _taps(files), ignored, notes, rest
+        path=path,
+        files=files,
+        format=format,
+        scheme=scheme,
+        tensors=tensors,
+        clip_config=clip_config,
+        stages=stages,
+        taps=_taps(files),
+        ignored=ignored,
+        notes=notes,
+        extras=extras if format == "hvpnet" else {},
     )
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether there is something at `path` that could be a checkpoint of PyTorch's world."""
+    """Whether `path` is a file, or a directory with a file of weights that can be opened."""
     if not path.is_dir():
         return path.exists()
     indices = [f"{name}.index.json" for name in HUGGING_FACE]
@@ -121,75 +127,73 @@ def _json(path: Path) -> dict:
     return value
 
 
-def _unwrapped(found: LazyTensors) -> LazyTensors:
-    """Without a prefix that all names share because a module was wrapped."""
+def _unwrapped(tensors: LazyTensors) -> LazyTensors:
+    """Strips the prefixes that all names share because a module was wrapped."""
     for _ in WRAPPERS:
         for prefix in WRAPPERS:
-            if found and all(name.startswith(prefix) for name in found):
-                found = found.renamed({name: name.removeprefix(prefix) for name in found})
-    return found
+            if tensors and all(name.startswith(prefix) for name in tensors):
+                tensors = tensors.renamed({name: name.removeprefix(prefix) for name in tensors})
+    return tensors
 
 
-def _detect(path: Path, found: Mapping, files: tuple[Path, ...], rest: Mapping) -> str:
-    heads = {name.partition(".")[0] for name in found}
-    if heads & {"clip", "PatchListProcessing"}:
+def _detect(path: Path, tensors: Mapping, files: tuple[Path, ...], extras: Mapping) -> str:
+    modules = {name.split(".")[0] for name in tensors}
+    if modules & {"clip", "PatchListProcessing"}:
         return "hvpnet"
-    if heads & {"vision_model", "text_model"}:
+    if modules & {"vision_model", "text_model"}:
         return "huggingface"
-    if "visual" in heads:
-        beside = (files[0].parent / OPEN_CLIP_CONFIG).is_file()
-        by_trainer = {"epoch", "name"} <= set(rest)  # which is open_clip's, and OpenAI's has none
-        return "open_clip" if "text" in heads or beside or by_trainer else "openai"
-    some = ", ".join(sorted(found)[:3]) or "none"
-    raise DataError(f"{path}: holds no CLIP and no HVP-Net; its tensors are {some} ...")
+    if "visual" in modules:
+        has_config = (files[0].parent / OPEN_CLIP_CONFIG).is_file()
+        by_trainer = {"epoch", "name"} <= set(extras)  # open_clip's trainer; OpenAI published none
+        return "open_clip" if "text" in modules or has_config or by_trainer else "openai"
+    examples = ", ".join(sorted(tensors)[:3]) or "none"
+    raise DataError(f"{path}: holds no CLIP and no HVP-Net; its tensors are {examples} ...")
 
 
-def _scheme(kind: str, found: Mapping) -> NamingScheme:
-    if kind == "huggingface":
+def _scheme(format: str, tensors: Mapping) -> NamingScheme:
+    if format == "huggingface":
         return param_mapping.HUGGING_FACE
-    if kind == "hvpnet":
-        return NamingScheme(head=any(not name.startswith("clip.") for name in found))
-    nested = any(name.startswith("text.") for name in found)
+    if format == "hvpnet":
+        return NamingScheme(head=any(not name.startswith("clip.") for name in tensors))
+    nested = any(name.startswith("text.") for name in tensors)
 
     def spell(name: str) -> str:
         name = name.removeprefix("clip.")
-        of_text = not name.startswith("visual.") and name != "logit_scale"
-        return f"text.{name}" if nested and of_text else name
+        in_text_tower = not name.startswith("visual.") and name != "logit_scale"
+        return f"text.{name}" if nested and in_text_tower else name
 
     return NamingScheme(head=False, spell=spell)
 
 
-def _sizes(
-    path: Path, files: tuple[Path, ...], kind: str, scheme: NamingScheme, found: LazyTensors
+def _infer_config(
+    files: tuple[Path, ...], format: str, scheme: NamingScheme, tensors: LazyTensors
 ) -> tuple[ClipConfig, int, tuple[str, ...]]:
-    told, notes, check = {}, [], {}
-    beside = files[0].parent
-    if kind == "huggingface":
-        config = _json(beside / "config.json") if (beside / "config.json").is_file() else None
-        if config is None:
-            raise UsageError(
-                f"{beside}: has no config.json, which tells the activation and the heads"
-            )
-        told, check = infer_config.config_from_huggingface(config, beside / "config.json")
-    elif (beside / OPEN_CLIP_CONFIG).is_file():
-        told = infer_config.config_from_open_clip(
-            _json(beside / OPEN_CLIP_CONFIG), beside / OPEN_CLIP_CONFIG
-        )
-    elif (beside / CARD_FILE).is_file():  # an export of ours
-        card = _json(beside / CARD_FILE)
-        sizes = card.get("clip_config") or card.get("sizes") or {}
-        told = {"activation": sizes.get("activation")}
-    elif kind == "open_clip":
+    given: dict[str, Any] = {}
+    check: dict[str, tuple[str, Any]] = {}
+    notes = []
+    folder = files[0].parent
+    if format == "huggingface":
+        file = folder / "config.json"
+        if not file.is_file():
+            raise UsageError(f"{folder}: has no config.json, which gives the activation and heads")
+        given, check = infer_config.config_from_huggingface(_json(file), file)
+    elif (file := folder / OPEN_CLIP_CONFIG).is_file():
+        given = infer_config.config_from_open_clip(_json(file), file)
+    elif (file := folder / CARD_FILE).is_file():  # written by `port --export`
+        card = _json(file)
+        clip_config = card.get("clip_config") or card.get("sizes") or {}
+        given = {"activation": clip_config.get("activation")}
+    elif format == "open_clip":
         notes.append(
             f"no {OPEN_CLIP_CONFIG} beside it: QuickGELU is assumed, as in OpenAI's weights; "
             "put that file there if the model was trained with GELU"
         )
-    sizes, stages = infer_config.infer_config(found.shapes, scheme, told, check)
-    return sizes, stages, tuple(notes)
+    clip_config, stages = infer_config.infer_config(tensors.shapes, scheme, given, check)
+    return clip_config, stages, tuple(notes)
 
 
 def _taps(files: tuple[Path, ...]) -> tuple[int, ...] | None:
-    """Those that `port --export` noted beside the tensors; no other checkpoint tells any."""
+    """The taps that `port --export` wrote beside the tensors; other checkpoints record none."""
     path = files[0].parent / CARD_FILE
     taps = _json(path).get("taps") if path.is_file() else None
     return tuple(taps) if taps else None

@@ -1,8 +1,11 @@
-"""What the tensors of a checkpoint, and the config beside them, tell of the model."""
+"""The model's config from the shapes of a checkpoint's tensors, and from its config.json."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from data.errors import DataError
 from hvp_jax.models.clip_config import ClipConfig, Shape, from_shapes
@@ -10,149 +13,149 @@ from hvp_jax.models.distillation import HEADS
 from hvp_jax.models.hvpnet import shapes_of
 from hvp_jax.weights import param_mapping, torch_params
 from hvp_jax.weights.param_mapping import NamingScheme
+from hvp_jax.weights.torch_params import ParamSource
 
 
 def infer_config(
     shapes: Mapping[str, Shape],
     scheme: NamingScheme = param_mapping.ORIGINAL,
-    told: Mapping[str, object] | None = None,
-    check: Mapping[str, tuple[str, object]] | None = None,
+    given: Mapping[str, Any] | None = None,
+    check: Mapping[str, tuple[str, Any]] | None = None,
 ) -> tuple[ClipConfig, int]:
-    """Shapes of a checkpoint's tensors -> sizes, and stages of distillation (0: CLIP alone).
+    """Shapes of a checkpoint's tensors -> config, and stages of distillation (0: CLIP alone).
 
-    `told`: sizes that no shape tells. `check`: keys of its config, each with a size and the
-    value that it should have. Raises DataError that names the first tensor that is missing,
-    unknown, or of a shape that does not fit the others', or the key.
+    `given`: fields that no shape determines. `check`: keys of config.json, each with a field
+    and the value it should have. Raises DataError that names the key, or the first tensor that
+    is missing, unknown, or of a shape that does not fit the others.
     """
-    places = torch_params.match_tensors(shapes, scheme)
-    of_layers = {place.path: torch_params.layer_shapes(place, shapes) for place in places}
-    _require_grids(places, shapes)
-    sizes, stages = from_shapes(of_layers, **(told or {}))
-    for key, (size, value) in (check or {}).items():
-        if getattr(sizes, size) != value:
+    sources = torch_params.match_tensors(shapes, scheme)
+    by_path = {source.path: torch_params.layer_shapes(source, shapes) for source in sources}
+    _require_grids(sources, shapes)
+    config, stages = from_shapes(by_path, **(given or {}))
+    for key, (field, value) in (check or {}).items():
+        if getattr(config, field) != value:
             raise DataError(
-                f"config.json says {key} = {value}, the tensors have {getattr(sizes, size)}"
+                f"config.json has {key} = {value}, the tensors have {getattr(config, field)}"
             )
     for tower in ("vision", "text"):
-        width, head = getattr(sizes, f"{tower}_width"), getattr(sizes, f"{tower}_head_dim")
-        if not isinstance(head, int) or head < 1 or width % head:
-            raise DataError(f"the {tower} tower of width {width} has no heads of width {head}")
-    _require_one_embedding(places, shapes, sizes)
-    check_shapes(places, shapes, sizes, stages)
-    return sizes, stages
+        width, head_dim = getattr(config, f"{tower}_width"), getattr(config, f"{tower}_head_dim")
+        if not isinstance(head_dim, int) or head_dim < 1 or width % head_dim:
+            raise DataError(f"the {tower} tower of width {width} has no heads of width {head_dim}")
+    _require_one_embedding(sources, shapes, config)
+    check_shapes(sources, shapes, config, stages)
+    return config, stages
 
 
-def _require_grids(places: list[torch_params.ParamSource], shapes: Mapping[str, Shape]) -> None:
-    """Patches are squares of three channels, and positions a square of them after the class."""
-    for place in places:
-        name = place.layers[0][0]
+def _require_grids(sources: list[ParamSource], shapes: Mapping[str, Shape]) -> None:
+    """Patches are squares of three channels; positions are the class token and a square."""
+    for source in sources:
+        name = source.layers[0][0]
         shape = shapes[name]
-        if place.path == "clip/visual/patch_embedding":
-            sound = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0
-        elif place.path == "clip/visual/position_embedding":
-            sound = (
+        if source.path == "clip/visual/patch_embedding":
+            valid = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0
+        elif source.path == "clip/visual/position_embedding":
+            valid = (
                 len(shape) == 2 and shape[0] > 1 and math.isqrt(shape[0] - 1) ** 2 + 1 == shape[0]
             )
         else:
             continue
-        if not sound:
-            raise DataError(f"{name}: of shape {list(shape)}, in which there is no square grid")
+        if not valid:
+            raise DataError(f"{name}: shape {list(shape)} contains no square grid")
 
 
 def _require_one_embedding(
-    places: list[torch_params.ParamSource], shapes: Mapping[str, Shape], sizes: ClipConfig
+    sources: list[ParamSource], shapes: Mapping[str, Shape], config: ClipConfig
 ) -> None:
-    """Both towers end in one space. Of CLIP alone nothing tells which of the two is wrong."""
-    ends = {place.path: place for place in places if place.path.endswith("/projection")}
-    image, text = (ends[f"clip/{tower}/projection"] for tower in ("visual", "text"))
-    clip_alone = not any(place.path.startswith("distill/") for place in places)
+    """Both towers project to one width. With CLIP alone, neither is known to be the wrong one."""
+    by_path = {source.path: source for source in sources if source.path.endswith("/projection")}
+    projections = [by_path[f"clip/{tower}/projection"] for tower in ("visual", "text")]
+    clip_alone = not any(source.path.startswith("distill/") for source in sources)
     widths = {
-        shape[-1] for end in (image, text) for shape in torch_params.layer_shapes(end, shapes)
+        shape[-1] for source in projections for shape in torch_params.layer_shapes(source, shapes)
     }
-    image, text = image.layers[0][0], text.layers[0][0]
+    image, text = (source.layers[0][0] for source in projections)
     if clip_alone and len(widths) > 1:
         raise DataError(
-            f"{image}: of shape {list(shapes[image])}, and {text}: of shape "
-            f"{list(shapes[text])} do not end in the same width"
+            f"{image} of shape {list(shapes[image])} and {text} of shape {list(shapes[text])} "
+            "do not project to the same width"
         )
-    if sizes.embed_dim % HEADS:
+    if config.embed_dim % HEADS:
         raise DataError(
-            f"{image}: features of width {sizes.embed_dim} do not divide into the "
+            f"{image}: features of width {config.embed_dim} do not divide into the "
             f"{HEADS} heads of the distillation"
         )
 
 
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+ACTIVATIONS = ("quick_gelu", "gelu")
 
 
-def config_from_huggingface(config: dict, path: Path) -> tuple[dict, dict]:
-    """What config.json alone tells, and what it tells that the tensors tell too."""
+def config_from_huggingface(
+    config: dict, path: Path
+) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
+    """A config.json -> the arguments `given` and `check` of `infer_config`."""
     towers = {
         "vision": config.get("vision_config") or config.get("vision_config_dict") or {},
         "text": config.get("text_config") or config.get("text_config_dict") or {},
     }
-    told, check, activations = {}, {}, set()
-    usual = {"vision": (768, 12), "text": (512, 8)}  # CLIPConfig's defaults
+    given: dict[str, Any] = {}
+    check: dict[str, tuple[str, Any]] = {}
+    activations = set()
+    defaults = {"vision": (768, 12), "text": (512, 8)}  # CLIPConfig's: width, heads
     for tower, c in towers.items():
         activations.add(c.get("hidden_act", "quick_gelu"))
-        width = c.get("hidden_size", usual[tower][0])
-        heads = c.get("num_attention_heads", usual[tower][1])
+        width = c.get("hidden_size", defaults[tower][0])
+        heads = c.get("num_attention_heads", defaults[tower][1])
         if not isinstance(heads, int) or heads < 1 or width % heads:
             raise DataError(f"{path}: {tower}_config has {heads} heads for a width of {width}")
         if c.get("layer_norm_eps", 1e-5) != 1e-5:
             raise DataError(f"{path}: {tower}_config.layer_norm_eps is not CLIP's 1e-5")
-        told[f"{tower}_head_dim"] = width // heads
+        given[f"{tower}_head_dim"] = width // heads
         check[f"{tower}_config.hidden_size"] = (f"{tower}_width", width)
-        if "num_hidden_layers" in c:
-            check[f"{tower}_config.num_hidden_layers"] = (
-                f"{tower}_layers",
-                c["num_hidden_layers"],
-            )
-    for key, size in (("image_size", "image_size"), ("patch_size", "patch_size")):
-        if key in towers["vision"]:
-            check[f"vision_config.{key}"] = (size, towers["vision"][key])
-    for key, size in (
-        ("vocab_size", "vocab_size"),
-        ("max_position_embeddings", "context_length"),
+    for tower, key, field in (
+        ("vision", "num_hidden_layers", "vision_layers"),
+        ("text", "num_hidden_layers", "text_layers"),
+        ("vision", "image_size", "image_size"),
+        ("vision", "patch_size", "patch_size"),
+        ("text", "vocab_size", "vocab_size"),
+        ("text", "max_position_embeddings", "context_length"),
     ):
-        if key in towers["text"]:
-            check[f"text_config.{key}"] = (size, towers["text"][key])
+        if key in towers[tower]:
+            check[f"{tower}_config.{key}"] = (field, towers[tower][key])
     if len(activations) > 1 or not activations <= set(ACTIVATIONS):
-        raise DataError(f"{path}: activation {', '.join(sorted(activations))}; known are "
-                      f"{' and '.join(ACTIVATIONS)}, one for both towers")  # fmt: skip
-    told["activation"] = activations.pop()
-    return told, check
+        raise DataError(
+            f"{path}: activation {', '.join(sorted(activations))}; both towers must have the "
+            f"same one of {', '.join(ACTIVATIONS)}"
+        )
+    given["activation"] = activations.pop()
+    return given, check
 
 
-def config_from_open_clip(config: dict, path: Path) -> dict:
+def config_from_open_clip(config: dict, path: Path) -> dict[str, Any]:
+    """An open_clip_config.json -> the argument `given` of `infer_config`."""
     model = config.get("model_cfg", config)
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     if not isinstance(vision, dict) or not isinstance(text, dict):
         raise DataError(f"{path}: its model_cfg has no vision_cfg and text_cfg")
+    given: dict[str, Any] = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+    given["vision_head_dim"] = vision.get("head_width", 64)
     heads = text.get("heads")
-    told = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
-    told["vision_head_dim"] = vision.get("head_width", 64)
     if heads and text.get("width"):
-        told["text_head_dim"] = text["width"] // heads
-    return told
+        given["text_head_dim"] = text["width"] // heads
+    return given
 
 
 def check_shapes(
-    places: list[torch_params.ParamSource],
-    shapes: Mapping[str, Shape],
-    sizes: ClipConfig,
-    stages: int,
+    sources: list[ParamSource], shapes: Mapping[str, Shape], config: ClipConfig, stages: int
 ) -> None:
-    """Raises DataError that names the first tensor whose shape does not fit the others'."""
-    wanted = torch_params.flatten(shapes_of(sizes, max(stages, 1)))
-    for place in places:
-        ours = wanted[place.path].shape
-        ours = ours[1:] if place.stacked else ours
-        for tensors_of_layer in place.layers:
-            expected = torch_params.torch_shape(ours, place.layout, len(tensors_of_layer))
-            for name in tensors_of_layer:
+    """Raises DataError that names the first tensor whose shape does not fit the others."""
+    expected_shapes = flatten_dict(shapes_of(config, max(stages, 1)), sep="/")
+    for source in sources:
+        layer_shape = expected_shapes[source.path].shape[1 if source.stacked else 0 :]
+        for names in source.layers:
+            expected = torch_params.torch_shape(layer_shape, source.layout, len(names))
+            for name in names:
                 if tuple(shapes[name]) != expected:
                     raise DataError(
                         f"{name}: of shape {list(shapes[name])}, but {list(expected)} fits "
-                        f"the other tensors (visual projection to {sizes.embed_dim})"
+                        f"the other tensors (visual projection to {config.embed_dim})"
                     )

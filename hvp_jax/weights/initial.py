@@ -1,14 +1,14 @@
-"""Where the weights of a model come from, and so its sizes: `model.weights`, a run, or chance.
+"""Initial weights of a model, and its sizes: from a workdir, `model.weights`, or at random.
 
-A workdir tells the sizes of its checkpoints in model.json. Any other checkpoint tells them
-by its tensors; `hvp_jax/weights/formats.py` reads those.
+A workdir records the sizes of its checkpoints in model.json. Those of any other checkpoint
+follow from its tensors; `hvp_jax/weights/formats.py` reads them.
 """
 
 import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,46 +28,47 @@ log = logging.getLogger(__name__)
 
 
 class InitialWeights(NamedTuple):
-    spec: ModelSpec  # of the model to be made
-    load: Callable[[], dict] | None = None  # the parameters; None: random ones
+    spec: ModelSpec  # of the model to build
+    load: Callable[[], dict[str, Any]] = dict  # the parameters; {}: there are none to load
 
 
 def find_initial_weights(config: ConfigDict, workdir: Path | None = None) -> InitialWeights:
-    """Where the weights come from that a config and a workdir ask for.
+    """The initial weights that a config and a workdir ask for.
 
-    A workdir with checkpoints goes before `model.weights`, which began it. Raises UsageError
-    or DataError if what is asked for is not there, or not what `model.variant` says.
+    The checkpoints of a workdir take precedence over `model.weights`, from which its run
+    started. Raises UsageError or DataError if they are missing or contradict `model.variant`.
     """
     model = config.model
     if workdir and has_checkpoints(workdir):
-        found = weights_of_workdir(workdir)
+        weights = weights_of_workdir(workdir)
     elif model.weights:
-        found = _of_weights(Path(model.weights))
+        weights = _weights_at(Path(model.weights))
     else:
         spec = spec_of_variant(config)
         clip_config = _at_image_size(spec.clip_config, model.image_size)
         return InitialWeights(spec._replace(clip_config=clip_config))
-    theirs = found.spec.clip_config
-    if theirs.vocab_size < VOCAB_SIZE:
+    stored = weights.spec.clip_config
+    if stored.vocab_size < VOCAB_SIZE:
         raise UsageError(
-            f"{model.weights or workdir}: its vocabulary is of {theirs.vocab_size}; captions "
-            f"are written in CLIP's, of {VOCAB_SIZE}"
+            f"{model.weights or workdir}: its vocabulary has {stored.vocab_size} tokens; captions "
+            f"need the {VOCAB_SIZE} of CLIP's"
         )
-    size = model.image_size
+    image_size = model.image_size
     if model.variant:
-        wanted = VARIANTS[model.variant]
-        size = size or wanted.image_size
-        _require_alike(theirs, wanted, model)
-    ours = _at_image_size(theirs, size)
+        variant = VARIANTS[model.variant]
+        image_size = image_size or variant.image_size
+        _require_variant(stored, variant, model.variant)
+    clip_config = _at_image_size(stored, image_size)
     return InitialWeights(
-        found.spec._replace(clip_config=ours), lambda: resize_to(found.load(), theirs, ours)
+        weights.spec._replace(clip_config=clip_config),
+        lambda: resize_to(weights.load(), stored, clip_config),
     )
 
 
-def _of_weights(path: Path) -> InitialWeights:
+def _weights_at(path: Path) -> InitialWeights:
     if has_checkpoints(path):
-        found = weights_of_workdir(path)
-        return found._replace(spec=found.spec._replace(pretrained=True))
+        weights = weights_of_workdir(path)
+        return weights._replace(spec=weights.spec._replace(pretrained=True))
     if not formats.is_checkpoint(path):
         raise UsageError(f"model.weights={path}: there is no checkpoint, and no workdir of a run")
     source = formats.open_checkpoint(path)
@@ -85,12 +86,14 @@ def has_checkpoints(workdir: Path) -> bool:
 
 
 def weights_of_workdir(workdir: Path) -> InitialWeights:
-    """The checkpoint that the run in a workdir has chosen, or that `port` wrote there."""
+    """The checkpoint that the run in a workdir selects, or that `port` wrote there."""
     card = read_card(workdir)
 
-    def load() -> dict:
+    def load() -> dict[str, Any]:
         with checkpointer.Checkpointer(workdir, max_to_keep=1) as checkpoints:
-            return checkpoints.params(checkpoints.select_step()["step"], card_shapes(card))
+            selected = checkpoints.select_step()
+            assert selected is not None  # the workdir has a checkpoint
+            return checkpoints.params(selected["step"], card_shapes(card))
 
     return InitialWeights(card_spec(card), load)
 
@@ -100,15 +103,14 @@ def param_shapes(model: HVPNet) -> dict:
     return shapes_of(model.clip_config, model.stages)
 
 
-def _require_alike(found: ClipConfig, wanted: ClipConfig, model: ConfigDict) -> None:
+def _require_variant(stored: ClipConfig, variant: ClipConfig, name: str) -> None:
     for field in dataclasses.fields(ClipConfig):
-        name = field.name
-        if name in ("image_size", "activation"):  # the one is fitted, the other the weights' own
+        if field.name in ("image_size", "activation"):  # resized; the weights' own is right
             continue
-        a, b = getattr(found, name), getattr(wanted, name)
+        a, b = getattr(stored, field.name), getattr(variant, field.name)
         if a != b:
             raise UsageError(
-                f"model.variant={model.variant} has {name} {b}, the weights have {a}; "
+                f"model.variant={name} has {field.name} {b}, the weights have {a}; "
                 "leave model.variant out to take the sizes of the weights"
             )
 
@@ -117,22 +119,25 @@ def _at_image_size(config: ClipConfig, image_size: int | None) -> ClipConfig:
     image_size = image_size or config.image_size
     if image_size % config.patch_size:
         raise UsageError(
-            f"model.image_size={image_size} is no multiple of the patch size, {config.patch_size}"
+            f"model.image_size={image_size} is not a multiple of the patch size, "
+            f"{config.patch_size}"
         )
     return dataclasses.replace(config, image_size=image_size)
 
 
-def resize_to(params: dict, found: ClipConfig, wanted: ClipConfig) -> dict:
-    if found.image_size == wanted.image_size:
+def resize_to(
+    params: dict[str, Any], stored: ClipConfig, clip_config: ClipConfig
+) -> dict[str, Any]:
+    """Resizes the position embeddings of `stored` to the image size of `clip_config`."""
+    if stored.image_size == clip_config.image_size:
         return params
+    before, after = (c.image_size // c.patch_size for c in (stored, clip_config))
     log.info(
         "position embeddings of %d x %d patches are resized to %d x %d",
-        *(s.image_size // s.patch_size for s in (found, found, wanted, wanted)),
+        *(before, before, after, after),
     )
     visual = params["clip"]["visual"]
-    position = resize_positions(
-        np.asarray(visual["position_embedding"]), wanted.image_size // wanted.patch_size
-    )
+    position = resize_positions(np.asarray(visual["position_embedding"]), after)
     return {
         **params,
         "clip": {**params["clip"], "visual": {**visual, "position_embedding": position}},
@@ -141,20 +146,20 @@ def resize_to(params: dict, found: ClipConfig, wanted: ClipConfig) -> dict:
 
 def resize_positions(position: np.ndarray, side: int) -> np.ndarray:
     """[1 + n n, width] -> [1 + side side, width], bicubic; the class token stays."""
-    first, grid = position[:1], position[1:]
+    class_token, grid = position[:1], position[1:]
     n = round(len(grid) ** 0.5)
-    grid = jax.image.resize(
+    resized = jax.image.resize(
         jnp.asarray(grid.reshape(n, n, -1)), (side, side, grid.shape[-1]), "cubic"
     )
-    return np.concatenate([first, np.asarray(grid).reshape(side * side, -1)])
+    return np.concatenate([class_token, np.asarray(resized).reshape(side * side, -1)])
 
 
-def init_or_load_params(found: InitialWeights, model: HVPNet, seed: int) -> dict:
-    """The parameters to begin with: those loaded, and random ones for what they lack."""
-    loaded = found.load() if found.load else {}
-    if found.spec.stages:
+def init_or_load_params(weights: InitialWeights, model: HVPNet, seed: int) -> dict[str, Any]:
+    """The initial parameters: those loaded, and random ones for what they lack."""
+    loaded = weights.load()
+    if weights.spec.stages:
         return loaded
-    if found.load:
+    if loaded:
         log.info("the weights are CLIP's alone: distillation and token weights start at random")
     random = jax.jit(init_params, static_argnums=(0, 1))(model, seed)
     return {**random, **loaded}

@@ -1,4 +1,4 @@
-"""The optimizer of an original HVP-Net checkpoint: its moments under our names."""
+"""The optimizer state of an original HVP-Net checkpoint: its moments as trees of parameters."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,43 +14,46 @@ class AdamMoments(NamedTuple):
     first: dict  # trees like the parameters
     second: dict
     steps: int  # updates done
-    constants: dict  # of the optimizer: rates, schedule
+    constants: dict  # of the optimizer: learning rates, schedule, betas
 
 
 def read_adam_moments(source: TorchCheckpoint) -> AdamMoments | None:
-    """The moments of a checkpoint, if it has an optimizer. Raises DataError if they do not fit.
+    """The moments of a checkpoint, or None without an optimizer. Raises DataError on a mismatch.
 
-    The optimizer numbers its tensors through four groups: CLIP's and the others', first
-    those that decay, then those with `bias` in the name, each in the order of the state dict.
+    The optimizer numbers its tensors through four groups: those with weight decay, then those
+    without (`bias` in the name); in each, CLIP's first. Within a group the order is that of the
+    state dict.
     """
-    optimizer = source.rest.get("optimizer")
+    optimizer = source.extras.get("optimizer")
     if not optimizer:
         return None
+    shapes = source.tensors.shapes
+    first: dict[str, np.ndarray] = {}
+    second: dict[str, np.ndarray] = {}
+    steps = 0
     try:
         groups, states = optimizer["param_groups"], optimizer["state"]
-        numbers = [number for group in groups for number in group["params"]]
-        first, second, steps = {}, {}, 0
-        ordered = list(optimizer_order(list(source.tensors.shapes)))
-        if len(numbers) != len(ordered):
+        indices = [index for group in groups for index in group["params"]]
+        names = list(optimizer_order(list(shapes)))
+        if len(indices) != len(names):
             raise DataError(
-                f"{source.path}: its optimizer has {len(numbers)} tensors, "
-                f"its state_dict {len(ordered)}"
+                f"{source.path}: its optimizer has {len(indices)} tensors, "
+                f"its state_dict {len(names)}"
             )
-        for number, name in zip(numbers, ordered, strict=True):
-            state = states.get(number)
+        for index, name in zip(indices, names, strict=True):
+            state = states.get(index)
             if state is None:  # frozen: it never had a gradient
-                shape = source.tensors.shapes[name]
-                first[name], second[name] = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+                first[name] = np.zeros(shapes[name], np.float32)
+                second[name] = np.zeros(shapes[name], np.float32)
                 continue
-            first[name], second[name] = (
-                tensor_files.to_numpy(state.pop(key)) for key in ("next_m", "next_v")
-            )
+            first[name] = tensor_files.to_numpy(state.pop("next_m"))
+            second[name] = tensor_files.to_numpy(state.pop("next_v"))
             steps = max(steps, int(state["step"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{source.path}: its optimizer is not the original's ({error!r})") from None
     for name, moment in (*first.items(), *second.items()):
-        if moment.shape != source.tensors.shapes[name]:
-            raise DataError(f"{source.path}: a moment of {name} is of shape {list(moment.shape)}")
+        if moment.shape != shapes[name]:
+            raise DataError(f"{source.path}: a moment of {name} has shape {list(moment.shape)}")
     constants = {
         key: [group.get(key) for group in groups] if key == "lr" else groups[0].get(key)
         for key in ("lr", "warmup", "t_total", "weight_decay", "b1", "b2", "e", "max_grad_norm")
@@ -63,10 +66,10 @@ def read_adam_moments(source: TorchCheckpoint) -> AdamMoments | None:
     )
 
 
-def optimizer_order(ordered: list[str]) -> Iterator[str]:
-    """Names in the order of the state dict -> in the order of the optimizer's numbers."""
-    for decays in (True, False):
-        for of_clip in (True, False):
-            for name in ordered:
-                if ("bias" not in name) == decays and ("clip." in name) == of_clip:
+def optimizer_order(names: list[str]) -> Iterator[str]:
+    """Names in the order of the state dict -> in the order of the optimizer's indices."""
+    for decayed in (True, False):
+        for in_clip in (True, False):
+            for name in names:
+                if ("bias" not in name) == decayed and ("clip." in name) == in_clip:
                     yield name

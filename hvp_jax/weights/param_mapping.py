@@ -1,23 +1,27 @@
 """PyTorch <-> Flax names and layouts: one table of rules, read in both directions.
 
-Each rule tells where a parameter of ours lies in a checkpoint of the original and in one of
-Hugging Face. `{i}` in a name is a layer; where our path has no `{i}`, the layers are
-stacked along the first axis. `{qkv}` is three tensors, which lie one after another in ours.
+Each rule gives a parameter's path here, and its name in a checkpoint of the original and of
+Hugging Face. `{i}` in a name is the index of a layer; where the path has no `{i}`, the layers
+are stacked along the first axis. `{qkv}` stands for three tensors, concatenated here.
+
+Plain Python: the command line imports it before JAX.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+FORMATS = ("openai", "open_clip", "huggingface", "hvpnet")  # of a checkpoint; see formats.py
+
 
 class ParamRule(NamedTuple):
-    ours: str
-    original: str
-    layout: str
+    path: str  # in the tree of parameters
+    original: str  # name in the original's state dict
+    layout: str  # of the tensor there; "same" as here, or one that torch_params.py converts
     huggingface: str | None = None  # None: Hugging Face's CLIP has no such tensor
-    huggingface_layout: str | None = None  # None: the same layout
+    huggingface_layout: str | None = None  # None: the same as `layout`
 
 
-def _block(ours: str, original: str, huggingface: str) -> Iterator[ParamRule]:
+def _block(module: str, original: str, huggingface: str) -> Iterator[ParamRule]:
     for path, name, hub_name, layout in (
         ("norm_1/scale", "ln_1.weight", "layer_norm1.weight", "same"),
         ("norm_1/bias", "ln_1.bias", "layer_norm1.bias", "same"),
@@ -33,10 +37,10 @@ def _block(ours: str, original: str, huggingface: str) -> Iterator[ParamRule]:
         ("mlp_out/bias", "mlp.c_proj.bias", "mlp.fc2.bias", "same"),
     ):
         yield ParamRule(
-            f"{ours}/tower/blocks/{path}",
+            f"{module}/tower/blocks/{path}",
             f"{original}.resblocks.{{i}}.{name}",
             layout,
-            f"{huggingface}.encoder.layers.{{i}}.{hub_name}",
+            huggingface=f"{huggingface}.encoder.layers.{{i}}.{hub_name}",
         )
 
 
@@ -62,66 +66,67 @@ def _stage() -> Iterator[ParamRule]:
 
 
 def _token_weights() -> Iterator[ParamRule]:
-    for ours, name in (
+    for module, name in (
         ("patch_weight", "p_feat_w"),
         ("frame_weight", "f_feat_w"),
         ("word_weight", "w_feat_w"),
     ):
         for layer in range(3):
-            yield ParamRule(f"{ours}/dense_{layer}/kernel", f"{name}.{2 * layer}.weight", "linear")
-            yield ParamRule(f"{ours}/dense_{layer}/bias", f"{name}.{2 * layer}.bias", "same")
+            dense, linear = f"{module}/dense_{layer}", f"{name}.{2 * layer}"
+            yield ParamRule(f"{dense}/kernel", f"{linear}.weight", "linear")
+            yield ParamRule(f"{dense}/bias", f"{linear}.bias", "same")
 
 
 V, T = "vision_model", "text_model"
 CLIP_RULES = (
-    ParamRule("clip/logit_scale", "clip.logit_scale", "same", "logit_scale"),
+    ParamRule("clip/logit_scale", "clip.logit_scale", "same", huggingface="logit_scale"),
     ParamRule("clip/visual/patch_embedding", "clip.visual.conv1.weight", "patches",
-         f"{V}.embeddings.patch_embedding.weight"),
+         huggingface=f"{V}.embeddings.patch_embedding.weight"),
     ParamRule("clip/visual/class_embedding", "clip.visual.class_embedding", "same",
-         f"{V}.embeddings.class_embedding"),
+         huggingface=f"{V}.embeddings.class_embedding"),
     ParamRule("clip/visual/position_embedding", "clip.visual.positional_embedding", "same",
-         f"{V}.embeddings.position_embedding.weight"),
+         huggingface=f"{V}.embeddings.position_embedding.weight"),
     ParamRule("clip/visual/norm_pre/scale", "clip.visual.ln_pre.weight", "same",
-         f"{V}.pre_layrnorm.weight"),
+         huggingface=f"{V}.pre_layrnorm.weight"),
     ParamRule("clip/visual/norm_pre/bias", "clip.visual.ln_pre.bias", "same",
-         f"{V}.pre_layrnorm.bias"),
+         huggingface=f"{V}.pre_layrnorm.bias"),
     *_block("clip/visual", "clip.visual.transformer", V),
     ParamRule("clip/visual/norm_post/scale", "clip.visual.ln_post.weight", "same",
-         f"{V}.post_layernorm.weight"),
+         huggingface=f"{V}.post_layernorm.weight"),
     ParamRule("clip/visual/norm_post/bias", "clip.visual.ln_post.bias", "same",
-         f"{V}.post_layernorm.bias"),
+         huggingface=f"{V}.post_layernorm.bias"),
     ParamRule("clip/visual/projection", "clip.visual.proj", "same",
-         "visual_projection.weight", "linear"),
+         huggingface="visual_projection.weight", huggingface_layout="linear"),
     ParamRule("clip/text/token_embedding", "clip.token_embedding.weight", "same",
-         f"{T}.embeddings.token_embedding.weight"),
+         huggingface=f"{T}.embeddings.token_embedding.weight"),
     ParamRule("clip/text/position_embedding", "clip.positional_embedding", "same",
-         f"{T}.embeddings.position_embedding.weight"),
+         huggingface=f"{T}.embeddings.position_embedding.weight"),
     *_block("clip/text", "clip.transformer", T),
     ParamRule("clip/text/norm_final/scale", "clip.ln_final.weight", "same",
-         f"{T}.final_layer_norm.weight"),
+         huggingface=f"{T}.final_layer_norm.weight"),
     ParamRule("clip/text/norm_final/bias", "clip.ln_final.bias", "same",
-         f"{T}.final_layer_norm.bias"),
+         huggingface=f"{T}.final_layer_norm.bias"),
     ParamRule("clip/text/projection", "clip.text_projection", "same",
-         "text_projection.weight", "linear"),
+         huggingface="text_projection.weight", huggingface_layout="linear"),
 )  # fmt: skip
 HVPNET_HEAD = (*_stage(), *_token_weights())
 
 
 class NamingScheme(NamedTuple):
-    """A way of naming: the rules of a checkpoint and how it spells their names."""
+    """How a checkpoint names its tensors: which rules apply, and how it spells their names."""
 
     huggingface: bool = False
-    head: bool = True  # False: of CLIP alone
-    spell: Callable[[str], str] = str  # from the rule's name to that in the file
+    head: bool = True  # False: CLIP alone, without HVP-Net's head
+    spell: Callable[[str], str] = str  # a rule's name -> the name in the file
 
     def rules(self) -> Iterator[tuple[str, str, str]]:
-        """(path here, name there, layout there)."""
+        """(path here, name in the checkpoint, layout in the checkpoint) of each parameter."""
         for rule in CLIP_RULES + HVPNET_HEAD if self.head else CLIP_RULES:
             if not self.huggingface:
-                yield rule.ours, self.spell(rule.original), rule.layout
+                yield rule.path, self.spell(rule.original), rule.layout
             elif rule.huggingface:
                 layout = rule.huggingface_layout or rule.layout
-                yield rule.ours, self.spell(rule.huggingface), layout
+                yield rule.path, self.spell(rule.huggingface), layout
 
 
 ORIGINAL = NamingScheme()

@@ -1,7 +1,7 @@
 """Files of tensors: safetensors, PyTorch's pickles and TorchScript archives.
 
-A tensor is read when it is asked for, as float32, and let go with the asking, so that
-no more than one copy of a checkpoint is in memory beside what is made of it.
+A tensor is read as float32 when it is looked up, and its source is freed then, so that at
+most one copy of a checkpoint is in memory beside the parameters made of it.
 """
 
 import pickle
@@ -10,56 +10,60 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from data.errors import DataError, UsageError
 from hvp_jax.models.clip_config import Shape
 
-NEEDS_TORCH = "is a pickle of PyTorch's: to read it, install PyTorch (requirements-torch.txt)"
+Reader = Callable[[], np.ndarray]
+NEEDS_TORCH = "is a PyTorch pickle: to read it, install PyTorch (requirements-torch.txt)"
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
-    """float32 arrays by name, in the file's order. A second look at a tensor may fail."""
+    """float32 arrays by name, in the file's order. A tensor may be read only once."""
 
-    def __init__(self, read: dict[str, Callable[[], np.ndarray]], shapes: dict[str, Shape]):
-        self._read, self.shapes = read, shapes
+    def __init__(self, readers: dict[str, Reader], shapes: dict[str, Shape]) -> None:
+        self._readers, self.shapes = readers, shapes
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._read[name]()
+        return self._readers[name]()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._read)
+        return iter(self._readers)
 
     def __len__(self) -> int:
-        return len(self._read)
+        return len(self._readers)
 
     def renamed(self, new: Mapping[str, str]) -> "LazyTensors":
         return LazyTensors(
-            {new[name]: read for name, read in self._read.items()},
+            {new[name]: reader for name, reader in self._readers.items()},
             {new[name]: shape for name, shape in self.shapes.items()},
         )
 
-    def without(self, unwanted: Mapping | set) -> "LazyTensors":
-        kept = [name for name in self._read if name not in unwanted]
+    def without(self, excluded: Mapping | set) -> "LazyTensors":
+        names = [name for name in self._readers if name not in excluded]
         return LazyTensors(
-            {name: self._read[name] for name in kept}, {name: self.shapes[name] for name in kept}
+            {name: self._readers[name] for name in names},
+            {name: self.shapes[name] for name in names},
         )
 
 
-def open_files(paths: tuple[Path, ...]) -> tuple[LazyTensors, dict]:
-    """The tensors of all files, and what else a single pickle holds: optimizer, steps."""
-    read: dict[str, Callable] = {}
+def open_files(paths: tuple[Path, ...]) -> tuple[LazyTensors, dict[str, Any]]:
+    """The tensors of all files, and the other entries of a single pickle: optimizer, steps."""
+    readers: dict[str, Reader] = {}
     shapes: dict[str, Shape] = {}
-    rest: dict = {}
+    extras: dict[str, Any] = {}
     for path in paths:
-        part, rest = _open(path)
-        read |= {name: part._read[name] for name in part}
-        shapes |= part.shapes
-    return LazyTensors(read, shapes), rest
+        tensors, extras = _open(path)
+        readers |= tensors._readers
+        shapes |= tensors.shapes
+    return LazyTensors(readers, shapes), extras
 
 
-def _open(path: Path) -> tuple[LazyTensors, dict]:
+def _open(path: Path) -> tuple[LazyTensors, dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -71,29 +75,28 @@ def _open(path: Path) -> tuple[LazyTensors, dict]:
         return _safetensors(path), {}
     if head[:4] == b"PK\x03\x04":
         if not zipfile.is_zipfile(path):
-            raise DataError(f"{path}: is cut short; get the file again")
+            raise DataError(f"{path}: is truncated; download it again")
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):
                 return _torchscript(path), {}
     elif head[:1] != b"\x80":
-        raise DataError(f"{path}: is neither safetensors nor a checkpoint of PyTorch")
+        raise DataError(f"{path}: is neither safetensors nor a PyTorch checkpoint")
     return _pickle(path)
 
 
 def _safetensors(path: Path) -> LazyTensors:
-    # By PyTorch's names for types, for numpy lacks bfloat16; JAX's brings it along.
-    import ml_dtypes  # noqa: F401
+    import ml_dtypes  # noqa: F401  # gives NumPy the type bfloat16
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except Exception as error:  # the library has an error of its own for each defect
-        raise DataError(f"{path}: is no whole safetensors file ({error})") from None
+    except Exception as error:  # the library raises a different type for each defect
+        raise DataError(f"{path}: is not a complete safetensors file ({error})") from None
 
-    def reader(name: str) -> Callable[[], np.ndarray]:
+    def reader(name: str) -> Reader:
         def read() -> np.ndarray:
-            # Opened anew, for what a mapped file has shown of itself stays in memory.
+            # Opened for each tensor, because the pages read of a mapped file stay in memory.
             with safetensors.safe_open(path, framework="numpy") as file:
                 return np.array(file.get_tensor(name), np.float32)
 
@@ -102,14 +105,14 @@ def _safetensors(path: Path) -> LazyTensors:
     return LazyTensors({name: reader(name) for name in shapes}, shapes)
 
 
-def to_numpy(tensor) -> np.ndarray:
-    """A tensor of PyTorch as float32."""
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A PyTorch tensor as a float32 array."""
     import torch
 
     return tensor.detach().to("cpu", torch.float32).numpy()
 
 
-def _import_torch(path: Path):
+def _import_torch(path: Path) -> ModuleType:
     try:
         import torch
     except ImportError:
@@ -122,56 +125,52 @@ def _torchscript(path: Path) -> LazyTensors:
     try:
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     except Exception as error:
-        raise DataError(f"{path}: no whole TorchScript archive ({_first_line(error)})") from None
-    return _of_torch(path, state)
+        raise DataError(
+            f"{path}: not a complete TorchScript archive ({_first_line(error)})"
+        ) from None
+    return _state_dict(path, state)
 
 
-def _pickle(path: Path) -> tuple[LazyTensors, dict]:
+def _pickle(path: Path) -> tuple[LazyTensors, dict[str, Any]]:
     torch = _import_torch(path)
     try:
-        with torch.serialization.safe_globals(_harmless()):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_safe_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = _refused(path, str(error))
-        if wanted:
-            raise DataError(
-                f"{path}: refused, it wants to run code when it is read ({wanted})"
-            ) from None
-        raise DataError(f"{path}: is no whole checkpoint ({_first_line(error)})") from None
-    except Exception as error:  # PyTorch has many ways to say that a file is broken
-        raise DataError(f"{path}: is no whole checkpoint ({_first_line(error)})") from None
-    if not isinstance(found, Mapping):
-        raise DataError(f"{path}: holds a {type(found).__name__}, not tensors by name")
+        code = _refused_global(path, str(error))
+        if code:
+            raise DataError(f"{path}: refused, reading it would run code ({code})") from None
+        raise DataError(f"{path}: is not a complete checkpoint ({_first_line(error)})") from None
+    except Exception as error:  # PyTorch raises many types for a broken file
+        raise DataError(f"{path}: is not a complete checkpoint ({_first_line(error)})") from None
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found.get(key), Mapping):
-            return _of_torch(path, found[key]), {k: v for k, v in found.items() if k != key}
-    return _of_torch(path, found), {}
+        if isinstance(content.get(key), Mapping):
+            extras = {k: v for k, v in content.items() if k != key}
+            return _state_dict(path, content[key]), extras
+    return _state_dict(path, content), {}
 
 
-def _harmless() -> list:
-    """What trainers pickle beside tensors: numbers of NumPy, arguments of the command line."""
+def _safe_globals() -> list[Any]:
+    """What trainers pickle beside tensors: NumPy's numbers, the command line's arguments."""
     import argparse
 
-    scalar, dtype = np.float64(0).__reduce__()[0], np.dtype
-    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
-    return [
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),
-        dtype,
-        *kinds,
-        argparse.Namespace,
-    ]
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
+    renamed = (scalar, "numpy.core.multiarray.scalar")  # its name before NumPy 2
+    return [scalar, renamed, np.dtype, *dtypes, argparse.Namespace]
 
 
-def _of_torch(path: Path, state: Mapping) -> LazyTensors:
+def _state_dict(path: Path, tensors: Mapping) -> LazyTensors:
     torch = _import_torch(path)
-    state = dict(state)
+    state = dict(tensors)
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise DataError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
 
-    def reader(name: str) -> Callable[[], np.ndarray]:
+    def reader(name: str) -> Reader:
         return lambda: to_numpy(state.pop(name))
 
     return LazyTensors({name: reader(name) for name in shapes}, shapes)
@@ -181,15 +180,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _refused(path: Path, message: str) -> str:
-    """What a pickle asked for that is no tensor, or nothing if that is not why it failed."""
-    named = re.search(r"GLOBAL (\S+)", message)
-    if named:
-        return named[1]
+def _refused_global(path: Path, message: str) -> str:
+    """The name of a function or class that a pickle asked for; "" if it failed otherwise."""
+    match = re.search(r"GLOBAL (\S+)", message)
+    if match:
+        return match[1]
     if zipfile.is_zipfile(path):
         return ""
     strings: list[str] = []
-    try:  # a pickle that is not PyTorch's: look through it, without running it
+    try:  # a pickle not written by PyTorch: its opcodes are scanned, not executed
         with open(path, "rb") as file:
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name == "GLOBAL":

@@ -1,28 +1,30 @@
-"""Tensors of PyTorch <-> our tree of parameters, by the table of `param_mapping.py`."""
+"""PyTorch's tensors <-> the tree of parameters, by the rules of `param_mapping.py`."""
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from data.errors import DataError
+from hvp_jax.models.clip_config import Shape
 from hvp_jax.weights.param_mapping import ORIGINAL, NamingScheme
 
 
 class ParamSource(NamedTuple):
-    """A parameter of ours, and the tensors it is made of: by layer if it is stacked, and part."""
+    """A parameter and the tensors it is made of."""
 
     path: str
-    layers: tuple[tuple[str, ...], ...]
-    layout: str
+    layers: tuple[tuple[str, ...], ...]  # names: of each layer if stacked, of each part ({qkv})
+    layout: str  # of the tensors
     stacked: bool
 
 
-_AXES = {"linear": 2, "conv1d": 3, "patches": 4}  # of a tensor there
+_RANKS = {"linear": 2, "conv1d": 3, "patches": 4}  # of a tensor in PyTorch's layout
 
 
-def _to_ours(x: np.ndarray, layout: str) -> np.ndarray:
+def _to_jax(x: np.ndarray, layout: str) -> np.ndarray:
     if layout == "linear":  # [out, in] -> [in, out]
         return x.T
     if layout == "conv1d":  # [out, in, kernel] -> [kernel, in, out]
@@ -47,121 +49,96 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(name.replace("{qkv}", x) for x in "qkv") if "{qkv}" in name else (name,)
 
 
-def _layers(name: str, names: Iterable[str]) -> list[int]:
-    """The layers of the stack that a rule's name is in, by any tensor of it: 0, 1, 2 ..."""
-    stack = name.split("{i}")[0]
+def _layer_indices(template: str, names: Iterable[str]) -> list[int]:
+    """The layers 0, 1, 2 ... of the stack that a rule's name belongs to, found in `names`."""
+    stack = template.split("{i}")[0]
     pattern = re.compile(re.escape(stack) + r"(\d+)[./]")
-    layers = sorted({int(m[1]) for m in map(pattern.match, names) if m})
-    for expected, layer in enumerate(layers):
-        if layer != expected:
-            raise DataError(f"{stack}{expected}: a layer that is missing, of 0 to {layers[-1]}")
-    return layers
+    indices = sorted({int(m[1]) for m in map(pattern.match, names) if m})
+    for expected, index in enumerate(indices):
+        if index != expected:
+            raise DataError(f"{stack}{expected}: this layer is missing from 0 to {indices[-1]}")
+    return indices
 
 
 def match_tensors(names: Iterable[str], scheme: NamingScheme = ORIGINAL) -> list[ParamSource]:
-    """Which tensors make each of our parameters; DataError names one too few or too many."""
+    """The tensors that make each parameter. DataError names one that is missing or unknown."""
     names = set(names)
-    found, used = [], set()
-    for path, name, layout in scheme.rules():
-        layers = _layers(name, names) if "{i}" in name else [None]
-        spelled = [_parts(name.replace("{i}", str(i))) for i in layers] or [_parts(name)]
-        for tensor in (tensor for parts in spelled for tensor in parts):
-            if tensor not in names:
-                raise DataError(f"{tensor}: not among the {len(names)} tensors of the checkpoint")
-            used.add(tensor)
+    sources: list[ParamSource] = []
+    used: set[str] = set()
+    for path, template, layout in scheme.rules():
+        indices = _layer_indices(template, names) if "{i}" in template else []
+        layers = [_parts(template.replace("{i}", str(i))) for i in indices] or [_parts(template)]
+        for name in (name for parts in layers for name in parts):
+            if name not in names:
+                raise DataError(f"{name}: not among the {len(names)} tensors of the checkpoint")
+            used.add(name)
         if "{i}" in path:
-            found += [
-                ParamSource(path.replace("{i}", str(i)), (parts,), layout, False)
-                for i, parts in zip(layers, spelled, strict=True)
+            sources += [
+                ParamSource(path.replace("{i}", str(i)), (parts,), layout, stacked=False)
+                for i, parts in zip(indices, layers, strict=True)
             ]
         else:
-            found.append(ParamSource(path, tuple(spelled), layout, "{i}" in name))
+            sources.append(ParamSource(path, tuple(layers), layout, stacked="{i}" in template))
     unknown = sorted(names - used)
     if unknown:
-        more = f", nor {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise DataError(f"{unknown[0]}: a tensor that such a checkpoint does not have{more}")
-    return found
+        others = f"; {len(unknown) - 1} more are unknown" if len(unknown) > 1 else ""
+        raise DataError(f"{unknown[0]}: a tensor that such a checkpoint does not have{others}")
+    return sources
 
 
-def layer_shapes(
-    place: ParamSource, shapes: Mapping[str, tuple[int, ...]]
-) -> list[tuple[int, ...]]:
-    """The shape, in our layout, of each layer of a parameter, from those of its tensors."""
-    found = []
-    for names in place.layers:
+def layer_shapes(source: ParamSource, shapes: Mapping[str, Shape]) -> list[Shape]:
+    """The shape, in the layout here, of each layer of a parameter; tensors of a wrong rank none."""
+    result = []
+    for names in source.layers:
         shape = shapes[names[0]]
         if len(names) > 1 and shape:
             shape = (sum(shapes[name][0] for name in names if shapes[name]), *shape[1:])
-        if len(shape) == _AXES.get(place.layout, len(shape)):
-            found.append(_to_ours(np.broadcast_to(np.float32(0), shape), place.layout).shape)
-    return found
+        if len(shape) == _RANKS.get(source.layout, len(shape)):
+            result.append(_to_jax(np.broadcast_to(np.float32(0), shape), source.layout).shape)
+    return result
 
 
-def torch_shape(ours: tuple[int, ...], layout: str, parts: int = 1) -> tuple[int, ...]:
-    """The shape there of each of the `parts` tensors that make one layer of ours."""
-    shape = _to_torch(np.broadcast_to(np.float32(0), ours), layout).shape
+def torch_shape(shape: Shape, layout: str, parts: int = 1) -> Shape:
+    """The shape in PyTorch of each of the `parts` tensors that make one layer of `shape`."""
+    shape = _to_torch(np.broadcast_to(np.float32(0), shape), layout).shape
     return (shape[0] // parts, *shape[1:]) if parts > 1 else shape
 
 
-def from_torch(state: Mapping[str, np.ndarray], scheme: NamingScheme = ORIGINAL) -> dict:
-    """The tensors of a checkpoint -> our tree of parameters, each tensor looked up once.
+def from_torch(state: Mapping[str, np.ndarray], scheme: NamingScheme = ORIGINAL) -> dict[str, Any]:
+    """The tensors of a checkpoint -> the tree of parameters; each tensor is looked up once.
 
-    Strict: raises DataError that names a tensor which is missing, unknown or, in a stack of
-    layers, of another shape than the others.
+    Strict: raises DataError that names a missing or unknown tensor.
     """
-    return unflatten({place.path: _fill(place, state) for place in match_tensors(state, scheme)})
+    sources = match_tensors(state, scheme)
+    return unflatten_dict({source.path: _fill(source, state) for source in sources}, sep="/")
 
 
-def _fill(place: ParamSource, state: Mapping[str, np.ndarray]) -> np.ndarray:
+def _fill(source: ParamSource, state: Mapping[str, np.ndarray]) -> np.ndarray:
     stack = None
-    for i, names in enumerate(place.layers):
-        # Name by name, so that no more than one layer is in memory twice.
+    for i, names in enumerate(source.layers):
+        # Layer by layer, so that no more than one layer is in memory twice.
         parts = [np.asarray(state[name]) for name in names]
-        x = _to_ours(np.concatenate(parts) if len(parts) > 1 else parts[0], place.layout)
-        if not place.stacked:
+        x = _to_jax(np.concatenate(parts) if len(parts) > 1 else parts[0], source.layout)
+        if not source.stacked:
             return np.ascontiguousarray(x).reshape(x.shape)
         if stack is None:
-            stack = np.empty((len(place.layers), *x.shape), x.dtype)
+            stack = np.empty((len(source.layers), *x.shape), x.dtype)
         stack[i] = x
+    assert stack is not None  # a source has at least one layer
     return stack
 
 
-def to_torch(params: Mapping, scheme: NamingScheme = ORIGINAL) -> dict[str, np.ndarray]:
-    """Our tree (of parameters, gradients or moments) -> names and layouts of PyTorch."""
-    flat = {path: np.asarray(x) for path, x in flatten(params).items()}
-    state = {}
-    for path, name, layout in scheme.rules():
+def to_torch(params: Mapping[str, Any], scheme: NamingScheme = ORIGINAL) -> dict[str, np.ndarray]:
+    """A tree (parameters, gradients or moments) -> PyTorch's names and layouts."""
+    flat = {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
+    state: dict[str, np.ndarray] = {}
+    for path, template, layout in scheme.rules():
         if "{i}" in path:
-            layers = [flat[path.replace("{i}", str(i))] for i in _layers(path, flat)]
+            layers = [flat[path.replace("{i}", str(i))] for i in _layer_indices(path, flat)]
         else:
-            layers = flat[path] if "{i}" in name else [flat[path]]
+            layers = list(flat[path]) if "{i}" in template else [flat[path]]
         for i, x in enumerate(layers):
-            parts = _parts(name.replace("{i}", str(i)))
-            pieces = np.split(_to_torch(x, layout), len(parts)) if len(parts) > 1 else None
-            state.update(
-                zip(parts, pieces, strict=True) if pieces else {parts[0]: _to_torch(x, layout)}
-            )
+            names, tensor = _parts(template.replace("{i}", str(i))), _to_torch(x, layout)
+            tensors = np.split(tensor, len(names)) if len(names) > 1 else [tensor]
+            state.update(zip(names, tensors, strict=True))
     return state
-
-
-def flatten(tree: Mapping, prefix: str = "") -> dict:
-    """Nested dicts -> {"a/b/c": leaf}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, object]) -> dict:
-    """{"a/b/c": leaf} -> nested dicts."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree

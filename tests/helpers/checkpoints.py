@@ -1,10 +1,11 @@
-"""Random checkpoints as PyTorch's world writes them, small ones unless told otherwise."""
+"""Random checkpoints as PyTorch libraries write them, by default of a small model."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.torch import save_file
 
 from hvp_jax.models.clip_config import ClipConfig
@@ -24,20 +25,18 @@ SMALL = ClipConfig(
 )
 
 
-def random_state(sizes: ClipConfig = SMALL, seed: int = 0, head: bool = False) -> dict:
-    """Tensors with the original's names, their sizes such that no layer dies or explodes."""
+def random_state(config: ClipConfig = SMALL, seed: int = 0, head: bool = False) -> dict:
+    """Tensors with the original's names, scaled so that no layer vanishes or explodes."""
     rng = np.random.default_rng(seed)
-    shapes = torch_params.flatten(shapes_of(sizes, 3))
-    tree = {}
-    for path, x in shapes.items():
+    flat = {}
+    for path, x in flatten_dict(shapes_of(config, 3), sep="/").items():
         if not head and not path.startswith("clip/"):
             continue
         w = rng.standard_normal(x.shape, np.float32)
         fan = x.shape[-2] if len(x.shape) > 1 else 100
-        tree[path] = np.float32(path.endswith("scale")) + w / np.float32(np.sqrt(fan))
-    state = torch_params.to_torch(
-        torch_params.unflatten(tree), param_mapping.NamingScheme(head=head)
-    )
+        flat[path] = np.float32(path.endswith("scale")) + w / np.float32(np.sqrt(fan))
+    params = unflatten_dict(flat, sep="/")
+    state = torch_params.to_torch(params, param_mapping.NamingScheme(head=head))
     return {name: torch.tensor(np.array(x, order="C")) for name, x in state.items()}
 
 
@@ -46,7 +45,7 @@ def openai_names(state: dict) -> dict:
 
 
 def nested_names(state: dict) -> dict:
-    """open_clip's names of a custom text tower."""
+    """open_clip's names of a model with a custom text tower."""
     return {
         name if name.startswith("visual.") or name == "logit_scale" else f"text.{name}": x
         for name, x in openai_names(state).items()
@@ -57,12 +56,12 @@ def hugging_face_names(state: dict) -> dict:
     params = torch_params.from_torch(
         {name: x.numpy() for name, x in state.items()}, param_mapping.NamingScheme(head=False)
     )
-    found = torch_params.to_torch(params, param_mapping.HUGGING_FACE)
-    return {name: torch.tensor(np.array(x, order="C")) for name, x in found.items()}
+    renamed = torch_params.to_torch(params, param_mapping.HUGGING_FACE)
+    return {name: torch.tensor(np.array(x, order="C")) for name, x in renamed.items()}
 
 
 class Tree(torch.nn.Module):
-    """Tensors under dotted names, as a module that can be scripted."""
+    """A module that can be traced, with the tensors of `state` under their dotted names."""
 
     def __init__(self, state: dict):
         super().__init__()
@@ -79,41 +78,41 @@ class Tree(torch.nn.Module):
 
 
 def write_torchscript(path: Path, state: dict) -> None:
-    """As OpenAI's: half precision, with three numbers among the tensors."""
+    """Like OpenAI's archives: half precision, with three numbers among the tensors."""
     tree = Tree({name: x.half() for name, x in state.items()})
     for name, value in (("input_resolution", 32), ("context_length", 16), ("vocab_size", 100)):
         tree.register_buffer(name, torch.tensor(value))
     torch.jit.save(torch.jit.trace(tree, torch.zeros(1)), str(path))
 
 
-def hugging_face_config(sizes: ClipConfig, activation: str = "quick_gelu") -> dict:
+def hugging_face_config(config: ClipConfig, activation: str = "quick_gelu") -> dict:
     text = {
-        "hidden_size": sizes.text_width,
-        "intermediate_size": 4 * sizes.text_width,
-        "num_hidden_layers": sizes.text_layers,
-        "num_attention_heads": sizes.text_width // sizes.text_head_dim,
-        "max_position_embeddings": sizes.context_length,
-        "vocab_size": sizes.vocab_size,
-        "eos_token_id": sizes.vocab_size - 1,
+        "hidden_size": config.text_width,
+        "intermediate_size": 4 * config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.text_width // config.text_head_dim,
+        "max_position_embeddings": config.context_length,
+        "vocab_size": config.vocab_size,
+        "eos_token_id": config.vocab_size - 1,
         "hidden_act": activation,
     }
     vision = {
-        "hidden_size": sizes.vision_width,
-        "intermediate_size": 4 * sizes.vision_width,
-        "num_hidden_layers": sizes.vision_layers,
-        "num_attention_heads": sizes.vision_width // sizes.vision_head_dim,
-        "image_size": sizes.image_size,
-        "patch_size": sizes.patch_size,
+        "hidden_size": config.vision_width,
+        "intermediate_size": 4 * config.vision_width,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.vision_width // config.vision_head_dim,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
         "hidden_act": activation,
     }
-    common = {"model_type": "clip", "projection_dim": sizes.embed_dim}
+    common = {"model_type": "clip", "projection_dim": config.embed_dim}
     return common | {"text_config": text, "vision_config": vision}
 
 
-def write(folder: Path, kind: str, state: dict, sizes: ClipConfig = SMALL) -> Path:
-    """Writes `state` (of CLIP alone but for hvpnet) in one of KINDS and returns its path."""
+def write(folder: Path, kind: str, state: dict, config: ClipConfig = SMALL) -> Path:
+    """Writes `state` as one of KINDS and returns its path; all but hvpnet hold CLIP alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    flat, module = openai_names(state), {}
+    flat = openai_names(state)
     if kind == "torchscript":
         write_torchscript(folder / "ViT.pt", flat)
         return folder / "ViT.pt"
@@ -122,13 +121,13 @@ def write(folder: Path, kind: str, state: dict, sizes: ClipConfig = SMALL) -> Pa
         return folder / "clip.pt"
     if kind == "huggingface":
         save_file(hugging_face_names(state), folder / "model.safetensors", {"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(hugging_face_config(sizes)))
+        (folder / "config.json").write_text(json.dumps(hugging_face_config(config)))
         return folder
     if kind == "huggingface_bin":
         module = hugging_face_names(state)
         module["vision_model.embeddings.position_ids"] = torch.arange(5)[None]
         torch.save(module, folder / "pytorch_model.bin")
-        (folder / "config.json").write_text(json.dumps(hugging_face_config(sizes, "gelu")))
+        (folder / "config.json").write_text(json.dumps(hugging_face_config(config, "gelu")))
         return folder
     if kind == "open_clip":
         module = {f"module.{name}": x for name, x in flat.items()}
@@ -136,22 +135,23 @@ def write(folder: Path, kind: str, state: dict, sizes: ClipConfig = SMALL) -> Pa
         return folder / "epoch_3.pt"
     if kind == "open_clip_nested":
         save_file(nested_names(state), folder / "open_clip_model.safetensors")
-        config = {"model_cfg": {"embed_dim": sizes.embed_dim, "vision_cfg": {}, "text_cfg": {}}}
-        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        model_cfg = {"embed_dim": config.embed_dim, "vision_cfg": {}, "text_cfg": {}}
+        text = json.dumps({"model_cfg": model_cfg})
+        (folder / "open_clip_config.json").write_text(text)
         return folder
-    best = np.float64(41.5)  # the original's trainer pickles a number of NumPy
+    best = np.float64(41.5)  # the original's trainer pickles a NumPy number
     torch.save({"epoch": 1, "state_dict": state, "best_score": best}, folder / "best.pth")
     return folder / "best.pth"
 
 
 def optimizer_of(state: dict, steps: int) -> dict:
-    """The original's optimizer after `steps` updates, its moments all alike."""
+    """The original's optimizer state after `steps` updates, with constant moments."""
     order = [
         name
-        for decays in (True, False)
-        for of_clip in (True, False)
+        for decayed in (True, False)
+        for in_clip in (True, False)
         for name in state
-        if ("bias" not in name) == decays and ("clip." in name) == of_clip
+        if ("bias" not in name) == decayed and ("clip." in name) == in_clip
     ]
     moments = {
         i: {
@@ -166,7 +166,7 @@ def optimizer_of(state: dict, steps: int) -> dict:
     return {"state": moments, "param_groups": [group]}
 
 
-KINDS = {  # how it is written: the format it is, the activation it has
+KINDS = {  # name: (format, activation)
     "torchscript": ("openai", "quick_gelu"),
     "state_dict": ("openai", "quick_gelu"),
     "huggingface": ("huggingface", "quick_gelu"),

@@ -63,11 +63,12 @@ def scores(partitioner) -> np.ndarray:
 
 def steps(partitioner, process: int) -> dict[str, np.ndarray]:
     """Losses and gradient norms of five steps, and the parameters after them."""
+    from flax.traverse_util import flatten_dict
+
     from hvp_jax.parallel.processes import barrier
     from hvp_jax.training.step_spec import StepSpec
     from hvp_jax.training.train_state import create_train_state
     from hvp_jax.training.train_step import train_step
-    from hvp_jax.weights import torch_params
     from tests.helpers.small import random_params
     from tests.helpers.train_steps import BATCH, MODEL, OPTIMIZER, batch_of
 
@@ -91,5 +92,5 @@ def steps(partitioner, process: int) -> dict[str, np.ndarray]:
         assert metrics["stop"] == 1  # process 0 gets the stop flag of process 1
     # As when a checkpoint is written and restored.
     state = partitioner.from_global(partitioner.to_global(state))
-    params = torch_params.flatten(jax.device_get(partitioner.replicate_params(state.params)))
+    params = flatten_dict(jax.device_get(partitioner.replicate_params(state.params)), sep="/")
     return {"losses": losses, "norms": norms} | {f"params/{k}": v for k, v in params.items()}

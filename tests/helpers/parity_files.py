@@ -1,4 +1,4 @@
-"""The golden file of a small model, copies of it, and JAX's settings as they were."""
+"""The golden file of a small model, modified copies of it, and JAX's settings restored."""
 
 import contextlib
 import json
@@ -14,22 +14,22 @@ SETTINGS = ("jax_platforms", "jax_enable_x64", "jax_default_matmul_precision")
 
 
 @contextlib.contextmanager
-def same_settings():
-    """`parity` sets JAX up for itself, as a command may; here others follow."""
+def restore_settings():
+    """`parity` changes JAX's settings; this restores them for the tests that follow."""
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     yield
     for name, value in before.items():
         jax.config.update(name, value)
 
 
-def write(path: Path, arrays: dict, about: dict) -> Path:
+def write(path: Path, arrays: dict, metadata: dict) -> Path:
     np.savez(path, **arrays)
-    path.with_suffix(".json").write_text(json.dumps(about))
+    path.with_suffix(".json").write_text(json.dumps(metadata))
     return path
 
 
 def changed(array: np.ndarray) -> np.ndarray:
-    """A copy whose greatest number is 1% greater."""
+    """A copy whose greatest value is 1% greater."""
     array = array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
     array[np.unravel_index(np.abs(array).argmax(), array.shape)] *= 1.01
     return array

@@ -9,11 +9,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
 from hvp_jax.training.train_step import train_step
-from hvp_jax.weights import torch_params
 from tests.helpers.command import COMPILED, ROOT
 from tests.helpers.one_of_two import PARTITIONERS, STEPS, scores
 from tests.helpers.small import random_params
@@ -67,7 +67,7 @@ def one_device():
         state, metrics = step(state, batch_of(i))
         results["losses"].append(metrics["loss"])
         results["norms"].append(metrics["grad_norm"])
-    params = torch_params.flatten(jax.device_get(state.params))
+    params = flatten_dict(jax.device_get(state.params), sep="/")
     return results | {f"params/{name}": x for name, x in params.items()}
 
 

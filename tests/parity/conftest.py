@@ -1,18 +1,18 @@
-"""The small golden file, and JAX's settings as they were before a test."""
+"""The small golden file; JAX's settings are restored after each test."""
 
 import pytest
 
 from hvp_jax.parity.golden import load_golden
-from tests.helpers.parity_files import SMALL, same_settings
+from tests.helpers.parity_files import SMALL, restore_settings
 
 
 @pytest.fixture(autouse=True)
 def settings():
-    with same_settings():
+    with restore_settings():
         yield
 
 
 @pytest.fixture(scope="module", name="golden")
 def golden_arrays() -> tuple[dict, dict]:
-    """The arrays of the small file and its JSON."""
+    """The arrays and the metadata (JSON) of the small file."""
     return load_golden(SMALL)

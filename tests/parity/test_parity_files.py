@@ -1,4 +1,4 @@
-"""Files that `parity` refuses, each with one line, and one of another model."""
+"""Golden files that `parity` refuses with one line, and one of a model of other sizes."""
 
 from pathlib import Path
 
@@ -18,45 +18,45 @@ from tests.helpers.small import SIZES, captions, normal, random_params
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def parity_says(capsys, path: Path) -> tuple[int, str]:
-    """Exit status and the one line of `run.py parity --golden=PATH`."""
+def parity_error(capsys, path: Path) -> tuple[int, str]:
+    """Exit status and the one-line error of `run.py parity --golden=PATH`."""
     status = main.main(["parity", f"--golden={path}"])
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and "Traceback" not in captured.err
     return status, captured.err
 
 
-def test_files_that_are_none(golden, tmp_path, capsys):
+def test_invalid_files(golden, tmp_path, capsys):
     missing = tmp_path / "missing.npz"
-    status, says = parity_says(capsys, missing)
-    assert status == 2 and f"{missing}: no such golden file" in says
+    status, error = parity_error(capsys, missing)
+    assert status == 2 and f"{missing}: no such golden file" in error
 
-    lonely = tmp_path / "lonely.npz"
-    np.savez(lonely, **{"state/clip.logit_scale": np.ones(())})
-    status, says = parity_says(capsys, lonely)
-    assert status == 2 and "lonely.json: no such file" in says
+    no_json = tmp_path / "no_json.npz"
+    np.savez(no_json, **{"state/clip.logit_scale": np.ones(())})
+    status, error = parity_error(capsys, no_json)
+    assert status == 2 and "no_json.json: no such file" in error
 
-    lonely.with_suffix(".json").write_text("{")
-    status, says = parity_says(capsys, lonely)
-    assert status == 1 and "lonely.json: not JSON" in says
+    no_json.with_suffix(".json").write_text("{")
+    status, error = parity_error(capsys, no_json)
+    assert status == 1 and "no_json.json: not JSON" in error
 
-    whole = SMALL.read_bytes()
-    for content in (b"", b"text", whole[:5000], whole[:-30], whole[:90000] + b"x" + whole[90001:]):
+    valid = SMALL.read_bytes()
+    for content in (b"", b"text", valid[:5000], valid[:-30], valid[:90000] + b"x" + valid[90001:]):
         broken = tmp_path / "broken.npz"
         broken.write_bytes(content)
-        status, says = parity_says(capsys, broken)
-        assert status == 1 and f"{broken}: not a readable .npz file" in says
+        status, error = parity_error(capsys, broken)
+        assert status == 1 and f"{broken}: not a readable .npz file" in error
 
 
-def test_an_object_in_a_file_is_not_unpickled(tmp_path, capsys):
+def test_an_object_array_is_not_unpickled(tmp_path, capsys):
     path = tmp_path / "object.npz"
     np.savez(path, a=np.array([{"a": 1}], object))
-    status, says = parity_says(capsys, path)
-    assert status == 1 and "not a readable .npz file" in says
+    status, error = parity_error(capsys, path)
+    assert status == 1 and "not a readable .npz file" in error
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"input/text_ids": None}, "holds no array input/text_ids"),
         ({"input/video": None}, "holds no array input/video"),
@@ -71,23 +71,22 @@ def test_an_object_in_a_file_is_not_unpickled(tmp_path, capsys):
         ({"state/clip.visual.extra": np.ones_like}, "clip.visual.extra: a tensor that"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(golden, monkeypatch, changes, says):
-    arrays, about = golden
-    arrays = dict(arrays)
+def test_a_file_that_does_not_fit_the_model_is_refused(golden, monkeypatch, changes, message):
+    arrays, metadata = dict(golden[0]), golden[1]
     for name, change in changes.items():
         if change is None:
             del arrays[name]
         else:
             arrays[name] = change(arrays.get(name, np.zeros(2, np.float32)))
-    monkeypatch.setattr(golden_module, "load_golden", lambda _: (arrays, about))
+    monkeypatch.setattr(golden_module, "load_golden", lambda _: (arrays, metadata))
     with pytest.raises(DataError) as error:
         parity.run(SMALL)
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_of_other_sizes(tmp_path, monkeypatch):
-    """Two heads, two taps, two stages, other widths: all follow from the shapes in the file."""
-    sizes = ClipConfig(
+    """Heads, layers, stages and widths all follow from the shapes in the file."""
+    config = ClipConfig(
         image_size=32,
         patch_size=8,
         vision_width=128,
@@ -98,7 +97,7 @@ def test_a_file_of_other_sizes(tmp_path, monkeypatch):
         context_length=9,
         vocab_size=60,
     )
-    model = HVPNet(sizes, (1, 2), stages=2)
+    model = HVPNet(config, (1, 2), stages=2)
     ids, text_mask = captions(0, 3, 7)
     ids = np.minimum(ids, 59)
     video = np.float32(normal(0, 3, 2, 3, 32, 32))
@@ -114,15 +113,19 @@ def test_a_file_of_other_sizes(tmp_path, monkeypatch):
         "sim/sentence_frame/layer1": (3, 3),
         "loss/total": (),
     }
-    kept, compute = {}, golden_module.compute_arrays
-    monkeypatch.setattr(
-        golden_module, "compute_arrays", lambda *a: kept or kept.update(compute(*a)) or kept
-    )
+    computed, compute = {}, golden_module.compute_arrays
+
+    def compute_once(*arguments, **options):
+        if not computed:
+            computed.update(compute(*arguments, **options))
+        return computed
+
+    monkeypatch.setattr(golden_module, "compute_arrays", compute_once)
     blank = {name: np.full(shape, 1e9) for name, shape in shapes.items()}
     path = write(tmp_path / "other.npz", arrays | blank, {"layers_zero_based": [0, 1]})
-    result = parity.run(path)
-    assert result["failed"] == list(shapes)
-    assert {row["reason"] for row in result["arrays"] if not row["ok"]} == {"over tolerance"}
-    filled = {name: np.asarray(kept[name]) for name in shapes}
-    assert parity.run(write(path, arrays | filled, {"layers_zero_based": [0, 1]}))["ok"]
-    assert jnp.isfinite(kept["loss"]) and SIZES != sizes
+    report = parity.run(path)
+    assert report.failed == list(shapes)
+    assert {row.reason for row in report.arrays if not row.ok} == {"over tolerance"}
+    filled = {name: np.asarray(computed[name]) for name in shapes}
+    assert parity.run(write(path, arrays | filled, {"layers_zero_based": [0, 1]})).ok
+    assert jnp.isfinite(computed["loss"]) and SIZES != config

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hvp_jax.training import optimizer
-from hvp_jax.weights import torch_params
 from tests.helpers.command import GOLDEN
 from tests.helpers.small import normal
 
@@ -38,7 +38,7 @@ def tree_of(seed: int, scale: float = 1.0) -> dict:
         path: np.float32(scale * normal(seed + i, 2, 3)) for i, (path, *_) in enumerate(TENSORS)
     }
     flat["clip/logit_scale"] = flat["clip/logit_scale"][0, 0]
-    return torch_params.unflatten(flat)
+    return unflatten_dict(flat, sep="/")
 
 
 def factor(progress: float) -> float:
@@ -60,12 +60,12 @@ def test_three_updates_match_numpy():
     tx = optimizer.make_optimizer(LEARNING_RATE, CLIP_LEARNING_RATE, STEPS)
     state = tx.init(params)
     update = jax.jit(tx.update)
-    expected = {path: np.float64(x) for path, x in torch_params.flatten(params).items()}
+    expected = {path: np.float64(x) for path, x in flatten_dict(params, sep="/").items()}
     moments = {path: (0.0, 0.0) for path in expected}
     for step, gradient in enumerate(gradients):
         updates, state = update(gradient, state, params)
         params = optimizer.apply_updates_and_clamp(params, updates)
-        flat = {path: np.float64(x) for path, x in torch_params.flatten(gradient).items()}
+        flat = {path: np.float64(x) for path, x in flatten_dict(gradient, sep="/").items()}
         norm = math.sqrt(sum((g**2).sum() for g in flat.values()))
         assert (norm > 1) == (step != 1)  # the second is not clipped
         for path, decays, learning_rate in TENSORS:
@@ -74,7 +74,7 @@ def test_three_updates_match_numpy():
             m, v = moments[path] = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g**2
             change = m / (np.sqrt(v) + 1e-6) + 0.2 * decays * expected[path]
             expected[path] = expected[path] - learning_rate * factor(step / STEPS) * change
-        updated = torch_params.flatten(params)
+        updated = flatten_dict(params, sep="/")
         for path, value in expected.items():
             np.testing.assert_allclose(updated[path], value, rtol=1e-6, atol=1e-7, err_msg=path)
 
@@ -86,7 +86,9 @@ def test_the_first_update_is_zero_and_frozen_patches_never_change(frozen):
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(3):
         updates, state = update(gradient, state, params)
-        sizes = {path: float(jnp.abs(x).max()) for path, x in torch_params.flatten(updates).items()}
+        sizes = {
+            path: float(jnp.abs(x).max()) for path, x in flatten_dict(updates, sep="/").items()
+        }
         if frozen:
             assert sizes.pop("clip/visual/patch_embedding") == 0
         assert max(sizes.values()) == 0 if step == 0 else min(sizes.values()) > 0
@@ -120,10 +122,10 @@ def test_the_temperature_is_clamped_after_each_update():
         updates["clip"]["logit_scale"] = np.float32(change)
         updated = optimizer.apply_updates_and_clamp(params, updates)
         assert float(updated["clip"]["logit_scale"]) == pytest.approx(after, rel=1e-6)
-        others = torch_params.flatten(updated)
+        others = flatten_dict(updated, sep="/")
         del others["clip/logit_scale"]
         for path, x in others.items():
-            np.testing.assert_array_equal(x, torch_params.flatten(params)[path])
+            np.testing.assert_array_equal(x, flatten_dict(params, sep="/")[path])
 
 
 def test_moments_are_float32_even_for_bfloat16_weights():
@@ -138,7 +140,7 @@ def test_moments_are_float32_even_for_bfloat16_weights():
     assert {
         x.dtype for x in jax.tree.leaves(optimizer.apply_updates_and_clamp(params, updates))
     } == {jnp.dtype("bfloat16")}
-    g = float(torch_params.flatten(gradient)["distill/stage_0/norm/scale"][0, 0])
+    g = float(flatten_dict(gradient, sep="/")["distill/stage_0/norm/scale"][0, 0])
     square = 0.02 * (1 + 0.98) * g**2
     assert float(adam.nu["distill"]["stage_0"]["norm"]["scale"][0, 0]) == pytest.approx(
         square, rel=1e-3

@@ -1,4 +1,4 @@
-"""`model.weights` and workdirs: a model has the sizes of its weights, and begins with them."""
+"""`model.weights` and workdirs: the model takes their sizes and starts from their weights."""
 
 import json
 import shutil
@@ -23,8 +23,8 @@ from tests.helpers.command import COMPILED
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-# CLIP's vocabulary, for captions; a tower of two layers, so that it compiles at once.
-SIZES = ClipConfig(
+# CLIP's vocabulary, for captions; few layers, to compile quickly.
+CONFIG = ClipConfig(
     image_size=32,
     patch_size=16,
     vision_width=64,
@@ -37,7 +37,7 @@ SIZES = ClipConfig(
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once():
-    """Runs of one model in this process share what they compile."""
+    """Runs of the same model in this process share their compiled programs."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", COMPILED["JAX_COMPILATION_CACHE_DIR"])
     compilation_cache.reset_cache()
@@ -49,10 +49,10 @@ def compile_once():
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    clip = write(folder / "clip", "huggingface", random_state(SIZES), SIZES)
-    whole = write(folder / "whole", "hvpnet", random_state(SIZES, head=True))
-    port.run(whole, folder / "ported")
-    return {"clip": clip, "whole": whole, "ported": folder / "ported"}
+    clip = write(folder / "clip", "huggingface", random_state(CONFIG), CONFIG)
+    hvpnet = write(folder / "hvpnet", "hvpnet", random_state(CONFIG, head=True))
+    port.run(hvpnet, folder / "ported")
+    return {"clip": clip, "hvpnet": hvpnet, "ported": folder / "ported"}
 
 
 def config_with(path: Path | str, **model):
@@ -63,69 +63,70 @@ def config_with(path: Path | str, **model):
     return config
 
 
-def begin(config, workdir: Path | None = None) -> tuple:
-    found = initial.find_initial_weights(config, workdir)
-    config = resolve(config, found.spec)
-    model = from_config(config, found.spec.clip_config)
-    return config, model, initial.init_or_load_params(found, model, config.seed)
+def load(config, workdir: Path | None = None) -> tuple:
+    """The resolved config, the model and its initial parameters."""
+    weights = initial.find_initial_weights(config, workdir)
+    config = resolve(config, weights.spec)
+    model = from_config(config, weights.spec.clip_config)
+    return config, model, initial.init_or_load_params(weights, model, config.seed)
 
 
-@pytest.mark.parametrize("kind", ["whole", "ported"])
-def test_a_run_begins_with_all_of_them(checkpoints, kind):
-    config, model, params = begin(config_with(checkpoints[kind]))
-    assert model.clip_config == SIZES and config.model.variant is None
+@pytest.mark.parametrize("kind", ["hvpnet", "ported"])
+def test_every_weight_is_loaded(checkpoints, kind):
+    config, model, params = load(config_with(checkpoints[kind]))
+    assert model.clip_config == CONFIG and config.model.variant is None
     assert config.model.image_size == 32 and config.model.taps == (1, 2)
     assert config.optim.clip_learning_rate == 1e-7 and config.model.freeze_patches
-    expected = random_state(SIZES, head=True)
+    expected = random_state(CONFIG, head=True)
     for name, x in torch_params.to_torch(params).items():
         np.testing.assert_array_equal(x, expected[name].numpy(), err_msg=name)
 
 
-def test_a_run_begins_with_clip_and_a_random_head(checkpoints, caplog):
+def test_clip_is_loaded_and_the_head_is_random(checkpoints, caplog):
     caplog.set_level("INFO")
-    _, _, params = begin(config_with(checkpoints["clip"]))
+    _, _, params = load(config_with(checkpoints["clip"]))
     assert "the weights are CLIP's alone" in caplog.text
     state = torch_params.to_torch({"clip": params["clip"]}, param_mapping.NamingScheme(head=False))
-    for name, x in random_state(SIZES).items():
+    for name, x in random_state(CONFIG).items():
         np.testing.assert_array_equal(state[name], x.numpy(), err_msg=name)
     assert np.abs(params["distill"]["stage_2"]["conv"]["kernel"]).max() > 0
 
 
-def test_positions_are_resized_and_it_is_said(checkpoints, caplog):
+def test_position_embeddings_are_resized_and_logged(checkpoints, caplog):
     caplog.set_level("INFO")
-    _, model, params = begin(config_with(checkpoints["whole"], image_size=64))
+    _, model, params = load(config_with(checkpoints["hvpnet"], image_size=64))
     assert model.clip_config.image_size == 64
     assert params["clip"]["visual"]["position_embedding"].shape == (17, 64)
     assert "2 x 2 patches are resized to 4 x 4" in caplog.text
-    with pytest.raises(UsageError, match="image_size=40 is no multiple of the patch size, 16"):
-        begin(config_with(checkpoints["whole"], image_size=40))
+    with pytest.raises(UsageError, match="image_size=40 is not a multiple of the patch size, 16"):
+        load(config_with(checkpoints["hvpnet"], image_size=40))
 
 
-def test_another_variant_than_the_weights_is_refused(checkpoints):
+def test_a_variant_that_contradicts_the_weights_is_refused(checkpoints):
     with pytest.raises(UsageError, match="ViT-B/32 has patch_size 32, the weights have 16; leave"):
-        begin(config_with(checkpoints["whole"], variant="ViT-B/32"))
+        load(config_with(checkpoints["hvpnet"], variant="ViT-B/32"))
 
 
-def test_weights_that_are_not_there(tmp_path):
+def test_missing_weights(tmp_path):
     with pytest.raises(UsageError, match="there is no checkpoint"):
-        begin(config_with(tmp_path / "nowhere"))
+        load(config_with(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="there is no checkpoint"):
-        begin(config_with(tmp_path))
+        load(config_with(tmp_path))
 
 
 def test_a_vocabulary_too_small_for_captions(tmp_path):
     small = write(tmp_path, "hvpnet", random_state(head=True))
     with pytest.raises(
-        UsageError, match="its vocabulary is of 100; captions are written in CLIP's"
+        UsageError, match="its vocabulary has 100 tokens; captions need the 49408 of CLIP's"
     ):
-        begin(config_with(small))
+        load(config_with(small))
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """`command("eval", "--workdir=W")` runs the verb in this process, and returns its answer."""
-    alone = jax.devices()[:1]  # of the eight that are simulated
-    monkeypatch.setattr(jax, "devices", lambda *_: alone)
+    """`command("eval", "--workdir=W")` runs the verb in this process and returns its result."""
+    one_device = jax.devices()[:1]  # of the eight simulated ones
+    monkeypatch.setattr(jax, "devices", lambda *_: one_device)
     folder = tmp_path / "folder"
     shapes.make_dataset(str(folder), train=8, val=0, test=4)
     common = [f"--config.data.root={folder}", "--config.train.batch_size=8"]
@@ -139,35 +140,35 @@ def command(tmp_path, monkeypatch):
     return run
 
 
-def test_a_run_goes_on_without_the_checkpoint_it_began_with(checkpoints, command, tmp_path):
-    own = shutil.copy(checkpoints["whole"], tmp_path / "own.pth")
-    flags = [f"--config.model.weights={own}", f"--workdir={tmp_path / 'run'}"]
+def test_a_run_resumes_without_its_initial_checkpoint(checkpoints, command, tmp_path):
+    copy = shutil.copy(checkpoints["hvpnet"], tmp_path / "copy.pth")
+    flags = [f"--config.model.weights={copy}", f"--workdir={tmp_path / 'run'}"]
     first = command("train", *flags, "--config.train.steps=5")
     card = json.loads((tmp_path / "run/model.json").read_text())
     assert card["pretrained"] and card["clip_config"]["vision_layers"] == 2
-    own.unlink()
+    copy.unlink()
     again = command("train", *flags, "--config.train.steps=5")
     assert again["step"] == 5 and again["text_to_video"] == first["text_to_video"]
 
 
-def test_eval_takes_a_checkpoint_or_what_was_ported(checkpoints, command, tmp_path):
-    weights_flag = f"--config.model.weights={checkpoints['whole']}"
+def test_eval_takes_a_checkpoint_or_a_ported_workdir(checkpoints, command, tmp_path):
+    weights_flag = f"--config.model.weights={checkpoints['hvpnet']}"
     direct = command("eval", weights_flag, f"--workdir={tmp_path / 'a'}")
     ported = command("eval", f"--workdir={checkpoints['ported']}")
     assert direct["text_to_video"] == ported["text_to_video"]
     weights_flag = f"--config.model.weights={checkpoints['clip']}"
-    alone = command("eval", weights_flag, f"--workdir={tmp_path / 'b'}")
-    assert "CLIP's alone" in alone["checkpoint"]["warning"]
+    clip_alone = command("eval", weights_flag, f"--workdir={tmp_path / 'b'}")
+    assert "CLIP's alone" in clip_alone["checkpoint"]["warning"]
 
 
-def test_training_goes_on_from_the_moments_or_not_at_all(checkpoints, command, tmp_path):
+def test_training_resumes_a_ported_checkpoint_only_with_its_moments(checkpoints, command, tmp_path):
     with pytest.raises(UsageError, match="holds weights but no optimizer"):
         command("train", f"--workdir={checkpoints['ported']}")
-    state = random_state(SIZES, head=True)
+    state = random_state(CONFIG, head=True)
     torch.save({"state_dict": state, "optimizer": optimizer_of(state, 3)}, tmp_path / "3.pth")
-    port.run(tmp_path / "3.pth", tmp_path / "there")
-    for _ in range(2):  # a second time, with nothing left to do
-        flags = [f"--workdir={tmp_path / 'there'}", "--config.train.steps=5"]
+    port.run(tmp_path / "3.pth", tmp_path / "ported")
+    for _ in range(2):  # the second run has nothing left to do
+        flags = [f"--workdir={tmp_path / 'ported'}", "--config.train.steps=5"]
         assert command("train", *flags)["step"] == 5
-    rows = (tmp_path / "there/metrics.jsonl").read_text().splitlines()
+    rows = (tmp_path / "ported/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [5]

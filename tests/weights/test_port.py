@@ -1,4 +1,4 @@
-"""Checkpoints of every format, in and out again, and the numbers PyTorch has with them."""
+"""Ports checkpoints of every format both ways, and compares with PyTorch's results."""
 
 import functools
 import json
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict
 from safetensors.torch import load_file
 
 from data.batches.batch import Batch
@@ -27,20 +28,20 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 def state_for(kind: str) -> dict:
     state = random_state(head=kind == "hvpnet")
-    # What is stored in half precision comes back as the half it is.
+    # Stored in half precision, so only values of half precision come back unchanged.
     return {n: x.half().float() for n, x in state.items()} if kind == "torchscript" else state
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
+def test_port_and_export_keep_every_bit(kind, tmp_path):
     state = state_for(kind)
     source = write(tmp_path / "source", kind, state)
     card = port.run(source, tmp_path / "ported").card
     assert (card["format"], card["clip_config"]["activation"]) == KINDS[kind]
     assert card == {**card, "stages": 3 if kind == "hvpnet" else 0, "step": 0}
     assert all(len(digest) == 64 for digest in card["sha256"].values())
-    wanted = ["distill", "frame_weight", "patch_weight", "word_weight"]
-    assert card["new"] == ([] if kind == "hvpnet" else wanted)
+    head = ["distill", "frame_weight", "patch_weight", "word_weight"]
+    assert card["new"] == ([] if kind == "hvpnet" else head)
     assert ("QuickGELU is assumed" in str(card["notes"])) == (kind == "open_clip")
     port.run(tmp_path / "ported", tmp_path / "back", export="hvpnet")
     back = load_file(tmp_path / "back/model.safetensors")
@@ -50,32 +51,30 @@ def test_in_and_out_again_is_bit_for_bit(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_towers_equal_pytorch_layer_by_layer(kind, tmp_path):
+def test_both_towers_match_pytorch_layer_by_layer(kind, tmp_path):
     source = write(tmp_path, kind, state_for(kind))
-    result = torch_checkpoint.compare_checkpoint(source, "auto", "float32")
-    assert result["ok"], result["text"]
-    assert [row["name"] for row in result["arrays"] if row["name"].startswith("image")] == [
+    report = torch_checkpoint.compare_checkpoint(source, "auto", "float32")
+    assert report.ok, report.text
+    assert [row.name for row in report.arrays if row.name.startswith("image")] == [
         *(f"image/layer{i}" for i in (1, 2, 3)),
         "image/features",
     ]
-    assert max(row["relative"] for row in result["arrays"]) > 0  # not compared with itself
+    assert max(row.relative for row in report.arrays) > 0  # not compared with itself
 
 
-def test_a_wrong_layout_is_seen(tmp_path, monkeypatch):
+def test_a_wrong_layout_is_detected(tmp_path, monkeypatch):
     source = write(tmp_path, "state_dict", random_state())
-    to_ours = torch_params._to_ours
+    to_jax = torch_params._to_jax
 
-    def untransposed(x, partitioner):
-        return (
-            x if partitioner == "linear" and x.shape[0] == x.shape[1] else to_ours(x, partitioner)
-        )
+    def untransposed(x, layout):
+        return x if layout == "linear" and x.shape[0] == x.shape[1] else to_jax(x, layout)
 
-    monkeypatch.setattr(torch_params, "_to_ours", untransposed)
-    result = torch_checkpoint.compare_checkpoint(source, "auto", "float32")
-    assert not result["ok"] and "image/layer1" in result["failed"]
+    monkeypatch.setattr(torch_params, "_to_jax", untransposed)
+    report = torch_checkpoint.compare_checkpoint(source, "auto", "float32")
+    assert not report.ok and "image/layer1" in report.failed
 
 
-def test_an_export_is_ported_again_with_what_it_tells(tmp_path):
+def test_an_export_is_ported_again_with_its_activation(tmp_path):
     first = write(tmp_path / "a", "huggingface_bin", random_state())
     port.run(first, tmp_path / "b", export="hvpnet")
     card = port.run(tmp_path / "b", tmp_path / "c").card
@@ -84,12 +83,12 @@ def test_an_export_is_ported_again_with_what_it_tells(tmp_path):
     assert port.run(tmp_path / "d", tmp_path / "e").card["clip_config"] == card["clip_config"]
 
 
-def test_pytorch_goes_on_here():
-    """The next three updates of a checkpoint of the original's equal PyTorch's."""
+def test_training_continues_as_in_pytorch():
+    """From a checkpoint of the original, the next three updates equal PyTorch's."""
     source = formats.open_checkpoint(GOLDEN / "reference_checkpoint.pth")
-    found = optimizer_state.read_adam_moments(source)
+    moments = optimizer_state.read_adam_moments(source)
     params = torch_params.from_torch(source.tensors, source.scheme)
-    state = train_state.imported_train_state(params, found.first, found.second, found.steps)
+    state = train_state.imported_train_state(params, moments.first, moments.second, moments.steps)
     with np.load(GOLDEN / "pytorch_small.npz") as file:
         batch = {n.removeprefix("input/"): file[n] for n in file.files if n.startswith("input/")}
     batch["video"] = np.moveaxis(batch["video"], 2, -1)
@@ -97,15 +96,19 @@ def test_pytorch_goes_on_here():
     taps = tuple(
         i + 1 for i in json.loads((GOLDEN / "pytorch_small.json").read_text())["layers_zero_based"]
     )
-    model = HVPNet(
-        source.clip_config, taps, stages=source.stages, normalize="none", mask_padding=False
-    )
-    c = found.constants
+    model = HVPNet(source.clip_config, taps, source.stages, normalize="none", mask_padding=False)
+    c = moments.constants
     optimizer = make_optimizer(
-        c["lr"][1], c["lr"][0], c["t_total"], warmup_fraction=c["warmup"],
-        weight_decay=c["weight_decay"], max_grad_norm=c["max_grad_norm"],
-        b1=c["b1"], b2=c["b2"], epsilon=c["e"],
-    )  # fmt: skip
+        c["lr"][1],
+        c["lr"][0],
+        c["t_total"],
+        c["warmup"],
+        weight_decay=c["weight_decay"],
+        max_grad_norm=c["max_grad_norm"],
+        b1=c["b1"],
+        b2=c["b2"],
+        epsilon=c["e"],
+    )
     partitioner = Partitioner("pmap", devices=jax.devices()[:1])
     spec = step_spec.StepSpec(model=model, optimizer=optimizer, noise=False, paired=True)
 
@@ -115,9 +118,9 @@ def test_pytorch_goes_on_here():
         golden = {name: file[name] for name in file.files}
     assert int(state.step) == 3
     for i in range(3):
-        state, figures = run(state, partitioner.shard_batch(batch))
-        np.testing.assert_allclose(figures["loss"], golden["loss"][i], rtol=1e-5)
-        np.testing.assert_allclose(figures["log_scale"], golden["logit_scale"][i], rtol=1e-6)
+        state, metrics = run(state, partitioner.shard_batch(batch))
+        np.testing.assert_allclose(metrics["loss"], golden["loss"][i], rtol=1e-5)
+        np.testing.assert_allclose(metrics["log_scale"], golden["logit_scale"][i], rtol=1e-6)
     after = torch_params.to_torch(state.params)
     compared = [name for name in golden if name.startswith("after6/")]
     assert len(compared) > 50
@@ -127,13 +130,13 @@ def test_pytorch_goes_on_here():
         assert error < 1e-4, (name, error)
 
 
-def test_without_its_moments_pytorch_would_not_go_on_here():
+def test_the_moments_of_an_original_checkpoint():
     source = formats.open_checkpoint(GOLDEN / "reference_checkpoint.pth")
-    found = optimizer_state.read_adam_moments(source)
-    first, second = (torch_params.flatten(tree) for tree in (found.first, found.second))
-    assert found.steps == 3 and found.constants["lr"] == [1e-4, 1e-3, 1e-4, 1e-3]
-    still = {path for path, x in first.items() if not x.any()}
-    assert still == {"clip/visual/patch_embedding"}  # frozen
+    moments = optimizer_state.read_adam_moments(source)
+    first, second = (flatten_dict(tree, sep="/") for tree in (moments.first, moments.second))
+    assert moments.steps == 3 and moments.constants["lr"] == [1e-4, 1e-3, 1e-4, 1e-3]
+    zero = {path for path, x in first.items() if not x.any()}
+    assert zero == {"clip/visual/patch_embedding"}  # frozen
     assert all((x >= 0).all() for x in second.values())
 
 
@@ -141,17 +144,17 @@ def test_position_embeddings_are_resized_as_pytorch_does():
     rng = np.random.default_rng(0)
     position = rng.standard_normal((1 + 49, 8)).astype(np.float32)
     for side in (4, 7, 12):
-        ours = initial.resize_positions(position, side)
+        resized = initial.resize_positions(position, side)
         grid = torch.tensor(position[1:].reshape(1, 7, 7, 8)).permute(0, 3, 1, 2)
-        theirs = torch.nn.functional.interpolate(
+        golden = torch.nn.functional.interpolate(
             grid, (side, side), mode="bicubic", antialias=True, align_corners=False
         )
-        theirs = theirs.permute(0, 2, 3, 1).reshape(side * side, 8)
-        np.testing.assert_array_equal(ours[0], position[0])
-        np.testing.assert_allclose(ours[1:], theirs, atol=2e-6)
+        golden = golden.permute(0, 2, 3, 1).reshape(side * side, 8)
+        np.testing.assert_array_equal(resized[0], position[0])
+        np.testing.assert_allclose(resized[1:], golden, atol=2e-6)
 
 
-def test_a_destination_that_holds_something_is_left_alone(tmp_path):
+def test_a_destination_that_is_not_empty_is_left_alone(tmp_path):
     source = write(tmp_path / "source", "state_dict", random_state())
     (tmp_path / "there").mkdir()
     (tmp_path / "there/notes.txt").write_text("mine")

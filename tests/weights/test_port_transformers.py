@@ -1,4 +1,4 @@
-"""Hugging Face's own CLIPModel: what it saves is read here, and what is written here it reads."""
+"""Ports checkpoints from and to Hugging Face's own CLIPModel."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def model() -> CLIPModel:
         hidden_size=48,
         intermediate_size=100,  # not four times the width
         num_hidden_layers=2,
-        num_attention_heads=4,  # nor heads of 64
+        num_attention_heads=4,  # heads not 64 wide
         vocab_size=200,
         max_position_embeddings=20,
         bos_token_id=198,
@@ -38,13 +38,13 @@ def model() -> CLIPModel:
 
 
 @pytest.mark.parametrize("shards", ["1GB", "100KB"])
-def test_what_it_saves_is_read(model, shards, tmp_path):
+def test_its_checkpoints_are_ported_and_exported(model, shards, tmp_path):
     model.save_pretrained(tmp_path / "a", max_shard_size=shards)
     assert (tmp_path / "a/model.safetensors.index.json").exists() == (shards != "1GB")
-    result = torch_checkpoint.compare_checkpoint(tmp_path / "a", "auto", "float32")
-    assert result["ok"] and result["against"].startswith("transformers"), result["text"]
-    assert max(row["relative"] for row in result["arrays"]) < 2e-6
-    card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface").card
+    report = torch_checkpoint.compare_checkpoint(tmp_path / "a", "auto", "float32")
+    assert report.ok and report.against.startswith("transformers"), report.text
+    assert max(row.relative for row in report.arrays) < 2e-6
+    card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface")
     assert (
         card["clip_config"]["activation"] == "gelu" and card["clip_config"]["text_mlp_dim"] == 100
     )
@@ -53,8 +53,8 @@ def test_what_it_saves_is_read(model, shards, tmp_path):
         assert torch.equal(back[name], x), name
 
 
-def test_what_is_written_here_it_runs(tmp_path):
+def test_it_runs_an_export(tmp_path):
     source = write(tmp_path / "a", "torchscript", random_state())
     port.run(source, tmp_path / "b", export="huggingface")
-    result = torch_checkpoint.compare_checkpoint(tmp_path / "b", "huggingface", "float32")
-    assert result["ok"] and result["against"].startswith("transformers"), result["text"]
+    report = torch_checkpoint.compare_checkpoint(tmp_path / "b", "huggingface", "float32")
+    assert report.ok and report.against.startswith("transformers"), report.text

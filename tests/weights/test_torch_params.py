@@ -1,8 +1,9 @@
-"""Names and layouts of the original, there and back, and nothing left over."""
+"""Conversion of the original's names and layouts, both ways and strict."""
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from data.errors import DataError
 from hvp_jax.models.hvpnet import HVPNet, init_params
@@ -20,7 +21,7 @@ def state() -> dict[str, np.ndarray]:
         return {name.removeprefix("state/"): file[name] for name in names}
 
 
-def test_there_and_back_is_bit_for_bit(state):
+def test_the_round_trip_keeps_every_bit(state):
     back = torch_params.to_torch(torch_params.from_torch(state))
     assert sorted(back) == sorted(state)
     for name, array in state.items():
@@ -28,16 +29,16 @@ def test_there_and_back_is_bit_for_bit(state):
         assert back[name].tobytes() == array.tobytes(), name
 
 
-def test_the_tree_is_the_one_the_model_wants(state):
+def test_the_tree_has_the_structure_of_the_model(state):
     params = torch_params.from_torch(state)
-    sizes, stages = infer_config({name: x.shape for name, x in state.items()})
-    assert (sizes.image_size, sizes.patch_size, sizes.vision_layers, stages) == (48, 16, 4, 3)
-    model = HVPNet(sizes, (1, 3, 4), stages=stages)
-    wanted = jax.eval_shape(lambda: init_params(model, 0))
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
+    config, stages = infer_config({name: x.shape for name, x in state.items()})
+    assert (config.image_size, config.patch_size, config.vision_layers, stages) == (48, 16, 4, 3)
+    model = HVPNet(config, (1, 3, 4), stages)
+    expected = jax.eval_shape(lambda: init_params(model, 0))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, expected)
 
 
-def test_the_layouts(state):
+def test_layouts(state):
     params = torch_params.from_torch(state)
     qkv = state["clip.visual.transformer.resblocks.2.attn.in_proj_weight"]
     blocks = params["clip"]["visual"]["tower"]["blocks"]
@@ -45,8 +46,8 @@ def test_the_layouts(state):
     conv = state["PatchListProcessing.blocks.1.pcm.conv.conv.weight"]  # [out, in, kernel]
     assert params["distill"]["stage_1"]["conv"]["kernel"][2, 5, 7] == conv[7, 5, 2]
     patches = state["clip.visual.conv1.weight"]  # [width, 3, row, column]
-    ours = params["clip"]["visual"]["patch_embedding"]
-    assert ours[(4 * 16 + 9) * 3 + 1, 33] == patches[33, 1, 4, 9]
+    kernel = params["clip"]["visual"]["patch_embedding"]
+    assert kernel[(4 * 16 + 9) * 3 + 1, 33] == patches[33, 1, 4, 9]
 
 
 @pytest.mark.parametrize(
@@ -61,22 +62,22 @@ def test_the_layouts(state):
     ],
 )
 def test_a_missing_tensor_is_named(state, name):
-    rest = {other: array for other, array in state.items() if other != name}
+    others = {other: array for other, array in state.items() if other != name}
     with pytest.raises(DataError) as error:
-        torch_params.from_torch(rest)
-    assert str(error.value).startswith(f"{name}: not among the {len(rest)} tensors")
+        torch_params.from_torch(others)
+    assert str(error.value).startswith(f"{name}: not among the {len(others)} tensors")
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_a_missing_layer_is_named(state, layer):
-    gone = f"clip.visual.transformer.resblocks.{layer}."
-    rest = {name: array for name, array in state.items() if not name.startswith(gone)}
-    if layer == 3:  # then it is a tower of three, and whole
-        sizes, _ = infer_config({name: x.shape for name, x in rest.items()})
-        assert sizes.vision_layers == 3
+    prefix = f"clip.visual.transformer.resblocks.{layer}."
+    others = {name: array for name, array in state.items() if not name.startswith(prefix)}
+    if layer == 3:  # the last one: what remains is a complete tower of three layers
+        config, _ = infer_config({name: x.shape for name, x in others.items()})
+        assert config.vision_layers == 3
         return
     with pytest.raises(DataError, match=rf"^clip.visual.transformer.resblocks.{layer}: .* 0 to 3$"):
-        torch_params.from_torch(rest)
+        torch_params.from_torch(others)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +95,12 @@ def test_an_unknown_tensor_is_named(state, name):
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-def test_nothing_at_all_is_no_checkpoint():
+def test_an_empty_state_dict_is_refused():
     with pytest.raises(DataError, match=r"clip\.logit_scale: not among the 0 tensors"):
         torch_params.from_torch({})
 
 
-def test_flatten_and_unflatten_undo_each_other():
-    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    assert torch_params.flatten(tree) == {"a/b": 1, "a/c/d": 2, "e": 3}
-    assert torch_params.unflatten(torch_params.flatten(tree)) == tree
+def test_every_parameter_has_one_rule(state):
+    paths = [source.path for source in torch_params.match_tensors(state)]
+    assert len(set(paths)) == len(paths)
+    assert set(paths) == set(flatten_dict(torch_params.from_torch(state), sep="/"))
