@@ -22,6 +22,7 @@ lint: .venv/installed-dev
 	$(PYTHON) -m ruff format --check .
 	.venv/bin/codespell
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/mypy
 
 # The stamps `installed` and `installed-dev` go before an install and come back after it:
 # where they lack, an install was cut off, and .venv is made anew.

@@ -22,7 +22,7 @@ from jaxtyping import Int
 
 from data.batches import frame_sources
 from data.batches.augment import Augment
-from data.batches.batch import Batch, TextBatch, VideoBatch
+from data.batches.batch import Batch, VideoBatch
 from data.batches.frame_sources import FrameSource
 from data.errors import DataError, UsageError
 from data.records import Clip
@@ -234,34 +234,3 @@ def uninterrupted(batches: Iterator[Batch]) -> Iterator[Batch]:
         first = next(batches)
     yield first
     yield from batches
-
-
-def eval_texts(
-    clips: Sequence[Clip], max_words: int, batch_size: int
-) -> Iterator[tuple[TextBatch, int]]:
-    """Every caption once, clip by clip, in batches with the number of their valid rows.
-
-    The rows after these, in the last batch, are padding: their mask is all False.
-    """
-    captions = [caption for clip in clips for caption in clip.captions]
-    for first in range(0, len(captions), batch_size):
-        ids, mask = tokenize(captions[first : first + batch_size], max_words)
-        valid = len(ids)
-        padding = ((0, batch_size - valid), (0, 0))
-        yield TextBatch(np.pad(ids, padding), np.pad(mask, padding)), valid
-
-
-def eval_videos(
-    clips: Sequence[Clip], source: FrameSource, num_frames: int, batch_size: int
-) -> Iterator[tuple[VideoBatch, int]]:
-    """Every clip once, in order, in batches with the number of their valid rows.
-
-    The last batch is padded as in `eval_texts`. Raises DataError if a clip cannot be read.
-    """
-    clip_ids = [clip.clip_id for clip in clips]
-    read = ReadVideos(
-        source=source, clip_ids=clip_ids, num_frames=num_frames, batch_size=batch_size
-    )
-    dataset = grain.MapDataset.range(len(clips)).batch(batch_size).map(read)
-    for i, batch in enumerate(dataset.to_iter_dataset(READ_AHEAD)):
-        yield batch, min(batch_size, len(clips) - i * batch_size)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data.batches import frame_sources, pipeline
+from data.batches import eval_batches, frame_sources
 from data.batches.batch import TextBatch, VideoBatch
 from data.records import Clip
 from hvp_jax.evaluation import metrics
@@ -104,7 +104,7 @@ class Scorer:
 
     def encode_texts(self, params: optax.Params, clips: Sequence[Clip]) -> TextFeatures:
         """Features of all captions, in the order of the clips."""
-        batches = pipeline.eval_texts(clips, self.config.data.max_words, self._batch_size)
+        batches = eval_batches.eval_texts(clips, self.config.data.max_words, self._batch_size)
         return self._encode(self._encode_text, params, batches)
 
     def encode_videos(
@@ -118,7 +118,7 @@ class Scorer:
     ) -> VideoFeatures:
         """Features of the clips at `indices`; without a label there is no progress bar."""
         selected = [clips[i] for i in indices]
-        batches = pipeline.eval_videos(selected, source, self.num_frames, self._batch_size)
+        batches = eval_batches.eval_videos(selected, source, self.num_frames, self._batch_size)
         progress = tqdm(
             batches,
             progress_label,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 MAX_LOG_SCALE = 4.605170185988092  # ln 100
 
@@ -130,6 +131,21 @@ def make_optimizer(
         optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
         scale_by_group(learning_rates),
         optax.scale_by_schedule(factor),
+    )
+
+
+def optimizer_from_config(
+    optim: ConfigDict, schedule_steps: int, freeze_patches: bool
+) -> optax.GradientTransformationExtraArgs:
+    """The optimiser that the keys `optim.*` of a config describe."""
+    return make_optimizer(
+        optim.learning_rate,
+        optim.clip_learning_rate,
+        schedule_steps,
+        warmup_fraction=optim.warmup_fraction,
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        freeze_patches=freeze_patches,
     )
 
 

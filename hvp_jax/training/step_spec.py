@@ -6,7 +6,7 @@ import optax
 from ml_collections import ConfigDict
 
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.training.optimizer import make_optimizer
+from hvp_jax.training.optimizer import optimizer_from_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,10 @@ def schedule_warning(config: ConfigDict, examples: int) -> str:
 
 def step_spec_from_config(config: ConfigDict, model: HVPNet, examples: int) -> StepSpec:
     """The spec of a run; `config.train.steps` must be resolved."""
-    optim = config.optim
-    optimizer = make_optimizer(
-        optim.learning_rate,
-        optim.clip_learning_rate,
-        schedule_steps(config, examples),
-        warmup_fraction=optim.warmup_fraction,
-        weight_decay=optim.weight_decay,
-        max_grad_norm=optim.max_grad_norm,
-        freeze_patches=config.model.freeze_patches,
-    )
+    steps = schedule_steps(config, examples)
     return StepSpec(
         model=model,
-        optimizer=optimizer,
+        optimizer=optimizer_from_config(config.optim, steps, config.model.freeze_patches),
         seed=config.seed,
         noise=config.distill.noise != "never",
         paired=config.similarity.word_weights == "paired",

@@ -1,4 +1,4 @@
-"""The pipeline: order of the batches, resuming, hosts, worker processes, evaluation."""
+"""The pipeline: order of the batches, resuming, hosts, worker processes."""
 
 import itertools
 import json
@@ -13,36 +13,14 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from data.batches import frame_sources, pipeline
+from data.batches import eval_batches, frame_sources, pipeline
 from data.batches.augment import Augment
 from data.batches.batch import Batch
 from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import prepare
 from data.tokenizer import tokenize
-
-SIZE, FRAMES, WORDS = 8, 3, 7
-
-
-def make_clips(counts: list[int]) -> list[Clip]:
-    """A clip for each count, with that number of captions."""
-    return [
-        Clip(f"id{i}", f"{i}.mp4", tuple(f"clip {i} text {j}" for j in range(n)), "train")
-        for i, n in enumerate(counts)
-    ]
-
-
-class SyntheticFrames:
-    """A source without files: clip i has 1 + i % FRAMES frames of the colour i + 1."""
-
-    size, longest = SIZE, FRAMES
-
-    def __getitem__(self, clip_id: str) -> np.ndarray:
-        i = int(clip_id[2:])
-        return np.full((1 + i % FRAMES, SIZE, SIZE, 3), i + 1, np.uint8)
-
-
-CLIPS = make_clips([3, 1, 2, 0, 4, 2])  # 12 pairs
+from tests.helpers.synthetic_frames import CLIPS, FRAMES, SIZE, WORDS, SyntheticFrames
 
 
 def start(seed=42, batch_size=4, workers=0, host=(0, 1), clips=CLIPS, source=None):
@@ -255,7 +233,7 @@ def test_error_names_the_clip_that_cannot_be_read(video_clips, workers, tmp_path
         next(run)
     run.close()
     with pytest.raises(DataError, match=r"clip broken: .*text\.mp4"):
-        list(pipeline.eval_videos(clips, source, FRAMES, 4))
+        list(eval_batches.eval_videos(clips, source, FRAMES, 4))
 
 
 def test_a_small_data_set_is_decoded_once_and_broken_clips_are_found_then(video_clips, tmp_path):
@@ -281,7 +259,7 @@ def test_shards_and_files_give_the_same_batches(video_clips, tmp_path):
     assert runs[0][0].video.any()
     assert_same(*runs)
     runs = [
-        list(pipeline.eval_videos(video_clips, source, FRAMES, 2)) for source in (files, shards)
+        list(eval_batches.eval_videos(video_clips, source, FRAMES, 2)) for source in (files, shards)
     ]
     assert_same(*[[batch for batch, _ in run] for run in runs])
 
@@ -302,31 +280,3 @@ def test_too_few_pairs_and_an_invalid_seed_are_refused():
         start(batch_size=7, host=(1, 2))
     with pytest.raises(UsageError, match="seed"):
         start(seed=-1)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 6, 50])
-def test_evaluation_yields_everything_once_in_order(batch_size):
-    seen = []
-    for batch, valid in pipeline.eval_texts(CLIPS, WORDS, batch_size):
-        assert batch.text_ids.shape == batch.text_mask.shape == (batch_size, WORDS)
-        assert batch.text_ids.dtype == np.int32 and batch.text_mask.dtype == bool
-        assert batch.text_mask[:valid].any(1).all() and not batch.text_mask[valid:].any()
-        assert not batch.text_ids[valid:].any()
-        seen += batch.text_ids[:valid].tolist()
-    captions = [caption for clip in CLIPS for caption in clip.captions]
-    assert seen == tokenize(captions, WORDS)[0].tolist()
-
-    colours = []
-    for batch, valid in pipeline.eval_videos(CLIPS, SyntheticFrames(), FRAMES, batch_size):
-        assert batch.video.shape == (batch_size, FRAMES, SIZE, SIZE, 3)
-        assert batch.video_mask.sum(1)[:valid].tolist() == [
-            1 + i % FRAMES for i in range(len(colours), len(colours) + valid)
-        ]
-        assert not batch.video[valid:].any() and not batch.video_mask[valid:].any()
-        colours += batch.video[:valid, 0, 0, 0, 0].tolist()
-    assert colours == [i + 1 for i in range(len(CLIPS))]
-
-
-def test_evaluation_of_no_clips_yields_no_batches():
-    assert list(pipeline.eval_texts([], WORDS, 4)) == []
-    assert list(pipeline.eval_videos([], SyntheticFrames(), FRAMES, 4)) == []

@@ -14,10 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import folder
 from data.synthetic import shapes
-from hvp_jax.config.resolve import resolve, resolve_steps
-from hvp_jax.training import step_spec
 from tests.helpers.command import COMPILED, ROOT, run_command
 
 TINY = (
@@ -164,18 +161,6 @@ def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path)
             break
         time.sleep(0.1)
     assert not left
-
-
-def test_a_schedule_that_is_shorter_than_the_run_gives_a_warning():
-    config = resolve_steps(resolve(folder.get_config("reference")), examples=1000)
-    assert config.train.steps == 300  # from scratch; an epoch has 31 batches of 32
-    warning = step_spec.schedule_warning(config, 1000)
-    assert "ends at step 155 of 300" in warning and "rises again" in warning
-    assert "\n" not in warning
-    config.train.steps = 155
-    assert step_spec.schedule_warning(config, 1000) == ""
-    config.train.steps, config.optim.schedule_epochs = 300, 0
-    assert step_spec.schedule_warning(config, 1000) == ""
 
 
 def test_a_run_does_not_resume_with_another_config(clips, uninterrupted, run_cli):

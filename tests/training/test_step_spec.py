@@ -1,0 +1,17 @@
+"""What a training step is made with."""
+
+from configs import folder
+from hvp_jax.config.resolve import resolve, resolve_steps
+from hvp_jax.training import step_spec
+
+
+def test_a_schedule_that_is_shorter_than_the_run_gives_a_warning():
+    config = resolve_steps(resolve(folder.get_config("reference")), examples=1000)
+    assert config.train.steps == 300  # from scratch; an epoch has 31 batches of 32
+    warning = step_spec.schedule_warning(config, 1000)
+    assert "ends at step 155 of 300" in warning and "rises again" in warning
+    assert "\n" not in warning
+    config.train.steps = 155
+    assert step_spec.schedule_warning(config, 1000) == ""
+    config.train.steps, config.optim.schedule_epochs = 300, 0
+    assert step_spec.schedule_warning(config, 1000) == ""
