@@ -12,7 +12,7 @@ DEMO := --config=configs/demo.py --config.data.root=$(WORKDIR)/clips --config.da
 demo: .venv/installed
 	$(PYTHON) run.py prepare $(DEMO)
 	$(PYTHON) run.py train $(DEMO) --workdir=$(WORKDIR)
-	@echo "pictures: $(WORKDIR)/loss_curve.png and $(WORKDIR)/contact_sheet.png"
+	@echo "images: $(WORKDIR)/loss_curve.png and $(WORKDIR)/contact_sheet.png"
 
 test: lint
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -24,8 +24,8 @@ lint: .venv/installed-dev
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
 
-# The stamps `installed` and `installed-dev` go before an install and come back after it:
-# where they lack, an install was cut off, and .venv is made anew.
+# The stamps `installed` and `installed-dev` are removed before an install and made after it:
+# if they are missing, an install was interrupted, and .venv is made again.
 .venv/installed: requirements.txt
 	@test -e $@ && $(PYTHON) -c "" 2>/dev/null || { $(FIND_PYTHON); $(MAKE_VENV); }
 	$(INSTALL)
@@ -41,7 +41,7 @@ define INSTALL
 @$(PYTHON) -m pip install --quiet --disable-pip-version-check $(patsubst %,-r %,$(filter %.txt,$^))
 endef
 
-# A command on the PATH may be a shim for a version that is not installed, or lack venv: try all.
+# A command on the PATH may be a shim for a version that is not installed, or have no venv: try all.
 FITS := import ensurepip, ssl, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])
 FIND_PYTHON = found=; IFS=:; for name in $(PYTHONS); do \
 	for folder in $$PATH; do test -n "$$found" || ! "$$folder/$$name" -c "$(FITS)" 2>/dev/null || \

@@ -28,7 +28,7 @@ SLOW = (
     "test_processes.py",
     "test_train.py",
     "test_parity.py",
-    "test_port.py",
+    "test_initial.py",
     "test_train_step.py",
 )
 

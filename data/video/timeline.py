@@ -94,7 +94,7 @@ def require_within(path: str, timeline: Timeline, start: float | None) -> None:
     """Raises DataError if `start` is beyond the end of the video."""
     if start is not None and start >= timeline.duration:
         raise DataError(
-            f"{path}: start {start:g} s lies beyond the end of the video"
+            f"{path}: start {start:g} s is beyond the end of the video"
             f" ({timeline.duration:.2f} s); correct its start and end"
         )
 

@@ -174,7 +174,7 @@ def _stopped(signal_name: str | None, at: int, steps: int) -> StoppedRun:
     return StoppedRun(
         step=at,
         text=f"stopped by {signal_name or 'a signal to another process'} at step {at} of "
-        f"{steps}, saved: the same command goes on from there",
+        f"{steps}, saved: run the same command again to resume",
     )
 
 

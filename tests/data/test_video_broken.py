@@ -38,7 +38,7 @@ def test_start_beyond_the_end_is_an_error(tmp_path):
         lambda: read_frames(path, 32, 12, start=2.0, end=9.0),
         lambda: probe(path, 2.0),
     ):
-        with pytest.raises(DataError, match=r"a\.mp4: start 2 s lies beyond .* \(2\.00 s\)"):
+        with pytest.raises(DataError, match=r"a\.mp4: start 2 s is beyond .* \(2\.00 s\)"):
             use()
     assert numbers(read_frames(path, 32, 12, start=1.95, end=9.0)) == [19]
     probe(path, 1.95)
