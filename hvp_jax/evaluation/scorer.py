@@ -5,7 +5,7 @@ depend neither on the batch size, nor on the block size, nor on the number of de
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -126,13 +126,13 @@ class Scorer:
             disable=not (progress_label and is_primary()),
             unit="batch",
         )
-        return self._encode(self._encode_video, params, progress, indices)
+        return self._encode(self._encode_video, params, iter(progress), indices)
 
     def _encode(
         self,
         encode: Callable[[optax.Params, Any], Any],
         params: optax.Params,
-        batches: Iterable[tuple[Any, int]],
+        batches: Iterator[tuple[Any, int]],
         clip_indices: np.ndarray | None = None,
     ) -> Any:
         """Features of all valid rows of the batches; video batches come with `clip_indices`."""

@@ -39,7 +39,9 @@ def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise DataError(f"{path}: not a readable .npz file ({error})") from None
     json_path = path.with_suffix(".json")
     if not json_path.is_file():
-        raise UsageError(f"{json_path}: no such file; a golden file needs a JSON file of the same name")
+        raise UsageError(
+            f"{json_path}: no such file; a golden file needs a JSON file of the same name"
+        )
     try:
         metadata = json.loads(json_path.read_text())
     except ValueError as error:

@@ -102,7 +102,7 @@ def test_training_continues_as_in_pytorch():
         c["lr"][1],
         c["lr"][0],
         c["t_total"],
-        c["warmup"],
+        warmup_fraction=c["warmup"],
         weight_decay=c["weight_decay"],
         max_grad_norm=c["max_grad_norm"],
         b1=c["b1"],

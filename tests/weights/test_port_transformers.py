@@ -44,7 +44,7 @@ def test_its_checkpoints_are_ported_and_exported(model, shards, tmp_path):
     report = torch_checkpoint.compare_checkpoint(tmp_path / "a", "auto", "float32")
     assert report.ok and report.against.startswith("transformers"), report.text
     assert max(row.relative for row in report.arrays) < 2e-6
-    card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface")
+    card = port.run(tmp_path / "a", tmp_path / "b", export="huggingface").card
     assert (
         card["clip_config"]["activation"] == "gelu" and card["clip_config"]["text_mlp_dim"] == 100
     )
