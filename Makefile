@@ -1,5 +1,5 @@
 # Needs make and a Python 3.11 or 3.12; installs everything else into .venv. The first of PYTHONS
-# that fits makes it: `make test PYTHONS=python3.12`.
+# that fits makes it, if there is none yet: `make test PYTHONS=python3.12`.
 
 WORKDIR ?= demo
 PYTHONS ?= python3.11 python3.12 python3

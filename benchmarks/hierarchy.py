@@ -22,15 +22,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data import inputs, splits, tokenizer  # noqa: E402
-from data.batches import frame_sources  # noqa: E402
-from data.records import DatasetLocation  # noqa: E402
-from hvp_jax.checkpoints import model_card, save_weights  # noqa: E402
-from hvp_jax.models import hvpnet, losses  # noqa: E402
-from hvp_jax.models.clip_config import VARIANTS, ModelSpec  # noqa: E402
-from hvp_jax.models.similarity import l2_normalize  # noqa: E402
-from hvp_jax.monitoring import json_files  # noqa: E402
-from hvp_jax.training.optimizer import apply_updates_and_clamp, make_optimizer  # noqa: E402
+from data import inputs, splits, tokenizer
+from data.batches import frame_sources
+from data.records import DatasetLocation
+from hvp_jax.checkpoints import model_card, save_weights
+from hvp_jax.models import hvpnet, losses
+from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.models.similarity import l2_normalize
+from hvp_jax.monitoring import json_files
+from hvp_jax.training.optimizer import apply_updates_and_clamp, make_optimizer
 
 CONFIG = VARIANTS["tiny"]
 LAST = (CONFIG.vision_layers,)

@@ -23,14 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data import inputs, splits  # noqa: E402
-from data.batches import frame_sources, pipeline  # noqa: E402
+from data import inputs, splits
+from data.batches import frame_sources, pipeline
 from data.records import (
-    Clip,  # noqa: E402
-    DatasetLocation,  # noqa: E402
+    Clip,
+    DatasetLocation,
 )
-from data.shards import prepare  # noqa: E402
-from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD  # noqa: E402
+from data.shards import prepare
+from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
 
 SIZE, FRAMES, WORDS, BATCH, REPEATS = 224, 12, 24, 32, 5
 

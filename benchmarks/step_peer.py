@@ -28,24 +28,24 @@ HALF = "0.45"  # of the device's memory for each side, so that both fit at once
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", HALF)  # before JAX is imported
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
+import jax
+import numpy as np
+import torch
+from ml_collections import ConfigDict
 
-from benchmarks import torch_hvpnet  # noqa: E402
-from configs.base import get_config  # noqa: E402
-from data.batches.batch import Batch  # noqa: E402
-from hvp_jax.bench.step import random_batch  # noqa: E402
-from hvp_jax.config.resolve import resolve  # noqa: E402
-from hvp_jax.models import flops  # noqa: E402
-from hvp_jax.models.hvpnet import HVPNet, from_config, init_params  # noqa: E402
-from hvp_jax.monitoring.accelerators import PEAKS  # noqa: E402
-from hvp_jax.parallel.partitioner import Partitioner  # noqa: E402
-from hvp_jax.training import step_spec, train_state  # noqa: E402
-from hvp_jax.training.optimizer import make_optimizer  # noqa: E402
-from hvp_jax.training.train_step import train_step  # noqa: E402
-from hvp_jax.weights import torch_params  # noqa: E402
+from benchmarks import torch_hvpnet
+from configs.base import get_config
+from data.batches.batch import Batch
+from hvp_jax.bench.step import random_batch
+from hvp_jax.config.resolve import resolve
+from hvp_jax.models import flops
+from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
+from hvp_jax.monitoring.accelerators import PEAKS
+from hvp_jax.parallel.partitioner import Partitioner
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.optimizer import make_optimizer
+from hvp_jax.training.train_step import train_step
+from hvp_jax.weights import torch_params
 
 REPEATS, STEPS = 5, 4  # steps in a repeat
 MIN_BATCH, MAX_BATCH = 16, 4096  # of the search

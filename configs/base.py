@@ -8,6 +8,10 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
+class UnknownForm(ValueError):
+    """`FILE.py:FORM` names a form that the config does not have."""
+
+
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 42  # of the initial weights, the order of examples, noise and augmentation
@@ -111,7 +115,7 @@ def with_form(config: ConfigDict, form: str | None) -> ConfigDict:
     if form is None:
         return config
     if form != "reference":
-        raise ValueError(f"there is no form {form!r}, only 'reference'")
+        raise UnknownForm(f"there is no form {form!r}, only 'reference'")
     config.similarity.word_weights = "paired"
     config.similarity.normalize = "none"
     config.similarity.mask_padding = False

@@ -83,6 +83,23 @@ def test_no_folder_of_the_package_has_more_than_ten_files():
         assert len(files) <= 10, folder
 
 
+def test_every_folder_of_the_package_has_its_layer():
+    layers = (ROOT / "pyproject.toml").read_text().partition("layers = [")[2].partition("]")[0]
+    for folder in (ROOT / "hvp_jax").glob("*/__init__.py"):
+        assert re.search(rf"\bhvp_jax\.{folder.parent.name}\b", layers), folder
+
+
+def test_source_files_and_functions_are_short():
+    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    assert len(sources) > 100
+    for path in sources:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 250, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and path != ROOT / "configs/base.py":
+                assert (node.end_lineno or 0) - node.lineno < 60, (path, node.name)
+
+
 def test_tests_mirror_the_tree():
     folders = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").exists()}
     packages = {path.parent.name for path in (ROOT / "hvp_jax").glob("*/__init__.py")}

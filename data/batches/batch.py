@@ -1,7 +1,7 @@
 """The batches that the pipeline produces and a training or evaluation step consumes.
 
-Dimensions: b examples, l tokens of a caption, t frames of a clip, h x w pixels. A mask is True
-for valid tokens or frames and False for padding.
+Dimensions: b examples, w tokens of a caption, t frames of a clip, height x width pixels. A mask is
+True for valid tokens or frames and False for padding.
 
 The pipeline fills the fields with NumPy arrays. The partitioner returns the same batch with
 arrays on the devices; tests and `bench` also use batches of `jax.ShapeDtypeStruct`. So the
@@ -16,21 +16,21 @@ from jaxtyping import Bool, Int32, UInt8
 class TextBatch(NamedTuple):
     """Captions as token ids; the padding of a row comes after its valid tokens."""
 
-    text_ids: Int32[Any, "b l"]
-    text_mask: Bool[Any, "b l"]
+    text_ids: Int32[Any, "b w"]
+    text_mask: Bool[Any, "b w"]
 
 
 class VideoBatch(NamedTuple):
     """Frames of clips, RGB; the padding of a row comes after its valid frames."""
 
-    video: UInt8[Any, "b t h w 3"]
+    video: UInt8[Any, "b t height width 3"]
     video_mask: Bool[Any, "b t"]
 
 
 class Batch(NamedTuple):
     """Captions and clips: caption i describes clip i, every other clip is a negative for it."""
 
-    text_ids: Int32[Any, "b l"]
-    text_mask: Bool[Any, "b l"]
-    video: UInt8[Any, "b t h w 3"]
+    text_ids: Int32[Any, "b w"]
+    text_mask: Bool[Any, "b w"]
+    video: UInt8[Any, "b t height width 3"]
     video_mask: Bool[Any, "b t"]

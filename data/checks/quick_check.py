@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
+from data.annotations.common import first_few
 from data.errors import DataError
 from data.records import Broken, Clip
 from data.video.decode import probe
@@ -41,11 +42,10 @@ def require_sound(clips: list[Clip]) -> None:
 
 def refusal(broken: Sequence[Broken], num_clips: int) -> DataError:
     """The error to raise for broken clips, in one line."""
-    first = ", ".join(f"{clip_id} ({path}: {reason})" for clip_id, path, reason in broken[:3])
+    first = first_few([f"{clip_id} ({path}: {reason})" for clip_id, path, reason in broken])
     return DataError(
-        f"{len(broken)} of {num_clips} clips are missing or broken: {first}"
-        f"{', ...' if len(broken) > 3 else ''}; replace these files, or exclude them with"
-        " data.exclude (`doctor` writes a list of them)"
+        f"{len(broken)} of {num_clips} clips are missing or broken: {first}; replace these files,"
+        " or exclude them with data.exclude (`doctor` writes a list of them)"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from data.annotations.common import first_few
 from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards.builder import Clips
@@ -84,7 +85,7 @@ def open_shards(directory: str, split: str, clips: Sequence[Clip] = ()) -> Shard
             f"{directory} contains no split {split}, only {available}: run `prepare` with it"
         )
     if changed := changed_clips(prepared, split, clips):
-        first = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        first = first_few(changed)
         raise DataError(
             f"{directory}: {len(changed)} clips of the split {split} have changed since "
             f"`prepare`: {first}; undo the change or run `prepare` into another directory"

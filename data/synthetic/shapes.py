@@ -63,7 +63,7 @@ TEMPLATES = (
 
 
 def make_dataset(
-    root: str, seed: int = 0, train: int = 1200, val: int = 50, test: int = 200
+    root: str, seed: int = 0, *, train: int = 1200, val: int = 50, test: int = 200
 ) -> None:
     """Writes `root`/videos and `root`/captions.csv; `root` appears only when it is complete.
 

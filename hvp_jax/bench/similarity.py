@@ -9,12 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hvp_jax.bench.result import BenchResult, describe_run
-from hvp_jax.bench.timing import Measurement, measure, seconds
+from hvp_jax.bench.timing import Measurement, measure, peak_memory_mib, seconds
 from hvp_jax.evaluation.scorer import score_matrix
 from hvp_jax.models import flops
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures, l2_normalize
-from hvp_jax.monitoring.throughput import peak_memory
 
 GALLERY = 200  # number of texts, and of clips
 
@@ -23,7 +22,7 @@ GALLERY = 200  # number of texts, and of clips
 class SimilarityResult(Measurement, BenchResult):
     compile_s: float
     pairs_per_s: float = dataclasses.field(metadata={"json": "pairs/s"})
-    peak_memory_mib: float = dataclasses.field(metadata={"json": "peak_memory_MiB"})
+    peak_memory_mib: float | None = dataclasses.field(metadata={"json": "peak_memory_MiB"})
 
 
 def bench_similarity(config: ConfigDict, model: HVPNet) -> SimilarityResult:
@@ -58,5 +57,5 @@ def bench_similarity(config: ConfigDict, model: HVPNet) -> SimilarityResult:
         **vars(measured),
         compile_s=first - measured.ms / 1000,
         pairs_per_s=GALLERY**2 * 1000 / measured.ms,
-        peak_memory_mib=(peak_memory(jax.devices()[:1]) or 0) / 2**20,
+        peak_memory_mib=peak_memory_mib(jax.devices()[:1]),
     )

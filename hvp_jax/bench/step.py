@@ -10,10 +10,9 @@ from ml_collections import ConfigDict
 
 from data.batches.batch import Batch
 from hvp_jax.bench.result import BenchResult, describe_run
-from hvp_jax.bench.timing import Measurement, measure
+from hvp_jax.bench.timing import Measurement, measure, peak_memory_mib
 from hvp_jax.models import flops
 from hvp_jax.models.hvpnet import HVPNet, init_params
-from hvp_jax.monitoring.throughput import peak_memory
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import train_state
 from hvp_jax.training.step_spec import step_spec_from_config
@@ -25,7 +24,7 @@ class StepResult(Measurement, BenchResult):
     compile_s: float
     steps_per_s: float = dataclasses.field(metadata={"json": "steps/s"})
     videos_per_s: float = dataclasses.field(metadata={"json": "videos/s"})
-    peak_memory_mib: float = dataclasses.field(metadata={"json": "peak_memory_MiB"})
+    peak_memory_mib: float | None = dataclasses.field(metadata={"json": "peak_memory_MiB"})
 
 
 def random_batch(config: ConfigDict, model: HVPNet, rng: np.random.Generator) -> Batch:
@@ -71,5 +70,5 @@ def bench_step(config: ConfigDict, model: HVPNet) -> StepResult:
         compile_s=first - measured.ms / 1000,
         steps_per_s=steps_per_s,
         videos_per_s=steps_per_s * config.train.batch_size,
-        peak_memory_mib=(peak_memory(partitioner.devices[:1]) or 0) / 2**20,
+        peak_memory_mib=peak_memory_mib(partitioner.devices[:1]),
     )

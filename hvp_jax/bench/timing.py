@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hvp_jax.monitoring.throughput import peak_memory
+
 REPEATS = 5
 PRODUCT = 4096  # side of the matrix product that measures the speed of the machine
 
@@ -69,3 +71,9 @@ def measure(
         ),
         repeats=REPEATS,
     )
+
+
+def peak_memory_mib(devices: list[jax.Device]) -> float | None:
+    """The peak memory of one of the devices, in MiB; None if they do not report it."""
+    peak = peak_memory(devices)
+    return None if peak is None else peak / 2**20

@@ -17,7 +17,6 @@ import grain.checkpoint
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from data.errors import DataError, UsageError
 from hvp_jax.checkpoints import disk_space, event_loop, manifest, retention
@@ -169,7 +168,7 @@ class Checkpointer:
         self, manager: ocp.CheckpointManager, steps: list[int], warn: Callable[[str], None]
     ) -> None:
         folder = self.path.parent / "damaged"
-        if jax.process_index() == 0:
+        if processes.is_primary():
             folder.mkdir(exist_ok=True)
             for step in steps:
                 name, count = str(step), 1
@@ -177,8 +176,7 @@ class Checkpointer:
                     name, count = f"{step}.{count}", count + 1
                 (self.path / str(step)).rename(folder / name)
         warn(f"warning: the damaged steps {', '.join(map(str, steps))} are now in {folder}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged steps are moved")
+        processes.barrier("damaged steps are moved")
         manager.close()
         self._open()  # else Orbax would still list these steps and not write them again
 

@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from data.errors import DataError
+from hvp_jax.parallel.processes import is_primary
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_TEXTS = ("No space left", "quota exceeded", "File too large", "RESOURCE_EXHAUSTED")
@@ -27,7 +26,11 @@ def disk_space_guard(path: Path, step: int | None) -> Iterator[None]:
             raise
         remove_partial_checkpoints(path)
         complete = [int(folder.name) for folder in path.glob("*") if folder.name.isdigit()]
-        last = f"the last good one is step {max(complete)}" if complete else "there is none before"
+        last = (
+            f"the last good one is step {max(complete)}"
+            if complete
+            else "there is no earlier checkpoint"
+        )
         raise DataError(
             f"checkpoint of step {step} could not be written to {path}: no space left; "
             f"{last}: free some space and run the same command again"
@@ -36,7 +39,7 @@ def disk_space_guard(path: Path, step: int | None) -> Iterator[None]:
 
 def remove_partial_checkpoints(path: Path) -> None:
     """Removes what this run, or one that was killed, left partially written."""
-    if jax.process_index() == 0:
+    if is_primary():
         for folder in path.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(folder, ignore_errors=True)
 

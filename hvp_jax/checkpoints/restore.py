@@ -7,10 +7,10 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from data.errors import DataError
 from hvp_jax.checkpoints import manifest
+from hvp_jax.parallel.processes import all_gather_hosts
 
 T = TypeVar("T")
 
@@ -61,12 +61,11 @@ def fail_together(folder: Path, read: Callable[[], T]) -> T:
         result = read()
     except manifest.CorruptCheckpoint as damage:
         error = damage
-    if jax.process_count() > 1:
-        succeeded = multihost_utils.process_allgather(np.int32(error is None)).reshape(-1)
-        if error is None and not succeeded.all():
-            error = manifest.CorruptCheckpoint(
-                f"{folder}: process {int(np.argmin(succeeded))} cannot read its part"
-            )
+    succeeded = all_gather_hosts(np.array(error is None)).reshape(-1)  # [processes]
+    if error is None and not succeeded.all():
+        error = manifest.CorruptCheckpoint(
+            f"{folder}: process {int(np.argmin(succeeded))} cannot read its part"
+        )
     if error:
         raise error
-    return cast(T, result)
+    return cast(T, result)  # there is a result where there is no error

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import optax
 from ml_collections import ConfigDict
 
 from data import inputs
@@ -78,7 +79,6 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     if is_primary():
         model_spec = _model_spec(model, initial_weights.spec.pretrained)
         resume.write_run_record(config, model_spec, data | {"num_frames": num_frames}, workdir)
-    train = config.train
     with contextlib.closing(batches), _checkpointer(config, workdir) as checkpoints:
         state, at = _restore_latest(checkpoints, partitioner, state, batches)
         with loop.TrainLoop(
@@ -95,14 +95,12 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
             validate = functools.partial(_validate, scorer, val_clips, source)
             state, at, stopped = steps.run(state, validate if val_clips else None)
         if stopped:
-            return _stopped(steps.signals.name, at, train.steps)
+            return _stopped(steps.signals.name, at, config.train.steps)
         chosen = checkpoints.select_step()
         assert chosen is not None, "the loop has saved the last step"
-        skipped = int(state.skipped)
-        params = state.params
+        skipped, params = int(state.skipped), state.params
         if chosen["step"] != at:
-            params = checkpoints.params(chosen["step"], initial.param_shapes(model))
-            params = partitioner.shard_state(params)
+            params = _load_params(checkpoints, chosen["step"], model, partitioner)
         params = partitioner.replicate_params(params)
         del state
         result = results.write_results(
@@ -168,6 +166,13 @@ def _restore_latest(
         return state, 0
     items, at = restored
     return partitioner.from_global(train_state.TrainState.from_items(items)), at
+
+
+def _load_params(
+    checkpoints: checkpointer.Checkpointer, step: int, model: HVPNet, partitioner: Partitioner
+) -> optax.Params:
+    """The parameters of a checkpoint, sharded like those of a state."""
+    return partitioner.shard_state(checkpoints.params(step, initial.param_shapes(model)))
 
 
 def _stopped(signal_name: str | None, at: int, steps: int) -> StoppedRun:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.base import UnknownForm
 from data.errors import DataError, UsageError
 from hvp_jax.config.saved import from_json
 from hvp_jax.config.schema import OPTIONAL, RENAMED, flatten
@@ -45,12 +46,12 @@ def load(spec: str) -> ConfigDict:
         config = _get_config(path, arg)
     except UsageError:
         raise
+    except UnknownForm as error:
+        raise UsageError(f"config file {path}: {error}") from None
     except SyntaxError as error:
         line = f"{error.filename or path}, line {error.lineno or 1}"
         raise UsageError(f"config file {line}: {error.msg}") from None
     except Exception as error:
-        if arg is not None and isinstance(error, ValueError):  # get_config refuses ARG
-            raise UsageError(f"config file {path}: {error}") from None
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = f", line {lines[-1]}" if lines else ""

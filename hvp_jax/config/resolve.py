@@ -27,13 +27,13 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
     `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
     """
     config = copy.deepcopy(config)
-    sizes, taps, stages, pretrained = weights_spec or spec_of_variant(config)
+    clip_config, taps, stages, pretrained = weights_spec or spec_of_variant(config)
     if config.model.variant is None and not pretrained:
         config.model.variant = DEFAULT_VARIANT
     if config.model.image_size is None:
-        config.model.image_size = sizes.image_size
+        config.model.image_size = clip_config.image_size
     if config.model.taps is None:
-        layers = sizes.vision_layers
+        layers = clip_config.vision_layers
         # Without duplicates: a tower of one or two layers has fewer than three taps.
         config.model.taps = taps or tuple(sorted({1, max(1, layers // 2), layers}))
     if config.distill.stages is None:
@@ -42,11 +42,11 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
         raise UsageError(
             f"config.distill.stages is {config.distill.stages}; the weights have {stages}"
         )
-    _validate_taps(config.model.taps, sizes.vision_layers)
-    if config.data.max_words > sizes.context_length:
+    _validate_taps(config.model.taps, clip_config.vision_layers)
+    if config.data.max_words > clip_config.context_length:
         raise UsageError(
             f"config.data.max_words is {config.data.max_words}; the text tower takes at most "
-            f"{sizes.context_length}"
+            f"{clip_config.context_length}"
         )
     if config.model.freeze_patches is None:
         config.model.freeze_patches = pretrained

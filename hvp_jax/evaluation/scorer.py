@@ -201,7 +201,7 @@ def evaluate_split(
 def encode_text(params: optax.Params, batch: TextBatch, model: HVPNet) -> TextFeatures:
     """The text features of a batch."""
     features = model.apply({"params": params}, *batch, method="encode_text")
-    return cast(TextFeatures, features)
+    return cast(TextFeatures, features)  # Flax types the result of `apply` as Any
 
 
 def encode_video(
@@ -220,4 +220,4 @@ def encode_video(
         assert index is not None  # the noise of a clip depends on its index
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(noise_seed), index)
     features = model.apply({"params": params}, video, mask, keys, method="encode_video")
-    return cast(VideoFeatures, features)
+    return cast(VideoFeatures, features)  # as above

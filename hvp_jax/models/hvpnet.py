@@ -146,10 +146,11 @@ class HVPNet(nn.Module):
         return text, self.encode_video(video, video_mask, key), self.clip.logit_scale
 
 
-def from_config(config: Any, sizes: ClipConfig | None = None) -> HVPNet:
-    """The model of a resolved ConfigDict, with the `sizes` of its weights if they are known."""
+def from_config(config: Any, clip_config: ClipConfig | None = None) -> HVPNet:
+    """The model of a resolved ConfigDict; `clip_config` is that of its weights, if it has any."""
+    # Any: this layer does not import ml_collections.
     return HVPNet(
-        sizes or VARIANTS[config.model.variant],
+        clip_config or VARIANTS[config.model.variant],
         tuple(config.model.taps),
         stages=config.distill.stages,
         normalize=config.similarity.normalize,
@@ -172,7 +173,7 @@ def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> di
     )["params"]
 
 
-def shapes_of(sizes: ClipConfig, stages: int) -> dict:
+def shapes_of(clip_config: ClipConfig, stages: int) -> dict:
     """The tree of parameters as shapes; the taps have no parameters of their own."""
-    model = HVPNet(sizes, (sizes.vision_layers,), stages=stages)
+    model = HVPNet(clip_config, (clip_config.vision_layers,), stages=stages)
     return jax.eval_shape(lambda: init_params(model, 0))

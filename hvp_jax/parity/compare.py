@@ -61,11 +61,11 @@ def compare_arrays(
     """Compares with the tolerance of the array's kind; integers and booleans must be equal."""
     shape = golden.shape
     if computed is None:
-        reason = "not compared: nothing here computes it"
+        reason = "not compared: the model does not compute it"
         return NotCompared(name=name, shape=shape, reason=reason)
     computed = subsample(np.asarray(computed), shape)
     if computed.shape != shape:
-        reason = f"ours is of shape {list(computed.shape)}"
+        reason = f"the model's array has shape {list(computed.shape)}"
         return NotCompared(name=name, shape=shape, reason=reason)
     limit = 0.0 if golden.dtype.kind in "iub" else tolerance[tolerance_kind(name)]
     difference = np.abs(computed.astype(np.float64) - golden.astype(np.float64))

@@ -89,7 +89,8 @@ def torch_arrays(
                 model = transformers.CLIPModel.from_pretrained(source.path, local_files_only=True)
                 arrays = _transformers_arrays(model.to(dtype).eval(), images, texts)
                 return f"transformers {transformers.__version__}", arrays
-        library += ", its tensors named by our table, for `transformers` is not installed"
+        reason = "`transformers` is not installed" if source.path.is_dir() else "it is one file"
+        library += f", with tensors renamed as in param_mapping.py, because {reason}"
         params = torch_params.from_torch(source.tensors, source.scheme)
         tensors = torch_params.to_torch(params, param_mapping.NamingScheme(head=False))
         state = {name: torch.tensor(x, dtype=dtype) for name, x in tensors.items()}

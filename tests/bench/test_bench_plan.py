@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from hvp_jax.bench import plan
+from hvp_jax.bench import machines, plan
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
 from hvp_jax.models.hvpnet import HVPNet, init_params
@@ -38,16 +38,16 @@ def test_operation_count_agrees_with_xla(config):
 def test_text_features_and_parameters_are_exchanged(config):
     words = 16 * (4 * 32 + 4 + 32) * 4  # words, their weights, the sentence: float32
     expected = 7 / 8 * 2 * (words + 4 * num_params())
-    np.testing.assert_allclose(plan.bytes_sent(config, MODEL, 16, 8), expected)
+    np.testing.assert_allclose(machines.bytes_sent(config, MODEL, 16, 8), expected)
 
 
 def test_step_time_from_peak_and_links(config):
-    machine = plan.MACHINES["v4-32"]
+    machine = machines.MACHINES["v4-32"]
     operations = flops.training_step(MODEL, 64, 2, 4)
-    times = plan.step_seconds(config, MODEL, machine, 64)
+    times = machines.step_seconds(config, MODEL, machine, 64)
     expected = 1000 * operations / 16 / (0.4 * PEAKS["TPU v4"].flops_float32)
     np.testing.assert_allclose(times["compute_ms"], expected)
-    assert times["links_ms"] == 1000 * plan.bytes_sent(config, MODEL, 64, 16) / 300e9
+    assert times["links_ms"] == 1000 * machines.bytes_sent(config, MODEL, 64, 16) / 300e9
 
 
 def test_memory_is_the_sum_of_line_and_loss_and_struck_out_if_it_does_not_fit(config, monkeypatch):

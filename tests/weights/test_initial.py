@@ -148,17 +148,17 @@ def test_a_run_resumes_without_its_initial_checkpoint(checkpoints, command, tmp_
     assert card["pretrained"] and card["clip_config"]["vision_layers"] == 2
     copy.unlink()
     again = command("train", *flags, "--config.train.steps=5")
-    assert again["step"] == 5 and again["text_to_video"] == first["text_to_video"]
+    assert again.step == 5 and again.text_to_video == first.text_to_video
 
 
 def test_eval_takes_a_checkpoint_or_a_ported_workdir(checkpoints, command, tmp_path):
     weights_flag = f"--config.model.weights={checkpoints['hvpnet']}"
     direct = command("eval", weights_flag, f"--workdir={tmp_path / 'a'}")
     ported = command("eval", f"--workdir={checkpoints['ported']}")
-    assert direct["text_to_video"] == ported["text_to_video"]
+    assert direct.text_to_video == ported.text_to_video
     weights_flag = f"--config.model.weights={checkpoints['clip']}"
     clip_alone = command("eval", weights_flag, f"--workdir={tmp_path / 'b'}")
-    assert "CLIP's alone" in clip_alone["checkpoint"]["warning"]
+    assert "CLIP's alone" in clip_alone.checkpoint["warning"]
 
 
 def test_training_resumes_a_ported_checkpoint_only_with_its_moments(checkpoints, command, tmp_path):
@@ -169,6 +169,6 @@ def test_training_resumes_a_ported_checkpoint_only_with_its_moments(checkpoints,
     port.run(tmp_path / "3.pth", tmp_path / "ported")
     for _ in range(2):  # the second run has nothing left to do
         flags = [f"--workdir={tmp_path / 'ported'}", "--config.train.steps=5"]
-        assert command("train", *flags)["step"] == 5
+        assert command("train", *flags).step == 5
     rows = (tmp_path / "ported/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [5]
