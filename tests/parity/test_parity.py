@@ -182,7 +182,7 @@ def test_an_array_of_another_shape_fails(golden, rerun):
     sentence = golden[0]["features/sentence"]
     report = rerun({"features/sentence": sentence[:, :-5]})
     assert report.failed == ["features/sentence"]
-    assert "ours is of shape [4, 32]" in report.text
+    assert "the model's array has shape [4, 32]" in report.text
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
