@@ -4,11 +4,8 @@ import functools
 import logging
 import multiprocessing
 import os
-import pickle
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,20 +21,17 @@ from data.shards.reader import open_shards
 from data.video import inspection
 from data.worker_pool import IsolatedProcess
 from tests.helpers.clips import write_video
-from tests.helpers.command import ROOT
 from tests.helpers.damaged import decode_or_misbehave
-
-SIZE, FRAMES, CLIPS = 16, 3, 60
-CLIP_BYTES = FRAMES * SIZE * SIZE * 3  # as the size of a shard: one clip per file
-SCRIPT = """
-import pickle, sys
-from data.shards import builder, prepare
-if __name__ == "__main__":
-    builder.SHARD_BYTES = int(sys.argv[4])
-    clips = pickle.load(open(sys.argv[1], "rb"))
-    size, max_frames = int(sys.argv[5]), int(sys.argv[6])
-    prepare.prepare(clips, sys.argv[2], size, max_frames, workers=int(sys.argv[3]))
-"""
+from tests.helpers.prepare_runs import (
+    CLIP_BYTES,
+    CLIPS,
+    FRAMES,
+    SIZE,
+    contents,
+    finished_shards,
+    kill_after,
+    start,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,35 +63,6 @@ def uninterrupted(clips, tmp_path_factory) -> dict[str, bytes]:
     expected = contents(directory)
     assert len(expected) == CLIPS + 3  # and metadata.json, features.json, dataset_info.json
     return expected
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
-
-
-def start(clips: list[Clip], directory: Path, workers: int) -> subprocess.Popen:
-    (directory.parent / "clips.pickle").write_bytes(pickle.dumps(clips))
-    arguments = (directory.parent / "clips.pickle", directory, workers, CLIP_BYTES, SIZE, FRAMES)
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, arguments)], cwd=ROOT)
-
-
-def finished_shards(directory: Path) -> list[Path]:
-    """The statistics of the finished shards in the staging folder."""
-    return list(directory.glob("clips/incomplete.*/facts/*.json"))
-
-
-def kill_after(run: subprocess.Popen, directory: Path, files: int, delay: float) -> None:
-    """Kills the parent process only, `delay` seconds after `files` shards are finished."""
-    while len(finished_shards(directory)) < files:
-        assert run.poll() is None
-        time.sleep(0.002)
-    time.sleep(delay)
-    run.kill()
-    assert run.wait() == -signal.SIGKILL
 
 
 def test_number_of_processes_does_not_change_the_shards(clips, uninterrupted, tmp_path, capfd):
