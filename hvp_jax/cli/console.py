@@ -38,9 +38,10 @@ def claim_stdout() -> TextIO:
 
 
 def print_result(result: Any, json_stream: TextIO | None) -> None:
-    """Prints a verb's result: as one JSON object to `json_stream` if given, else as text to stdout.
+    """Prints a verb's result, which is a dataclass.
 
-    The text is the result's `text`, which is not part of the JSON, or else a line per field.
+    To `json_stream`, if given, as one JSON object; else to stdout, as its `text`, which is not
+    part of the JSON, or as a line per field.
     """
     fields = to_json_types(result)
     text = fields.pop("text", None) or getattr(result, "text", None)

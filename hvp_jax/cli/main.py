@@ -5,6 +5,7 @@ once. Exit status: 0 success, 1 a failed check, bad data or a bug, 2 a usage err
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib
 import itertools
@@ -28,6 +29,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
+@dataclasses.dataclass(frozen=True)
+class ErrorResult:
+    """What `--json` prints instead of a verb's result."""
+
+    error: str
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status; `arguments` as in sys.argv[1:]."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -41,9 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         json_stream = console.claim_stdout() if "--json" in arguments else None
         status, result = _attempt(arguments)
         if json_stream:
-            fields = {"error": result} if isinstance(result, str) else result
-            console.print_result(fields, json_stream)
-        elif distributed.is_primary() and not isinstance(result, str):
+            console.print_result(result, json_stream)
+        elif distributed.is_primary() and not isinstance(result, ErrorResult):
             console.print_result(result, None)
     except BrokenPipeError:
         pass  # the reader closed the pipe; the exit status is still right
@@ -53,21 +60,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _attempt(arguments: list[str]) -> tuple[int, Any]:
-    """The exit status, and the verb's result or the error message, which is on stderr already."""
+    """The exit status, and the verb's result or the error, which is on stderr already."""
     try:
         run, values = check(arguments)
         result = run(**values)
-        ok = result.get("ok", True) if isinstance(result, dict) else getattr(result, "ok", True)
-        return (0 if ok else 1), result
+        return (0 if getattr(result, "ok", True) else 1), result
     except UserError as error:
         status, message = error.status, re.sub(r"\s*\n\s*", " ", str(error)).strip()
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     except Exception as error:
         traceback.print_exc()
-        return 1, f"{type(error).__name__}: {error}"
+        return 1, ErrorResult(f"{type(error).__name__}: {error}")
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return status, message
+    return status, ErrorResult(message)
 
 
 def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:

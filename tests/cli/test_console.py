@@ -91,7 +91,14 @@ def test_results_become_plain_json():
 
 
 NOISY = """
-import ctypes, os, subprocess, sys, logging
+import ctypes, dataclasses, os, subprocess, sys, logging
+
+@dataclasses.dataclass
+class Result:
+    ok: bool = False
+    figure: float = 0.1
+    text: str = "a table"
+
 def run(golden, precision):
     print("python print")
     os.write(1, b"raw write\\n")
@@ -103,7 +110,7 @@ def run(golden, precision):
     logging.getLogger("other").warning("a library's warning")
     if precision == "float32":
         raise ValueError("bug")
-    return {"ok": False, "figure": 0.1, "text": "a table"}
+    return Result()
 """
 RUN_NOISY = """
 import sys
@@ -138,10 +145,11 @@ def test_json_of_a_bug(tmp_path):
 @pytest.mark.parametrize("length", [1, 1_000_000])
 def test_a_closed_pipe_does_not_change_the_exit_status(length):
     code = textwrap.dedent("""
-        import sys
+        import dataclasses, sys
         from hvp_jax.cli import main as cli
         length, status, *arguments = sys.argv[1:]
-        result = {"ok": status == "0", "text": "x" * int(length), "list": [0] * int(length)}
+        fields = {"ok": status == "0", "text": "x" * int(length), "list": [0] * int(length)}
+        result = dataclasses.make_dataclass("Result", fields)(**fields)
         cli.check = lambda arguments: (lambda: result, {})
         raise SystemExit(cli.main(arguments))
         """)
