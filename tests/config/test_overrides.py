@@ -177,3 +177,10 @@ def test_the_argument_of_a_config_file(tmp_path):
     assert load(f"{path}:a/b").data.root == "a/b"
     with pytest.raises(UsageError, match="takes no argument"):
         load(f"{ROOT / 'configs' / 'demo.py'}:more")
+
+
+def test_a_value_error_keeps_its_line_if_there_is_an_argument(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config(arg):\n  return int(arg)\n")
+    with pytest.raises(UsageError, match=r"mine\.py, line 2: ValueError: invalid literal"):
+        load(f"{path}:abc")
