@@ -21,7 +21,8 @@ MAY_CHANGE = (
     *("eval.", "bench", "parallel", "fsdp", "profile"),
     *("data.root", "data.videos", "data.shards", "data.annotations", "data.exclude"),
     *("data.beam_options", "train.checkpoint_every", "train.eval_every", "train.log_every"),
-    *("train.max_to_keep", "train.select_by", "train.max_skipped_updates", "train.stall_timeout"),
+    *("train.max_to_keep", "train.keep_period", "train.select_by"),
+    *("train.max_skipped_updates", "train.stall_timeout"),
 )
 
 
