@@ -23,12 +23,7 @@ from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
 from hvp_jax.training import loop, resume, train_state
-from hvp_jax.training.step_spec import (
-    StepSpec,
-    schedule_steps,
-    schedule_warning,
-    step_spec_from_config,
-)
+from hvp_jax.training.step_spec import StepSpec, schedule_warning, step_spec_from_config
 from hvp_jax.weights import initial
 
 log = logging.getLogger(__name__)
@@ -83,8 +78,8 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
         state, at = _restore_latest(checkpoints, partitioner, state, batches)
         with loop.TrainLoop(
             config, workdir, at,
-            partitioner=partitioner, spec=spec, schedule_steps=schedule_steps(config, examples),
-            batches=batches, checkpointer=checkpoints, num_frames=num_frames,
+            partitioner=partitioner, spec=spec, batches=batches,
+            checkpointer=checkpoints, num_frames=num_frames,
         ) as steps:  # fmt: skip
             for warning in _warnings(config, examples, val_clips):
                 steps.metrics.print(warning)

@@ -25,11 +25,17 @@ WordMask = Bool[Array, "b w"] | Int[Array, "b w"]
 FrameMask = Bool[Array, "b t"] | Int[Array, "b t"]
 
 
-def normalize_pixels(video: Frames, mask: Bool[Array, "b t"]) -> Float[Array, "b t height width 3"]:
-    """Normalises uint8 frames; float frames are normalised already. Padding becomes 0."""
+def normalize_pixels(
+    video: Frames, mask: Bool[Array, "b t"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "b t height width 3"]:
+    """Normalises uint8 frames, in at least float32; float frames are normalised already.
+
+    Padding becomes 0.
+    """
     if video.dtype == jnp.uint8:
-        mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
-        video = (video.astype(jnp.float32) / 255 - mean) / std
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        mean, std = jnp.array(PIXEL_MEAN, dtype), jnp.array(PIXEL_STD, dtype)
+        video = (video.astype(dtype) / 255 - mean) / std
     return jnp.where(mask[:, :, None, None, None], video, 0)
 
 
@@ -98,7 +104,7 @@ class HVPNet(nn.Module):
         """
         mask = mask.astype(bool)
         batch, frames = mask.shape
-        pixels = normalize_pixels(video, mask)
+        pixels = normalize_pixels(video, mask, self.dtype)
         x = self.clip.visual(pixels.reshape(-1, *pixels.shape[2:]))  # [L, B T, P, D]
         taps, _, tokens, dim = x.shape
         frame = x[:, :, 0].reshape(taps, batch, frames, dim)

@@ -32,7 +32,6 @@ from hvp_jax.monitoring.throughput import ThroughputMeter
 from hvp_jax.monitoring.watchdog import WAITING_FOR_DEVICES, Watchdog
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, process_index_and_count
-from hvp_jax.training.optimizer import warmup_cosine
 from hvp_jax.training.step_spec import StepSpec
 from hvp_jax.training.train_state import TrainState
 from hvp_jax.training.train_step import train_step
@@ -65,8 +64,7 @@ class TrainLoop:
     """Runs the steps after step `at`, up to the end of the run. To be used in `with`.
 
     `with` opens the metrics logger, profiler and watchdog, and handles stop signals.
-    `schedule_steps` is the length of the learning-rate schedule, `num_frames` the padded number
-    of frames of a clip.
+    `num_frames` is the padded number of frames of a clip.
     """
 
     def __init__(
@@ -77,13 +75,12 @@ class TrainLoop:
         *,
         partitioner: Partitioner,
         spec: StepSpec,
-        schedule_steps: int,
         batches: Iterator,
         checkpointer: Checkpointer,
         num_frames: int,
     ):
         self.config, self.workdir, self._at = config, workdir, at
-        self.partitioner, self.spec, self.schedule_steps = partitioner, spec, schedule_steps
+        self.partitioner, self.spec = partitioner, spec
         self.batches, self.checkpointer, self._num_frames = batches, checkpointer, num_frames
 
     def __enter__(self) -> "TrainLoop":
@@ -175,11 +172,14 @@ class TrainLoop:
         at, arrays = pending
         metrics = {name: x.item() for name, x in jax.device_get(arrays).items()}
         self._stopped |= bool(metrics.pop("stop"))
-        updates = at - 1 - self._skipped  # before this one
-        train = self.config.train
+        train, optim = self.config.train, self.config.optim
+        factor = metrics.pop("lr_factor")
         if at % train.log_every == 0 or at == train.steps:
-            temperature = {"temperature": math.exp(-metrics["log_scale"])}
-            row = metrics | self._learning_rates(updates) | temperature
+            row = metrics | {
+                "learning_rate": optim.learning_rate * factor,
+                "clip_learning_rate": optim.clip_learning_rate * factor,
+                "temperature": math.exp(-metrics["log_scale"]),
+            }
             self.metrics.write(at, row | {"measured": self.throughput.measure(at)})
             self.metrics.progress(at, metrics["loss"])
         self._in_a_row = self._in_a_row + 1 if metrics["skipped"] > self._skipped else 0
@@ -190,15 +190,6 @@ class TrainLoop:
                 f"to step {at}: lower optim.learning_rate or optim.clip_learning_rate, or check "
                 "the data (train.max_skipped_updates sets how many in a row are allowed)"
             )
-
-    def _learning_rates(self, updates: int) -> dict[str, float]:
-        """The learning rates of the update that follows `updates` updates."""
-        optim = self.config.optim
-        factor = float(warmup_cosine(updates / self.schedule_steps, optim.warmup_fraction))
-        return {
-            "learning_rate": optim.learning_rate * factor,
-            "clip_learning_rate": optim.clip_learning_rate * factor,
-        }
 
     def _evaluate_and_save(
         self, state: TrainState, at: int, validate: Callable[[Any], dict] | None

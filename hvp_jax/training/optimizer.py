@@ -1,32 +1,60 @@
 """The original's optimiser: BERT's Adam, two learning rates, warm-up and cosine (section 4.1).
 
 `p <- p - learning_rate · (m / (√v + 1e-6) + decay · p)`, without bias correction. Weight decay
-applies to every tensor whose name does not end in `bias`: norms, positions and the temperature
+applies to every tensor without `bias` in its name: norms, positions and the temperature
 too. CLIP has its own learning rate; the patch convolution of a pretrained CLIP is frozen.
 """
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 MAX_LOG_SCALE = 4.605170185988092  # ln 100
+CLIP_EPSILON = 1e-6  # added to the norm by torch.nn.utils.clip_grad_norm_
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation, and the factor that its schedule gives to the learning rates."""
+
+    init: Callable[[optax.Params], optax.OptState]
+    update: Callable[..., tuple[optax.Updates, optax.OptState]]
+    lr_factor: Callable[[optax.OptState], Any]  # [] of the update that follows a state
+
+
+def warmup_steps(schedule_steps: int, warmup_fraction: float) -> int:
+    """The number of updates that are warm-up: those with step / schedule_steps < warmup_fraction.
+
+    Computed in Python's float64, as in the original. A compiled comparison of floats would decide
+    otherwise for one update in a fifth of all lengths: XLA multiplies by 1 / schedule_steps.
+    """
+    least = max(0, int(warmup_fraction * schedule_steps) - 1)
+    return next(i for i in itertools.count(least) if i / schedule_steps >= warmup_fraction)
 
 
 def warmup_cosine(
-    progress: Float[Array | np.ndarray | float, "..."], warmup_fraction: float
+    step: Int[Array | np.ndarray, "..."], schedule_steps: int, warmup_fraction: float
 ) -> Float[Array, "..."]:
-    """Fraction of the schedule's steps done before an update -> factor of its learning rate."""
-    rising = progress / warmup_fraction if warmup_fraction > 0 else jnp.zeros_like(progress)
-    return jnp.where(progress < warmup_fraction, rising, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+    """Number of updates done -> factor of the learning rate of the next one (section 4.1).
+
+    With x = step / schedule_steps it is x / warmup_fraction during the warm-up, then
+    (1 + cos(pi x)) / 2. It is float64 if JAX has float64 enabled, otherwise float32.
+    """
+    steps = jnp.asarray(step).astype(float)
+    rising = steps / (schedule_steps * warmup_fraction or 1)
+    # The same as (1 + cos(pi x)) / 2, without its cancellation near the end of the schedule.
+    falling = jnp.square(jnp.sin(jnp.pi / 2 * (schedule_steps - steps) / schedule_steps))
+    return jnp.where(step < warmup_steps(schedule_steps, warmup_fraction), rising, falling)
 
 
 def clip_by_known_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Scales updates so that their global norm is at most `max_norm`.
+    """Scales updates so that their global norm is at most `max_norm`, as PyTorch does.
 
     `update` takes the global norm as `norm`. If a device holds only a shard of the updates, the
     step has to compute it. Without `norm`, it is that of `updates`.
@@ -35,8 +63,8 @@ def clip_by_known_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
     def update(updates, state, params=None, *, norm=None, **extra_args):
         del params, extra_args
         norm = optax.tree.norm(updates) if norm is None else norm
-        keep = norm < max_norm
-        return jax.tree.map(lambda u: jnp.where(keep, u, u / norm * max_norm), updates), state
+        scale = jnp.minimum(max_norm / (norm + CLIP_EPSILON), 1)
+        return jax.tree.map(lambda u: u * scale, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -84,9 +112,7 @@ def param_groups(params: optax.Params) -> optax.Params:
 
 def weight_decay_mask(params: optax.Params) -> optax.Params:
     """True for every tensor that weight decay applies to."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, _: not _path(keys).endswith("bias"), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda keys, _: "bias" not in _path(keys), params)
 
 
 def scale_by_group(learning_rates: dict[str, float]) -> optax.GradientTransformation:
@@ -114,7 +140,7 @@ def make_optimizer(
     b2: float = 0.98,
     epsilon: float = 1e-6,
     freeze_patches: bool = True,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Gradient clipping, Adam, weight decay, learning rates and schedule, as one optax chain."""
     learning_rates = {
         "patches": 0.0 if freeze_patches else clip_learning_rate,
@@ -122,21 +148,22 @@ def make_optimizer(
         "new": learning_rate,
     }
 
-    def factor(step: jax.Array) -> jax.Array:
-        return warmup_cosine(step / schedule_steps, warmup_fraction)
+    def factor(step: Int[Array, ""]) -> Float[Array, ""]:
+        return warmup_cosine(step, schedule_steps, warmup_fraction)
 
-    return optax.chain(
+    init, update = optax.chain(
         clip_by_known_norm(max_grad_norm),
         scale_by_bert_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
         scale_by_group(learning_rates),
         optax.scale_by_schedule(factor),
     )
+    return Optimizer(init, update, lambda state: factor(optax.tree.get(state, "count")))
 
 
 def optimizer_from_config(
     optim: ConfigDict, schedule_steps: int, freeze_patches: bool
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """The optimiser that the keys `optim.*` of a config describe."""
     return make_optimizer(
         optim.learning_rate,

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import optax
 from ml_collections import ConfigDict
 
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.training.optimizer import optimizer_from_config
+from hvp_jax.training.optimizer import Optimizer, optimizer_from_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,7 +13,7 @@ class StepSpec:
     """All that a training step needs besides arrays. It is hashable and compiled in."""
 
     model: HVPNet
-    optimizer: optax.GradientTransformationExtraArgs | None  # None: only the loss is needed
+    optimizer: Optimizer | None  # None: only the loss is needed
     seed: int = 0
     noise: bool = True
     paired: bool = False

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from hvp_jax.training.optimizer import make_optimizer
+from hvp_jax.training.optimizer import Optimizer, make_optimizer
 
 
 class TrainState(NamedTuple):
@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
         return cls(params=items["params"], **items["rest"])
 
 
-def create_train_state(params: optax.Params, optimizer: optax.GradientTransformation) -> TrainState:
+def create_train_state(params: optax.Params, optimizer: Optimizer) -> TrainState:
     # Two arrays, not one used twice: a buffer can be donated only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return TrainState(step, skipped, params, optimizer.init(params))

@@ -119,6 +119,7 @@ def train_step(
         "loss": loss,
         **{f"loss/{name}": value for name, value in terms.items()},
         "grad_norm": norm,
+        "lr_factor": spec.optimizer.lr_factor(state.opt_state),
         "log_scale": params["clip"]["logit_scale"],
         "skipped": skipped,
     }
