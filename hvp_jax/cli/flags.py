@@ -62,6 +62,13 @@ EXPORT_HELP = "write safetensors with the parameter names of: %(choices)s"
 EXPORT = flag("--export", "FORMAT", EXPORT_HELP, choices=("hvpnet", "huggingface"))
 GOLDEN = flag("--golden", "FILE.npz", "arrays recorded from the PyTorch implementation", path)
 DTYPES = ("float64", "float32")
+PARALLEL = flag(
+    "--parallel",
+    "KIND",
+    "replay a run on all devices by %(choices)s; without it, on one",
+    choices=("pmap", "shard_map", "fsdp"),
+)
+PLOT_DIR = flag("--workdir", "DIR", "the folder for a plot of both curves of a run", path)
 PRECISION = flag("--precision", "TYPE", "precision of the JAX side: %(choices)s", choices=DTYPES)
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
@@ -98,8 +105,8 @@ VERBS = {
     ),
     "parity": Verb(
         "hvp_jax.cli.parity:run",
-        "compare with PyTorch: the arrays of a golden file, or a checkpoint layer by layer",
-        (FORMAT, PRECISION),
+        "compare with PyTorch: a golden file of arrays or of a run, or a checkpoint layer by layer",
+        (FORMAT, PRECISION, PARALLEL, PLOT_DIR),
         one_of=(GOLDEN, SOURCE),
     ),
     "bench": Verb(

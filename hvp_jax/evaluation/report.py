@@ -112,7 +112,7 @@ def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     finite = np.isfinite(values)
     axes.plot(steps, values, color=LIGHT_BLUE, lw=1)
     axes.plot(steps[finite], _smooth(values[finite]), color=BLUE, lw=2)
-    _set_style(axes, "Training loss")
+    set_style(axes, "Training loss")
     if not finite.all():
         transform = axes.get_xaxis_transform()
         axes.plot(steps[~finite], 0 * steps[~finite], "|", color=ORANGE, ms=14, transform=transform)
@@ -132,7 +132,7 @@ def _draw_recalls(axes: Axes, rows: list[dict[str, Any]]) -> None:
     if videos:
         axes.plot([], [], color=GREY, lw=1, ls=":", label="chance")
     axes.set_ylim(bottom=0)
-    _set_style(axes, "Held-out text to video, %")
+    set_style(axes, "Held-out text to video, %")
     axes.legend(
         frameon=False,
         fontsize=8.5,
@@ -147,7 +147,7 @@ def _draw_recalls(axes: Axes, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _set_style(axes: Axes, title: str) -> None:
+def set_style(axes: Axes, title: str) -> None:
     axes.set_facecolor(PAPER)
     axes.set_title(title, loc="left", size=11, weight="bold", color=INK, pad=28)
     axes.set_xlabel("step", color=GREY, size=9)

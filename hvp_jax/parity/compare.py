@@ -59,6 +59,19 @@ def compare_arrays(
     name: str, golden: np.ndarray, computed: np.ndarray | None, tolerance: dict[str, float]
 ) -> ArrayResult:
     """Compares with the tolerance of the array's kind; integers and booleans must be equal."""
+    limit = 0.0 if golden.dtype.kind in "iub" else tolerance[tolerance_kind(name)]
+    return compare_within(name, golden, computed, limit)
+
+
+def compare_within(
+    name: str,
+    golden: np.ndarray,
+    computed: np.ndarray | None,
+    limit: float,
+    *,
+    absolute: bool = False,
+) -> ArrayResult:
+    """Compares; `limit` is relative to the golden array's greatest magnitude, or `absolute`."""
     shape = golden.shape
     if computed is None:
         reason = "not compared: the model does not compute it"
@@ -67,14 +80,13 @@ def compare_arrays(
     if computed.shape != shape:
         reason = f"the model's array has shape {list(computed.shape)}"
         return NotCompared(name=name, shape=shape, reason=reason)
-    limit = 0.0 if golden.dtype.kind in "iub" else tolerance[tolerance_kind(name)]
     difference = np.abs(computed.astype(np.float64) - golden.astype(np.float64))
-    absolute = float(difference.max(initial=0.0))
+    error = float(difference.max(initial=0.0))
     magnitude = float(np.abs(golden.astype(np.float64)).max(initial=0.0))
-    relative = absolute / magnitude if magnitude else absolute
+    relative = error / magnitude if magnitude else error
     # Written so that a NaN in either array fails.
-    result = Passed if relative <= limit else OverTolerance
-    return result(name=name, shape=shape, absolute=absolute, relative=relative, tolerance=limit)
+    result = Passed if (error if absolute else relative) <= limit else OverTolerance
+    return result(name=name, shape=shape, absolute=error, relative=relative, tolerance=limit)
 
 
 def table(rows: list[ArrayResult], precision: str) -> str:

@@ -25,6 +25,7 @@ from hvp_jax.weights.infer_config import infer_config
 
 INPUTS = ("input/", "eval/text", "eval/video")
 METADATA = ("recorded_in",)
+METRIC_GROUPS = ("metrics_t2v", "metrics_v2t", "metrics_half_t2v", "metrics_half_v2t")
 DEFAULT_TAPS = (0, 5, 11)  # of the full-size file, counted from 0
 
 
@@ -112,9 +113,10 @@ def _enlarged_video(arrays: dict[str, np.ndarray], group: str, size: int) -> np.
     return None
 
 
-def compare_golden(golden: Path, precision: str) -> GoldenReport:
-    """Compares every array of `golden`."""
-    arrays, metadata = load_golden(Path(golden))
+def compare_golden(
+    golden: Path, arrays: dict[str, np.ndarray], metadata: dict, precision: str
+) -> GoldenReport:
+    """Compares every array of the file `golden`, which `load_golden` has read."""
     state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
     if not state:
         if "parameters" not in metadata:
@@ -124,7 +126,7 @@ def compare_golden(golden: Path, precision: str) -> GoldenReport:
     params = torch_params.from_torch(state)
     taps = tuple(i + 1 for i in metadata.get("layers_zero_based", DEFAULT_TAPS))
     batches = {
-        group: golden_batch(arrays, group, clip_config, Path(golden))
+        group: golden_batch(arrays, group, clip_config, golden)
         for group in ("input", "eval")
         if group == "input" or f"{group}/text_ids" in arrays
     }
@@ -147,7 +149,7 @@ def compare_golden(golden: Path, precision: str) -> GoldenReport:
     ]
     rows += [
         compare_arrays(f"{name} (.json)", np.asarray(value, float), computed.get(name), tolerance)
-        for name, value in _json_metrics(metadata).items()
+        for name, value in json_metrics(metadata).items()
     ]
     failed = [row.name for row in rows if not row.ok]
     return GoldenReport(
@@ -161,11 +163,11 @@ def compare_golden(golden: Path, precision: str) -> GoldenReport:
     )
 
 
-def _json_metrics(metadata: dict) -> dict[str, object]:
-    """The retrieval metrics of the evaluation batch that the JSON records."""
+def json_metrics(metadata: dict) -> dict[str, object]:
+    """The retrieval metrics that the JSON records."""
     return {
         f"{direction}/{name}": value
-        for direction in ("metrics_t2v", "metrics_v2t")
+        for direction in METRIC_GROUPS
         for name, value in metadata.get(direction, {}).items()
         if name in ("R1", "R5", "R10", "R50", "MedianR", "MeanR")
     }

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
 from data.batches.batch import Batch, TextBatch, VideoBatch
 from data.errors import DataError
@@ -17,7 +17,8 @@ from hvp_jax.models import similarity
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.models.losses import contrastive
 from hvp_jax.parallel.partitioner import Partitioner
-from hvp_jax.training import optimizer, step_spec, train_state
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.optimizer import Optimizer, make_optimizer
 from hvp_jax.training.train_step import loss_fn, train_step
 from hvp_jax.weights import torch_params
 
@@ -35,7 +36,8 @@ def compute_arrays(
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     batch = {group: _batch(arrays, dtype) for group, arrays in batches.items()}
     computed = _forward(model, params, batch["input"])
-    spec = step_spec.StepSpec(model=model, optimizer=_optimizer(metadata), noise=False, paired=True)
+    optimizer = optimizer_from_metadata(metadata) if "optimizer" in metadata else None
+    spec = step_spec.StepSpec(model=model, optimizer=optimizer, noise=False, paired=True)
     if any(name.startswith("grad/") for name in wanted):
         loss = functools.partial(loss_fn, spec=spec, axis=None)
         grads = jax.jit(jax.grad(loss, has_aux=True))(params, 0, batch["input"])[0]
@@ -57,22 +59,21 @@ def _batch(arrays: dict[str, np.ndarray], dtype: DTypeLike) -> Batch:
     )
 
 
-def _optimizer(metadata: dict[str, Any]) -> optax.GradientTransformation | None:
-    if "optimizer" not in metadata:
-        return None
+def optimizer_from_metadata(metadata: dict[str, Any], freeze_patches: bool = True) -> Optimizer:
+    """The optimizer with the constants of a golden file's JSON. Raises DataError without them."""
     o = metadata["optimizer"]
-    if "steps" not in o:
-        raise DataError("the golden file's JSON: `optimizer` has no 'steps'")
     try:
-        return optimizer.make_optimizer(
+        return make_optimizer(
             o["lr"],
             o["lr"] * o["coef_lr"],
             o["t_total"],
             warmup_fraction=o["warmup"],
             weight_decay=o["weight_decay"],
+            max_grad_norm=o.get("max_grad_norm", 1.0),
             b1=o["b1"],
             b2=o["b2"],
             epsilon=o["eps"],
+            freeze_patches=freeze_patches,
         )
     except KeyError as error:
         raise DataError(f"the golden file's JSON: `optimizer` has no {error}") from None
@@ -127,6 +128,8 @@ def _train(
     """Optimizer steps on the one batch, through the compiled training step."""
     if spec.optimizer is None:
         raise DataError("the golden file holds arrays of training, but its JSON no `optimizer`")
+    if "steps" not in metadata["optimizer"]:
+        raise DataError("the golden file's JSON: `optimizer` has no 'steps'")
     partitioner = Partitioner("pmap", devices=jax.devices()[:1])
     state = partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
     step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
@@ -155,13 +158,18 @@ def _evaluate(model: HVPNet, params: dict[str, Any], batch: Batch) -> dict[str, 
     text = jax.jit(functools.partial(scorer.encode_text, model=model))(params, texts)
     video = jax.jit(functools.partial(scorer.encode_video, model=model))(params, (clips, None))
     matrix = score_matrix(text, video, text.word_weights, text_block=4, clip_block=3)
-    target = np.arange(len(matrix))
-    computed = {"eval/similarity": matrix}
+    return {"eval/similarity": matrix, **retrieval_metrics(matrix, np.arange(len(matrix)))}
+
+
+def retrieval_metrics(
+    matrix: Float[np.ndarray, "texts clips"], clip_of_text: Int[np.ndarray, " texts"], suffix=""
+) -> dict[str, np.ndarray]:
+    """Metrics as the JSON of a golden file has them, named `metrics{suffix}_t2v/R1` and so on."""
+    computed = {}
     for direction, retrieval in (
-        ("metrics_t2v", metrics.text_to_video(matrix, target)),
-        ("metrics_v2t", metrics.video_to_text(matrix, target)),
+        ("t2v", metrics.text_to_video(matrix, clip_of_text)),
+        ("v2t", metrics.video_to_text(matrix, clip_of_text)),
     ):
-        computed |= {
-            f"{direction}/{GOLDEN_METRICS[k]}": np.asarray(v) for k, v in retrieval.items()
-        }
+        prefix = f"metrics{suffix}_{direction}"
+        computed |= {f"{prefix}/{GOLDEN_METRICS[k]}": np.asarray(v) for k, v in retrieval.items()}
     return computed

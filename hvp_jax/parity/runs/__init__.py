@@ -1,0 +1,1 @@
+"""Comparison of a whole training run with PyTorch's."""

@@ -1,0 +1,34 @@
+"""A plot of PyTorch's loss and ours, and of their difference."""
+
+import os
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from hvp_jax.evaluation.contact_sheet import INK, ORANGE, PAPER
+from hvp_jax.evaluation.report import BLUE, set_style
+
+
+def draw_curves(
+    png_path: str | os.PathLike, golden: np.ndarray, computed: np.ndarray, tolerance: float
+) -> None:
+    """Draws two losses [steps], one over the other, and their difference with the tolerance.
+
+    The difference and the tolerance are relative to the greatest loss.
+    """
+    steps = np.arange(1, len(golden) + 1)
+    error = np.abs(computed - golden) / np.abs(golden).max()
+    figure = Figure(figsize=(10.5, 3.9), dpi=160, facecolor=PAPER)
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
+        losses, errors = figure.subplots(1, 2, width_ratios=(5, 3))
+        losses.plot(steps, golden, color=ORANGE, lw=3, label="PyTorch")
+        losses.plot(steps, computed, color=BLUE, lw=1.2, label="JAX")
+        set_style(losses, "Training loss")
+        errors.semilogy(steps, np.maximum(error, 1e-17), color=BLUE, lw=1.2, label="difference")
+        errors.axhline(tolerance, color=ORANGE, lw=1, ls=":", label=f"tolerance {tolerance:g}")
+        set_style(errors, "Difference, of the greatest loss")
+        for axes in (losses, errors):
+            axes.legend(frameon=False, fontsize=8.5, labelcolor="#666666", ncols=2)
+        figure.tight_layout(pad=1.6, w_pad=3)
+        figure.savefig(png_path, format="png")
