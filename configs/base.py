@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
     config.seed = 42  # of the initial weights, the order of examples, noise and augmentation
     config.parallel = "pmap"  # pmap, shard_map: how a step is distributed over devices
     config.fsdp = False  # shard_map only: shards weights and optimizer moments over devices
-    config.precision = "float32"  # float32, bfloat16: the type in which the towers compute
+    # float32, bfloat16: the type in which the towers compute; float64: weights and moments too, to
+    # compare a run with PyTorch's on a CPU.
+    config.precision = "float32"
 
     config.model = ConfigDict()
     # ViT-B/32, ViT-B/16, ViT-L/14, tiny; None: that of the weights, or ViT-B/32 from scratch.

@@ -32,6 +32,7 @@ from hvp_jax.bench.memory import (
     temp_bytes,
 )
 from hvp_jax.bench.result import BenchResult, describe_run
+from hvp_jax.config.precision import cast_params
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
 from hvp_jax.models.clip import REMAT
@@ -67,8 +68,12 @@ def lower_step(
     """The complete training step of a global batch on `devices`, lowered from shapes."""
     partitioner = Partitioner("shard_map", config.fsdp, devices)
     spec = step_spec_from_config(config, model, batch)
+    optimizer = spec.optimizer
+    assert optimizer is not None, "the spec of a run has one"
     state = jax.eval_shape(
-        lambda: train_state.create_train_state(init_params(model, config.seed), spec.optimizer)
+        lambda: train_state.create_train_state(
+            cast_params(init_params(model, config.seed), model.dtype), optimizer
+        )
     )
     side, frames, words = (
         model.clip_config.image_size,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from data.batches.batch import Batch
 from hvp_jax.bench.result import BenchResult, describe_run
 from hvp_jax.bench.timing import Measurement, measure, peak_memory_mib
+from hvp_jax.config.precision import cast_params
 from hvp_jax.models import flops
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.parallel.partitioner import Partitioner
@@ -46,7 +47,10 @@ def bench_step(config: ConfigDict, model: HVPNet) -> StepResult:
     config.train.steps = config.train.steps or 1000
     spec = step_spec_from_config(config, model, config.train.batch_size)
     batch = partitioner.shard_batch(random_batch(config, model, np.random.default_rng(0)))
-    params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
+    params = cast_params(
+        jax.jit(init_params, static_argnums=(0, 1))(model, config.seed), model.dtype
+    )
+    assert spec.optimizer is not None, "the spec of a run has one"
     state = partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
     del params
     step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)

@@ -15,7 +15,6 @@ from typing import Any
 import grain
 import grain.checkpoint
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from data.errors import DataError, UsageError
@@ -213,13 +212,13 @@ class Checkpointer:
         return restored
 
     def params(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
-        """The parameters of a step, with the given shapes, as host arrays.
+        """The parameters of a step, with the given shapes, as host arrays of the type on disk.
 
         Raises CorruptCheckpoint if they have changed, DataError if they are of another model.
         """
         folder = self.path / str(step)
-        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         recorded = fail_together(folder, lambda: manifest.read(folder))
+        like = manifest.empty_like(recorded, "params", shapes)
         return read_arrays(folder, recorded, {"params": like})["params"]
 
 

@@ -64,11 +64,26 @@ def _checksums(tree: Any) -> dict[str, int]:
     cpu = jax.local_devices(backend="cpu")[0]
 
     def dispatch(x: jax.Array | np.ndarray) -> jax.Array:
-        return checksum(jax.device_put(x, cpu) if isinstance(x, np.ndarray) else x)
+        if isinstance(x, np.ndarray):
+            if x.dtype.itemsize == 8:  # the same bits: JAX may have no 8-byte types enabled
+                x = np.frombuffer(x.tobytes(), np.uint32).reshape(*x.shape, 2)
+            x = jax.device_put(x, cpu)
+        return checksum(x)
 
     # One after the other: two programs with collectives across processes must not be in flight
     # together, since processes might start them in different orders.
     return {name: int(jax.device_get(dispatch(x))) for name, x in _named_leaves(tree).items()}
+
+
+def empty_like(recorded: dict[str, Any] | None, item: str, shapes: Any) -> Any:
+    """Host arrays with the given shapes, of the types that a manifest records for an item."""
+    types = recorded["arrays"][item] if recorded else {}
+
+    def empty(path: tuple, x: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return np.empty(x.shape, types[name][0] if name in types else x.dtype)
+
+    return jax.tree_util.tree_map_with_path(empty, shapes)
 
 
 def _crc(body: Any) -> int:

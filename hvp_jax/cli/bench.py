@@ -11,6 +11,7 @@ from hvp_jax.bench.plan import bench_plan
 from hvp_jax.bench.result import BenchResult
 from hvp_jax.bench.similarity import bench_similarity
 from hvp_jax.bench.step import bench_step
+from hvp_jax.config.precision import enable_float64
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.monitoring import json_files
@@ -31,6 +32,7 @@ def run(config: ConfigDict, workdir: Path | None = None) -> BenchResult:
     """Runs the part that `config.bench` names; writes bench_PART.json to a workdir if given."""
     if config.bench in SIMULATED_DEVICES:
         simulate_devices(SIMULATED_DEVICES[config.bench])
+    enable_float64(config)
     # Only for the sizes: the computation is the same for any weights.
     initial_weights = initial.find_initial_weights(config)
     config = resolve(config, initial_weights.spec)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from data import inputs, splits
 from data.errors import UsageError
 from hvp_jax.checkpoints import checkpointer
+from hvp_jax.config.precision import enable_float64
 from hvp_jax.config.resolve import resolve
 from hvp_jax.evaluation.results import EvalResult, write_results
 from hvp_jax.evaluation.scorer import Scorer
@@ -22,6 +23,7 @@ UNTRAINED = "the weights are CLIP's alone: distillation and token weights are in
 
 def run(config: ConfigDict, workdir: Path) -> EvalResult:
     """Scores `eval.split` with the selected checkpoint of a run, or with `model.weights`."""
+    enable_float64(config)
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
     model = from_config(config, initial_weights.spec.clip_config)

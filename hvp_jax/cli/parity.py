@@ -10,7 +10,8 @@ from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parity import golden as golden_files
 from hvp_jax.parity.report import ParityReport
-from hvp_jax.parity.runs import golden_run, plot, replay, report
+from hvp_jax.parity.runs import compare, golden_run, plot, replay
+from hvp_jax.parity.runs.report import RunReport
 
 PLOT_FILE = "parity_run.png"
 
@@ -50,7 +51,7 @@ def _refuse_run_flags(path: Path, parallel: str | None, workdir: Path | None) ->
 
 def _compare_run(
     golden: golden_run.GoldenRun, precision: str, parallel: str | None, workdir: Path | None
-) -> report.RunReport:
+) -> RunReport:
     partitioner = Partitioner("pmap", devices=jax.devices()[:1])
     if parallel:
         fsdp = parallel == "fsdp"
@@ -61,11 +62,9 @@ def _compare_run(
     computed = replay.replay(golden, jnp.dtype(precision), partitioner)
     png_path = workdir / PLOT_FILE if workdir else None
     if png_path:
-        tolerance = report.TOLERANCE["loss/"]
-        plot.draw_curves(
-            png_path, golden.expected["loss/curve"], computed["loss/curve"], tolerance
-        )
-    return report.compare_run(
+        tolerance = compare.TOLERANCE["loss/"]
+        plot.draw_curves(png_path, golden.expected["loss/curve"], computed["loss/curve"], tolerance)
+    return compare.compare_run(
         golden,
         computed,
         precision,

@@ -15,6 +15,7 @@ from data.batches import frame_sources, pipeline
 from data.records import Clip
 from data.splits import clips_of_split
 from hvp_jax.checkpoints import checkpointer
+from hvp_jax.config.precision import cast_params, enable_float64
 from hvp_jax.config.resolve import resolve, resolve_steps
 from hvp_jax.evaluation import report, results
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
@@ -48,6 +49,7 @@ class StoppedRun:
 
 def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     """Starts or resumes the run in the workdir, then evaluates the chosen checkpoint."""
+    enable_float64(config)
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
     partitioner = Partitioner(config.parallel, config.fsdp)
@@ -167,7 +169,8 @@ def _load_params(
     checkpoints: checkpointer.Checkpointer, step: int, model: HVPNet, partitioner: Partitioner
 ) -> optax.Params:
     """The parameters of a checkpoint, sharded like those of a state."""
-    return partitioner.shard_state(checkpoints.params(step, initial.param_shapes(model)))
+    params = checkpoints.params(step, initial.param_shapes(model))
+    return partitioner.shard_state(cast_params(params, model.dtype))
 
 
 def _stopped(signal_name: str | None, at: int, steps: int) -> StoppedRun:

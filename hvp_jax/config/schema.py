@@ -17,7 +17,7 @@ SELECT_BY += tuple(f"video_to_text/{x}" for x in _METRICS)
 
 CHOICES = {
     "parallel": ("pmap", "shard_map"),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", "float64"),
     "model.variant": tuple(VARIANTS),
     "model.remat": ("none", "dots", "full"),
     "distill.noise": ("train", "always", "never"),

@@ -89,7 +89,7 @@ class ThroughputMeter:
 
 def peak_flops(devices: Sequence[Any], precision: str) -> float | None:
     """Total peak FLOP/s of `devices` in `precision`; None if a device has no published peak."""
-    if any(d.device_kind not in PEAKS for d in devices):
+    if precision == "float64" or any(d.device_kind not in PEAKS for d in devices):
         return None
     peaks = [PEAKS[d.device_kind] for d in devices]
     return sum(p.flops if precision == "bfloat16" else p.flops_float32 for p in peaks)

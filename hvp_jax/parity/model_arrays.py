@@ -165,7 +165,7 @@ def retrieval_metrics(
     matrix: Float[np.ndarray, "texts clips"], clip_of_text: Int[np.ndarray, " texts"], suffix=""
 ) -> dict[str, np.ndarray]:
     """Metrics as the JSON of a golden file has them, named `metrics{suffix}_t2v/R1` and so on."""
-    computed = {}
+    computed: dict[str, np.ndarray] = {}
     for direction, retrieval in (
         ("t2v", metrics.text_to_video(matrix, clip_of_text)),
         ("v2t", metrics.video_to_text(matrix, clip_of_text)),

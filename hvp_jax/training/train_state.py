@@ -25,7 +25,9 @@ class TrainState(NamedTuple):
         return cls(params=items["params"], **items["rest"])
 
 
-def create_train_state(params: optax.Params, optimizer: Optimizer) -> TrainState:
+def create_train_state(
+    params: optax.Params, optimizer: Optimizer | optax.GradientTransformation
+) -> TrainState:
     # Two arrays, not one used twice: a buffer can be donated only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return TrainState(step, skipped, params, optimizer.init(params))

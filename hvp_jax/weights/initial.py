@@ -19,6 +19,7 @@ from data.errors import UsageError
 from data.tokenizer import VOCAB_SIZE
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.checkpoints.model_card import card_shapes, card_spec, read_card
+from hvp_jax.config.precision import cast_params
 from hvp_jax.config.resolve import spec_of_variant
 from hvp_jax.models.clip_config import VARIANTS, ClipConfig, ModelSpec
 from hvp_jax.models.hvpnet import HVPNet, init_params, shapes_of
@@ -158,8 +159,8 @@ def init_or_load_params(weights: InitialWeights, model: HVPNet, seed: int) -> di
     """The initial parameters: those loaded, and random ones for what they lack."""
     loaded = weights.load()
     if weights.spec.stages:
-        return loaded
+        return cast_params(loaded, model.dtype)
     if loaded:
         log.info("the weights are CLIP's alone: distillation and token weights start at random")
     random = jax.jit(init_params, static_argnums=(0, 1))(model, seed)
-    return {**random, **loaded}
+    return cast_params({**random, **loaded}, model.dtype)

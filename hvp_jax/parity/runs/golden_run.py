@@ -49,6 +49,13 @@ CURVES = (
     *("grad_norm", "lr_factor", "logit_scale", "loss/curve_perturbed"),
 )
 FROZEN = ["clip.visual.conv1.weight"]
+REPLAYABLE = {  # keys of the JSON, and the values with which the model can replay a run
+    "frozen": ([], FROZEN),
+    "noise": (0,),
+    "logit_scale_at_most": (MAX_LOG_SCALE,),
+    "mean": (list(PIXEL_MEAN),),
+    "std": (list(PIXEL_STD),),
+}
 OPTIMIZER = ("lr", "coef_lr", "weight_decay", "warmup", "t_total", "b1", "b2", "eps")
 
 
@@ -80,7 +87,7 @@ class GoldenRun:
 
     @property
     def stable_steps(self) -> int:
-        """Steps in which PyTorch's own run does not depend on rounding: the others prove nothing."""
+        """Leading steps in which PyTorch's own run does not depend on rounding."""
         return min(self.metadata.get("stable_steps", self.steps), self.steps)
 
     @functools.cached_property
@@ -143,7 +150,7 @@ def open_run(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
     try:
         clip_config, stages = infer_config({name: x.shape for name, x in state.items()})
         _check_inputs(arrays, clip_config)
-        _check_metadata(metadata)
+        _check_metadata(metadata, clip_config)
         run = GoldenRun(
             path=path, arrays=arrays, metadata=metadata, clip_config=clip_config, stages=stages
         )
@@ -163,7 +170,10 @@ def _check_inputs(arrays: dict[str, np.ndarray], config: ClipConfig) -> None:
             raise DataError(f"{name} is not an array of integers with {len(axes)} axes")
         for axis, size in zip(axes, array.shape, strict=True):
             if sizes.setdefault(axis, size) != size:
-                raise DataError(f"{name} has shape {list(array.shape)}, which does not fit")
+                raise DataError(
+                    f"{name} has shape {list(array.shape)}, which fits neither the weights nor the "
+                    "other arrays"
+                )
     if arrays["data/video"].dtype != np.uint8:
         raise DataError("data/video is not uint8")
     for name, least, greatest in (
@@ -179,24 +189,36 @@ def _check_inputs(arrays: dict[str, np.ndarray], config: ClipConfig) -> None:
         raise DataError(f"data/text_ids has {sizes['L']} words, the model {config.context_length}")
 
 
-def _check_metadata(metadata: dict[str, Any]) -> None:
+def _check_metadata(metadata: dict[str, Any], config: ClipConfig) -> None:
     for key in ("layers_zero_based", "optimizer", "frozen"):
         if key not in metadata:
             raise DataError(f"its JSON has no {key!r}")
+    taps, layers = metadata["layers_zero_based"], config.vision_layers
+    if not _is_list_of_ints(taps) or sorted({x for x in taps if 0 <= x < layers}) != taps:
+        raise DataError(f"its JSON: layers_zero_based is {taps}; the layers are 0 to {layers - 1}")
     for key in OPTIMIZER:
-        if key not in metadata["optimizer"]:
-            raise DataError(f"its JSON: `optimizer` has no {key!r}")
-    normalisation = metadata.get("normalisation", {})
-    for key, value, required in (
-        ("frozen", metadata["frozen"], ([], FROZEN)),
-        ("noise", metadata.get("noise", 0), (0,)),
-        ("logit_scale_at_most", metadata.get("logit_scale_at_most", MAX_LOG_SCALE), (MAX_LOG_SCALE,)),
-        ("normalisation.mean", normalisation.get("mean", list(PIXEL_MEAN)), (list(PIXEL_MEAN),)),
-        ("normalisation.std", normalisation.get("std", list(PIXEL_STD)), (list(PIXEL_STD),)),
-    ):
-        if value not in required:
-            allowed = " or ".join(map(str, required))
-            raise DataError(f"its JSON: {key} is {value}; a run can be replayed with {allowed} only")
+        value = metadata["optimizer"].get(key)
+        if not _is_number(value):
+            raise DataError(f"its JSON: optimizer.{key} is {value}, not a number")
+    if metadata["optimizer"]["t_total"] < 1:
+        raise DataError("its JSON: optimizer.t_total is the length of the schedule, at least 1")
+    if not _is_number(metadata.get("stable_steps", 0)):
+        raise DataError(f"its JSON: stable_steps is {metadata['stable_steps']}, not a number")
+    given = metadata | metadata.get("normalisation", {})
+    for key, allowed in REPLAYABLE.items():
+        if (value := given.get(key, allowed[0])) not in allowed:
+            raise DataError(
+                f"its JSON: {key} is {value}; only runs with {' or '.join(map(str, allowed))} can "
+                "be replayed"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list_of_ints(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, int) for x in value)
 
 
 def _check_expected(run: GoldenRun) -> None:

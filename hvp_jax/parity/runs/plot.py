@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from hvp_jax.evaluation.contact_sheet import INK, ORANGE, PAPER
+from hvp_jax.evaluation.contact_sheet import GREY, INK, ORANGE, PAPER
 from hvp_jax.evaluation.report import BLUE, set_style
 
 
@@ -29,6 +29,15 @@ def draw_curves(
         errors.axhline(tolerance, color=ORANGE, lw=1, ls=":", label=f"tolerance {tolerance:g}")
         set_style(errors, "Difference, of the greatest loss")
         for axes in (losses, errors):
-            axes.legend(frameon=False, fontsize=8.5, labelcolor="#666666", ncols=2)
+            axes.legend(
+                frameon=False,
+                fontsize=8.5,
+                labelcolor=GREY,
+                ncols=2,
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                borderaxespad=0.2,
+                borderpad=0,
+            )
         figure.tight_layout(pad=1.6, w_pad=3)
         figure.savefig(png_path, format="png")

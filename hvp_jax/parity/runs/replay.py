@@ -63,7 +63,8 @@ def replay(run: GoldenRun, dtype: DTypeLike, partitioner: Partitioner) -> dict[s
     index, count = process_index_and_count()
     size = run.batch_size // count
     part = slice(index * size, (index + 1) * size)
-    rows, computed = [], {}
+    rows: list[dict[str, float]] = []
+    computed: dict[str, np.ndarray] = {}
     for i in tqdm(range(run.steps), "replaying", unit="step", disable=not is_primary()):
         batch = partitioner.shard_batch(run.batch(i, part))
         if i == 0 and count > 1:
@@ -123,9 +124,8 @@ def _scores(
             batch = rows[first : first + EVAL_BATCH]
             # The last batch is padded with its last row, so that there is one shape to compile.
             padded = np.pad(batch, (0, EVAL_BATCH - len(batch)), mode="edge")
-            features = jax.device_get(compiled(params, read(padded)))
-            parts.append(jax.tree.map(lambda x, n=len(batch): x[:n], features))
-        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+            parts.append(jax.device_get(compiled(params, read(padded))))
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(rows)], *parts)
 
     def encode_video(params, videos, model):
         return scorer.encode_video(params, (videos, None), model)
