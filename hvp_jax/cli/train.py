@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grain
 import optax
 from ml_collections import ConfigDict
 
@@ -67,10 +68,7 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     data = resume.fingerprint([*train_clips, *val_clips])
     resume.check_resumable(config, data, workdir)
     barrier("every process has checked the workdir")
-    index, count = process_index_and_count()
-    batches = inputs.batches(
-        config, train_clips, source, num_frames, process_index=index, process_count=count
-    )
+    batches = _own_batches(config, train_clips, source, num_frames)
     spec = step_spec_from_config(config, model, examples)
     state = _initial_state(initial_weights, model, spec, partitioner)
     if is_primary():
@@ -118,6 +116,16 @@ def _read_splits(config: ConfigDict) -> tuple[list[Clip], list[Clip], list[Clip]
     val_clips = [clip for clip in clips if clip.split == config.train.select_on]
     eval_clips = clips_of_split(clips, config.eval.split)
     return clips_of_split(clips, "train"), val_clips, eval_clips, excluded
+
+
+def _own_batches(
+    config: ConfigDict, clips: list[Clip], source: frame_sources.FrameSource, num_frames: int
+) -> grain.DatasetIterator:
+    """This process's part of every batch."""
+    index, count = process_index_and_count()
+    return inputs.batches(
+        config, clips, source, num_frames, process_index=index, process_count=count
+    )
 
 
 def _initial_state(

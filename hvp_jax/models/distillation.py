@@ -71,7 +71,11 @@ def dpc_knn_cluster(
     tokens = x.shape[1]
     valid = jnp.arange(tokens) < count[:, None]  # [B, N]
     both = valid[:, :, None] & valid[:, None, :]
-    squared = squared_distances(x) / x.shape[2]  # the paper divides distances by sqrt(d)
+    # What tokens have in common cancels in their distances, but its rounding errors would not: the
+    # tokens of similar frames would all be equal in float32.
+    mean = jnp.where(valid[:, :, None], x, 0).sum(axis=1) / jnp.maximum(count, 1)[:, None]
+    squared = squared_distances(x - mean[:, None])
+    squared /= x.shape[2]  # the paper divides distances by sqrt(d)
     near = jnp.where(both, squared, jnp.inf)
 
     density = jnp.exp(-mean_of_smallest(near, NEIGHBOURS))

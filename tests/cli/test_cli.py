@@ -89,7 +89,7 @@ def test_flags_reach_the_verb(fake, tmp_path):
     assert main.main(["bench", FOLDER]) == 0
     assert main.main(["--golden", "eval", "--format", "openai", "parity"]) == 0
     golden = Path("a.npz")
-    rest = {"source": None, "format": "auto"}
+    rest = {"source": None, "format": "auto", "parallel": None, "workdir": None}
     assert seen[0] == {"golden": golden, "precision": None, **rest}
     assert seen[1] == {"golden": golden, "precision": "float32", **rest}
     assert seen[2].keys() == {"config", "workdir"} and seen[2]["workdir"] is None

@@ -1,4 +1,5 @@
-"""One of two processes with four devices each: five steps of each kind of partitioner, and scores.
+"""One of two processes with four devices each: five steps of each kind of partitioner, scores, and
+a golden run.
 
 `tests/parallel/test_processes.py` starts both and compares their results with one process.
 """
@@ -29,6 +30,26 @@ def main(address: str, process: int, out: Path) -> None:
         for key, value in steps(Partitioner(*arguments), process).items():
             results[f"{name}/{key}"] = value
     results["scores"] = scores(Partitioner("shard_map"))
+    if is_primary():
+        np.savez(out, **results)
+    barrier("the results are written")
+
+
+def replay_run(address: str, process: int, golden: Path, out: Path) -> None:
+    """Replays a golden run in float64 by each kind; process 0 writes the curves to `out`."""
+    jax.config.update("jax_enable_x64", True)
+    jax.distributed.initialize(address, num_processes=2, process_id=process)
+    from hvp_jax.parallel.partitioner import Partitioner
+    from hvp_jax.parallel.processes import barrier, is_primary
+    from hvp_jax.parity.golden import load_golden
+    from hvp_jax.parity.runs import golden_run, replay
+
+    assert (jax.local_device_count(), jax.device_count()) == (4, 8)
+    run = golden_run.open_run(golden, *load_golden(golden))
+    results = {}
+    for name, arguments in PARTITIONERS.items():
+        computed = replay.replay(run, "float64", Partitioner(*arguments))
+        results |= {f"{name}/{key}": value for key, value in computed.items()}
     if is_primary():
         np.savez(out, **results)
     barrier("the results are written")

@@ -151,6 +151,9 @@ def test_float_frames_are_used_as_they_are_and_uint8_frames_are_normalised():
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     pixels = (video / 255 - mean) / std * batch.video_mask[:, :, None, None, None]
     np.testing.assert_allclose(normalize_pixels(jnp.asarray(video), mask), pixels, atol=1e-5)
+    with jax.enable_x64(True):
+        exact = normalize_pixels(jnp.asarray(video), mask, jnp.float64)
+        np.testing.assert_allclose(exact, pixels, atol=1e-14)
     pixels[~batch.video_mask] = np.nan  # padding becomes 0, whatever its values
     again = normalize_pixels(jnp.asarray(pixels, jnp.float32), mask)
     np.testing.assert_allclose(again, np.nan_to_num(pixels), atol=1e-6)

@@ -15,6 +15,7 @@ from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
 from hvp_jax.training.train_step import train_step
 from tests.helpers.command import COMPILED, ROOT
+from tests.helpers.golden_runs import open_shortened, write_run
 from tests.helpers.one_of_two import PARTITIONERS, STEPS, scores
 from tests.helpers.small import random_params
 from tests.helpers.train_steps import MODEL, OPTIMIZER, batch_of
@@ -57,6 +58,19 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def two_replays(tmp_path_factory):
+    """The first 25 steps of a golden run, and what two processes compute of it."""
+    folder, address = tmp_path_factory.mktemp("replays"), free_address()
+    golden, out = write_run(folder / "run.npz", 25), folder / "results.npz"
+    script = "import sys; sys.path[:0] = ['.']; from tests.helpers import one_of_two as o; "
+    script += f"from pathlib import Path; o.replay_run({address!r}, int(sys.argv[1]), "
+    script += f"Path({str(golden)!r}), Path({str(out)!r}))"
+    run_two(lambda i: ["-c", script, str(i)], devices=4)
+    with np.load(out) as file:
+        return open_shortened(25), {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module")
 def one_device():
     """The results of the same five steps on one device, with plain `jit`."""
     params = random_params(MODEL, *batch_of(0))
@@ -79,6 +93,17 @@ def test_two_processes_of_four_devices_match_one_device(two_processes, one_devic
         tolerance = {"rtol": 1e-5, "atol": 1e-5 if name.startswith("params/") else 0}
         ours = two_processes[f"{partitioner}/{name}"]
         np.testing.assert_allclose(ours, expected, err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("partitioner", PARTITIONERS)
+def test_two_processes_follow_a_run_of_pytorch(two_replays, partitioner):
+    """In float64: past the warm-up, through updates whose gradient is clipped."""
+    run, results = two_replays
+    for name, expected in run.expected.items():
+        ours = results[f"{partitioner}/{name}"]
+        tolerance = 1e-11 * np.abs(expected).max()
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance, err_msg=name)
+    assert len(run.expected) == 8 and run.expected["grad_norm"].min() > 1
 
 
 def test_two_processes_give_the_scores_of_one(two_processes):

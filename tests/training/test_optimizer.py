@@ -1,5 +1,6 @@
 """The optimiser against a plain NumPy implementation, tensor by tensor."""
 
+import functools
 import json
 import math
 
@@ -10,6 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hvp_jax.training import optimizer
+from hvp_jax.weights import torch_params
 from tests.helpers.command import GOLDEN
 from tests.helpers.small import normal
 
@@ -41,17 +43,58 @@ def tree_of(seed: int, scale: float = 1.0) -> dict:
     return unflatten_dict(flat, sep="/")
 
 
-def factor(progress: float) -> float:
-    return progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * progress))
+def factor(progress: float, warmup: float = 0.1) -> float:
+    return progress / warmup if progress < warmup else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def test_the_schedule_matches_the_golden_values():
+@pytest.mark.parametrize(("float64", "tolerance"), [(True, 4e-16), (False, 4e-7)])
+def test_the_schedule_matches_the_golden_values(float64, tolerance):
     progress, factors = np.transpose(SCHEDULE["warmup_cosine(warmup=0.1)"])
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(optimizer.warmup_cosine(progress, 0.1), factors, atol=1e-12)
-    single = optimizer.warmup_cosine(np.float32(progress), 0.1)
-    np.testing.assert_allclose(single, factors, atol=1e-6)
-    assert optimizer.warmup_cosine(jnp.float32(0), 0.0) == 1  # no warm-up
+    steps = np.arange(len(progress), dtype=np.int32)
+    np.testing.assert_allclose(steps / 40, progress, rtol=1e-15)
+    with jax.enable_x64(float64):
+        computed = jax.jit(lambda step: optimizer.warmup_cosine(step, 40, 0.1))(steps)
+        assert computed.dtype == (jnp.float64 if float64 else jnp.float32)
+        np.testing.assert_allclose(computed, factors, rtol=tolerance, atol=1e-16)
+
+
+@pytest.mark.parametrize(("float64", "tolerance"), [(True, 1e-12), (False, 1e-6)])
+def test_every_update_of_any_schedule_has_the_factor_of_python(float64, tolerance):
+    """The first update after the warm-up included, where a rounded comparison fails."""
+    with jax.enable_x64(float64):
+        for total in (1, 7, 30, 50, 110, 200, 330, 1000, 4990):
+            for warmup in (0.0, 0.1, 0.3, 0.99):
+                steps = np.arange(total, dtype=np.int32)
+                schedule = functools.partial(
+                    optimizer.warmup_cosine, schedule_steps=total, warmup_fraction=warmup
+                )
+                expected = [factor(step / total, warmup) for step in steps.tolist()]
+                computed = jax.jit(schedule)(steps)
+                # Python's 1 + cos loses 1e-16 near the end of the schedule.
+                np.testing.assert_allclose(computed, expected, rtol=tolerance, atol=2e-16)
+
+
+def test_the_rate_rises_again_after_the_schedule():
+    """As in the original, whose schedule may be shorter than the run."""
+    assert float(optimizer.warmup_cosine(jnp.int32(50), 40, 0.1)) == pytest.approx(factor(1.25))
+
+
+def test_decay_and_rates_follow_the_names_of_pytorch():
+    """The original decides by parts of the tensors' names; so must ours, for every tensor."""
+    with np.load(GOLDEN / "pytorch_small.npz") as file:
+        shapes = {
+            k.removeprefix("state/"): file[k].shape for k in file.files if k.startswith("state/")
+        }
+    sources = torch_params.match_tensors(shapes)
+    params = unflatten_dict({source.path: np.zeros(1) for source in sources}, sep="/")
+    decays = flatten_dict(optimizer.weight_decay_mask(params), sep="/")
+    groups = flatten_dict(optimizer.param_groups(params), sep="/")
+    names = [(source.path, name) for source in sources for layer in source.layers for name in layer]
+    assert len(names) == len(shapes)
+    for path, name in names:
+        assert decays[path] == ("bias" not in name), name
+        frozen = name == "clip.visual.conv1.weight"
+        assert groups[path] == ("patches" if frozen else "clip" if "clip." in name else "new"), name
 
 
 def test_three_updates_match_numpy():
@@ -69,7 +112,7 @@ def test_three_updates_match_numpy():
         norm = math.sqrt(sum((g**2).sum() for g in flat.values()))
         assert (norm > 1) == (step != 1)  # the second is not clipped
         for path, decays, learning_rate in TENSORS:
-            g = flat[path] / max(norm, 1)
+            g = flat[path] * min(1 / (norm + 1e-6), 1)  # as torch.nn.utils.clip_grad_norm_
             m, v = moments[path]
             m, v = moments[path] = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g**2
             change = m / (np.sqrt(v) + 1e-6) + 0.2 * decays * expected[path]

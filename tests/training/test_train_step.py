@@ -144,6 +144,7 @@ def test_a_batch_with_a_nan_is_skipped_and_the_next_one_is_not(runs, steps, name
         after, metrics = to_numpy(state), to_numpy(metrics)
         assert not np.isfinite(metrics["loss"])
         assert (after.step, after.skipped, metrics["skipped"]) == (6, 1, 1)
+        assert metrics["lr_factor"] == pytest.approx(0.5)  # of the sixth update of ten
         for part in ("params", "opt_state"):
             pairs = (jax.tree.leaves(getattr(s, part)) for s in (after, before))
             for a, b in zip(*pairs, strict=True):
@@ -151,6 +152,7 @@ def test_a_batch_with_a_nan_is_skipped_and_the_next_one_is_not(runs, steps, name
         state, metrics = steps[name](state, batch_of(6))
     good = to_numpy(state)
     assert np.isfinite(metrics["loss"]) and (good.step, good.skipped) == (7, 1)
+    assert metrics["lr_factor"] == pytest.approx(0.5)  # again: the skipped update does not count
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), good.params, before.params)
     assert change["word_weight"]["dense_0"]["kernel"] > 1e-7
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
