@@ -17,6 +17,7 @@ from hvp_jax.checkpoints import manifest
 from hvp_jax.checkpoints.checkpointer import Checkpointer
 from hvp_jax.checkpoints.event_loop import await_pending_tasks
 from hvp_jax.config import schema
+from hvp_jax.config.precision import cast_params
 from tests.helpers.saved_states import (
     MESH,
     SHARDED,
@@ -242,6 +243,24 @@ def test_parameters_for_scoring_are_verified(run):
         flip_bit(values_file(run / "checkpoints" / "20" / "params"))
         with pytest.raises(DataError, match="checkpoints/20: params/clip/w differs"):
             checkpoints.params(20, shapes)
+
+
+def test_float64_parameters_are_read_where_float64_is_not_enabled(tmp_path):
+    """As when a float32 run starts from the weights of a float64 run."""
+    values = {"w": np.random.default_rng(0).standard_normal((64, 256)), "scale": np.float64(1 / 3)}
+    with jax.enable_x64(True):
+        items = {"params": jax.tree.map(jnp.asarray, values), "rest": {"step": jnp.int32(1)}}
+        with Checkpointer(tmp_path, max_to_keep=1) as checkpoints:
+            checkpoints.save(1, items, batches_at(1))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.float32), values)
+    with Checkpointer(tmp_path, max_to_keep=1) as checkpoints:
+        params = checkpoints.params(1, shapes)
+        assert same(params, jax.tree.map(np.asarray, values))
+        cast = cast_params(params, jnp.bfloat16)
+        assert {x.dtype for x in jax.tree.leaves(cast)} == {jnp.dtype("float32")}
+        flip_bit(values_file(tmp_path / "checkpoints" / "1" / "params"))
+        with pytest.raises(DataError, match="checkpoints/1: params/w differs"):
+            checkpoints.params(1, shapes)
 
 
 def test_partial_checkpoints_of_a_killed_run_are_removed(run):

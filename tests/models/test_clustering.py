@@ -77,6 +77,20 @@ def test_clusters_of_samples_of_different_lengths_equal_the_reference_loops():
     assert clusters.tolist() == [1, 1, 2, 2, 3, 5, 6, 7]
 
 
+@pytest.mark.parametrize("padded", [0, 5])
+def test_clusters_of_similar_tokens_are_exact_in_float32(padded):
+    """Tokens of similar frames differ by far less than their length, which must not hide it."""
+    common, samples = 4 * normal(99, WIDTH), []
+    for seed in range(200):
+        x = np.float32(common + 0.03 * normal(seed, 8, WIDTH))
+        if numpy_cluster(x)[1] > 2e-6:
+            samples.append(x)
+    assert len(samples) > 10
+    x = np.pad(np.stack(samples), ((0, 0), (0, padded), (0, 0)))
+    labels, _ = cluster(x, np.full(len(x), 8))
+    assert labels[:, :8].tolist() == [numpy_cluster(sample)[0] for sample in samples]
+
+
 def test_clusters_are_ordered_by_decreasing_score():
     """Three tight groups: the score of a centre depends on its distance to a denser token."""
     spread = np.array([0.0, 0.1, 0.25])

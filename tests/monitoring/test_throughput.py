@@ -81,6 +81,7 @@ def test_peak_flops_by_kind_and_precision():
     two = [device("NVIDIA A100-SXM4-80GB"), device("NVIDIA H100 80GB HBM3")]
     assert throughput.peak_flops(two, "bfloat16") == 312e12 + 989e12
     assert throughput.peak_flops(two, "float32") == 156e12 + 494e12
+    assert throughput.peak_flops(two, "float64") is None
     assert (
         throughput.peak_flops([*two, device("NVIDIA H100 80GB HBM3 MIG 1g.10gb")], "bfloat16")
         is None
