@@ -149,9 +149,7 @@ def test_float32_compares_means_of_quarters(tmp_path):
     assert list(runs.greatest_error["PyTorch float32"]) == [2, 5, 10, 20, 40]
     assert runs.greatest_error["PyTorch float32"][20] == 0.002  # as recorded
     assert runs.greatest_error["JAX float32"][2] < 1e-5
-    assert runs.quarters["PyTorch float64"] == pytest.approx(
-        runs.quarters["JAX float32"], rel=0.03
-    )
+    assert runs.quarters["PyTorch float64"] == pytest.approx(runs.quarters["JAX float32"], rel=0.03)
     for text in ("float32 cannot follow a curve", "PyTorch float32", "not judged in float32"):
         assert text in result.text
     curve = load_run()[0]["loss/curve"][:40].copy()

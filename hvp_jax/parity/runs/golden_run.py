@@ -196,6 +196,9 @@ def _check_metadata(metadata: dict[str, Any], config: ClipConfig) -> None:
     taps, layers = metadata["layers_zero_based"], config.vision_layers
     if not _is_list_of_ints(taps) or sorted({x for x in taps if 0 <= x < layers}) != taps:
         raise DataError(f"its JSON: layers_zero_based is {taps}; the layers are 0 to {layers - 1}")
+    for key in ("optimizer", "normalisation"):
+        if not isinstance(metadata.get(key, {}), dict):
+            raise DataError(f"its JSON: {key} is not an object")
     for key in OPTIMIZER:
         value = metadata["optimizer"].get(key)
         if not _is_number(value):
