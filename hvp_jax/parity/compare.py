@@ -39,6 +39,14 @@ class NotCompared(ArrayResult):
     reason: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NotJudged(ArrayResult):
+    """The errors are shown, and are no reason to fail."""
+
+    ok: bool = True
+    reason: str
+
+
 def tolerance_kind(name: str) -> str:
     if name.startswith("grad"):
         return "gradient"
@@ -99,10 +107,13 @@ def table(rows: list[ArrayResult], precision: str) -> str:
             for error in (row.absolute, row.relative)
         )
         lines.append(f"{row.name:<{width}}  {errors}  {getattr(row, 'reason', 'ok')}")
-    failed = sum(not row.ok for row in rows)
-    worst = max((row.relative or 0 for row in rows), default=0)
-    lines.append(
-        f"{len(rows)} arrays in {precision}: {len(rows) - failed} equal, {failed} not; "
+    judged = [row for row in rows if not isinstance(row, NotJudged)]
+    failed = sum(not row.ok for row in judged)
+    worst = max((row.relative or 0 for row in judged), default=0)
+    summary = (
+        f"{len(judged)} arrays in {precision}: {len(judged) - failed} equal, {failed} not; "
         f"greatest relative error {worst:.2e} (of the array's greatest magnitude)"
     )
-    return "\n".join(lines)
+    if len(judged) < len(rows):
+        summary += f"; {len(rows) - len(judged)} arrays are not judged"
+    return "\n".join([*lines, summary])

@@ -114,7 +114,6 @@ def test_a_run_knows_its_parts():
     assert batch.video.shape == (8, 4, 48, 48, 3) and batch.video.dtype == np.uint8
     for whole, part in zip(batch, half, strict=True):
         np.testing.assert_array_equal(whole[4:], part)
-    short = run.arrays["data/video_frames"][
-        run.arrays["data/clip_of_caption"][run.arrays["batches"][2]]
-    ]
+    clips = run.arrays["data/clip_of_caption"][run.arrays["batches"][2]]
+    frames = run.arrays["data/video_frames"][clips]
     assert batch.video_mask.sum(axis=1).tolist() == frames.tolist()

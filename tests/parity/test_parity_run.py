@@ -145,6 +145,7 @@ def test_float32_compares_means_of_quarters(tmp_path):
     assert result.ok and result.judged_steps == 0
     judged = [row.name for row in result.arrays if not isinstance(row, compare.NotJudged)]
     assert judged == ["lr_factor", *(f"{name}, means of quarters" for name in compare.QUARTERS)]
+    assert result.compared == 5 and "are not judged" in result.text
     runs = result.float32
     assert list(runs.greatest_error["PyTorch float32"]) == [2, 5, 10, 20, 40]
     assert runs.greatest_error["PyTorch float32"][20] == 0.002  # as recorded

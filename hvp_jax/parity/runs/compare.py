@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from hvp_jax.parity.compare import ArrayResult, NotCompared, compare_within
+from hvp_jax.parity.compare import ArrayResult, NotCompared, NotJudged, compare_within
 from hvp_jax.parity.golden import json_metrics
 from hvp_jax.parity.runs.golden_run import CURVES, GoldenRun
-from hvp_jax.parity.runs.report import CurveOut, Float32Runs, NotJudged, RunReport
+from hvp_jax.parity.runs.report import CurveOut, Float32Runs, RunReport
 
 # In float64, relative to the greatest magnitude of the array; of scores, absolute.
 TOLERANCE = {
@@ -68,7 +68,7 @@ def compare_run(
         devices=devices,
         steps=run.steps,
         judged_steps=run.stable_steps if precision == "float64" else 0,
-        compared=len(rows),
+        compared=sum(not isinstance(row, NotJudged) for row in rows),
         failed=failed,
         first_out=out,
         greatest_errors=_greatest_errors(rows),

@@ -7,14 +7,6 @@ from hvp_jax.parity.report import ParityReport
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NotJudged(ArrayResult):
-    """The errors are shown, and are no reason to fail."""
-
-    ok: bool = True
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class CurveOut(OverTolerance):
     """A curve over tolerance, and the first step, counted from 1, where it is."""
 
