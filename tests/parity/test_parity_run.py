@@ -154,10 +154,10 @@ def test_float32_compares_means_of_quarters(tmp_path):
     for text in ("float32 cannot follow a curve", "PyTorch float32", "not judged in float32"):
         assert text in result.text
     curve = load_run()[0]["loss/curve"][:40].copy()
-    curve[10:20] *= 1.06
+    curve[10:20] *= 1.1
     path = write_run(tmp_path / "run.npz", 40, {"loss/curve": curve})
-    computed = {name: x for name, x in golden_run.open_run(RUN, *load_run()).expected.items()}
-    with mock.patch.object(replay, "replay", lambda *_: {k: x[:40] for k, x in computed.items()}):
+    recorded = {name: x[:40] for name, x in load_run()[0].items() if name in golden_run.CURVES}
+    with mock.patch.object(replay, "replay", lambda *_: recorded):
         assert parity.run(path, precision="float32").failed == ["loss/curve, means of quarters"]
 
 
