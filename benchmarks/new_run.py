@@ -62,7 +62,8 @@ def make_run(args: argparse.Namespace) -> GoldenRun:
             train, test = _decoded_clips(args, root)
     model = HVPNet(config, taps, stages=STAGES)
     params = jax.jit(init_params, static_argnums=(0, 1))(model, args.seed)
-    arrays = {f"state/{k}": np.float32(x) for k, x in torch_params.to_torch(params).items()}
+    state = torch_params.to_torch(params)
+    arrays = {f"state/{name}": np.asarray(x, np.float32) for name, x in state.items()}
     arrays |= _video_arrays([*train, *test], args.frames)
     arrays |= _text_arrays([clip for clip, _ in (*train, *test)], args.words)
     count = sum(len(clip.captions) for clip, _ in train)  # of the training captions
@@ -141,7 +142,8 @@ def decode(clips: Sequence[Clip], args: argparse.Namespace, count: int, root: st
     """The first `count` clips of a split whose frames differ and that lack at most one frame."""
     lengths = (args.frames, max(1, args.frames - 1))
     full, short = (FileFrames(clips, args.image_size, length) for length in lengths)
-    split, decoded, dropped = clips[0].split, [], 0
+    decoded: Decoded = []
+    split, dropped = clips[0].split, 0
     with tqdm(total=count, desc=f"decoding {split}", unit="clip", leave=False) as progress:
         for clip in clips:
             source = short if len(decoded) % SHORT_EVERY == SHORT_EVERY - 1 else full

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import UsageError, UserError
 
+INTERRUPTED = 130  # exit status after Ctrl-C
 LEAST_STEPS = 4  # so that a quarter of a run has a step
 SIZES = {  # flag: default, help
     "steps": (60, "updates, and length of the schedule"),
@@ -57,7 +58,7 @@ def _positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
         return value
 
-    parse.__name__ = f"{number.__name__}"  # argparse prints it
+    parse.__name__ = number.__name__  # argparse prints it
     return parse
 
 
@@ -104,7 +105,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     # Imported here so that mistakes in the flags are reported at once.
-    import torch
+    try:
+        import torch
+    except ImportError:
+        raise UsageError("needs PyTorch; install it (requirements-torch.txt)") from None
 
     from benchmarks import new_run, recording, torch_run
 
@@ -136,8 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr, flush=True)
-        return 130
+        return INTERRUPTED
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the processes that render clips import this file too
+    exit_status = main()
+    if exit_status == INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(exit_status)  # an ordinary exit crashes if JAX is compiling in a thread
+    sys.exit(exit_status)

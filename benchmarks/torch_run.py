@@ -172,10 +172,11 @@ def _score_matrix(run: GoldenRun, state: State, model: Model) -> np.ndarray:
     _, first = np.unique(run.test_targets(), return_index=True)  # the caption paired with a clip
     paired_weights = torch.cat([text.word_weights for text in texts])[first]
     columns = []
-    for video, weights in zip(videos, paired_weights.split(EVAL_BATCH), strict=True):
-        tables = [
-            sum(sum(scores(text, video, tap, weights)) for tap in range(len(model.taps)))
-            for text in texts
-        ]
-        columns.append(torch.cat(tables))
+    for clips, weights in zip(videos, paired_weights.split(EVAL_BATCH), strict=True):
+        rows_of_clips = []
+        for text in texts:
+            by_tap = [scores(text, clips, tap, weights) for tap in range(len(model.taps))]
+            tables = torch.stack([table for tables in by_tap for table in tables])
+            rows_of_clips.append(tables.sum(dim=0))
+        columns.append(torch.cat(rows_of_clips))
     return torch.cat(columns, dim=1).numpy()
