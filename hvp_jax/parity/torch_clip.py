@@ -1,7 +1,8 @@
 """CLIP's two towers in PyTorch, as functions of tensors named as in the original's checkpoint.
 
 `parity --source` compares their hidden states with the model's; `benchmarks/torch_hvpnet.py`
-trains them. Requires PyTorch; hence no other module imports this file at the top.
+and `benchmarks/torch_run.py` train them. They compute in the type of the tensors. Requires
+PyTorch; hence no other module imports this file at the top.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,15 +38,23 @@ def tower(
     activation: str,
     causal: bool,
     layers: Sequence[int],
+    mask: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """[N, S, width] -> the same after each of `layers`, ascending and counted from 1."""
+    """[N, S, width] -> the same after each of `layers`, ascending and counted from 1.
+
+    `mask` [N, S] bool: the tokens that are attended to; None: all.
+    """
+    attend = None
+    if mask is not None:
+        attend = mask[:, None, None, :].expand(-1, 1, x.shape[1], -1)  # [N, 1, S, S]
+        attend, causal = attend.tril() if causal else attend, False
     hidden = []
     for i in range(layers[-1]):
         block = f"{name}.resblocks.{i}"
         y = layer_norm(x, state, f"{block}.ln_1")
         y = F.linear(y, state[f"{block}.attn.in_proj_weight"], state[f"{block}.attn.in_proj_bias"])
         query, key, value = split_heads(y, 3, heads)
-        y = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=attend, is_causal=causal)
         x = x + linear(y.transpose(1, 2).reshape(x.shape), state, f"{block}.attn.out_proj")
         y = linear(layer_norm(x, state, f"{block}.ln_2"), state, f"{block}.mlp.c_fc")
         x = x + linear(ACTIVATIONS[activation](y), state, f"{block}.mlp.c_proj")
@@ -77,10 +86,21 @@ def encode_image(
 
 
 def encode_text(
-    ids: torch.Tensor, state: State, config: ClipConfig, layers: Sequence[int]
+    ids: torch.Tensor,
+    state: State,
+    config: ClipConfig,
+    layers: Sequence[int],
+    *,
+    mask: torch.Tensor | None = None,
 ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Ids [N, W] without padding -> hidden states [N, W, width] after each of `layers`, words
-    [N, W, embed] of the last, and sentence [N, embed], the word at the greatest id."""
+    """Ids [N, W] -> hidden states [N, W, width] after each of `layers`, words [N, W, embed] of
+    the last, and sentence [N, embed], the word at the greatest id.
+
+    `mask` [N, W] bool: the words that are no padding; None: all.
+    """
+    if mask is not None:
+        # The first word is never masked, so that the softmax of an empty caption is not 0/0.
+        mask = mask | (torch.arange(ids.shape[1], device=ids.device) == 0)
     x = F.embedding(ids, state["clip.token_embedding.weight"])
     hidden = tower(
         x + state["clip.positional_embedding"][: ids.shape[1]],
@@ -90,6 +110,7 @@ def encode_text(
         activation=config.activation,
         causal=True,
         layers=layers,
+        mask=mask,
     )
     words = layer_norm(hidden[-1], state, "clip.ln_final") @ state["clip.text_projection"]
     return hidden, words, words[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]
