@@ -11,9 +11,11 @@ from benchmarks import torch_run
 from data.errors import DataError, UsageError
 from hvp_jax.monitoring import json_files
 from hvp_jax.parity.golden import METRIC_GROUPS, load_golden
-from hvp_jax.parity.runs import golden_run, report
+from hvp_jax.parity.runs import compare as compare_runs
+from hvp_jax.parity.runs import golden_run
+from hvp_jax.parity.runs.compare import WINDOWS, quarters
 from hvp_jax.parity.runs.golden_run import CURVES, GoldenRun
-from hvp_jax.parity.runs.report import FLOAT32_QUARTERS, QUARTERS, WINDOWS, RunReport
+from hvp_jax.parity.runs.report import RunReport
 
 PERTURBATION = 1e-12  # of the weights of the second run, relative
 STABLE = 1e-6  # of the greatest loss: while the second run is closer, rounding has no effect
@@ -63,7 +65,7 @@ def check_output(path: Path) -> None:
 def compare(run: GoldenRun) -> tuple[RunReport, torch_run.Arrays]:
     """The report of a replay in float64, and what the replay computed."""
     computed = torch_run.replay(run, torch.float64)
-    return report.compare_run(
+    return compare_runs.compare_run(
         run, computed, "float64", parallel="PyTorch twin", devices=1
     ), computed
 
@@ -82,10 +84,12 @@ def record(path: Path, run: GoldenRun, computed: torch_run.Arrays) -> str:
     perturbed = torch_run.record(
         run, torch.float64, {}, evaluate=False, perturbation=PERTURBATION, label="perturbed"
     )["loss/curve"]
-    in_float32 = torch_run.record(run, torch.float32, {}, evaluate=False, label="float32")
-    float32 = in_float32["loss/curve"]
+    float32 = torch_run.record(run, torch.float32, {}, evaluate=False, label="float32")[
+        "loss/curve"
+    ]
     if not (np.isfinite(curve).all() and np.isfinite(float32).all()):
         raise DataError("the loss is not finite; lower --learning_rate")
+    means = {"float64": quarters(curve), "float32": quarters(float32)}
     out = np.flatnonzero(_error(perturbed, curve) > STABLE)
     stable = int(out[0]) if len(out) else run.steps
     inputs = {name: x for name, x in run.arrays.items() if name not in run.expected}
@@ -104,16 +108,15 @@ def record(path: Path, run: GoldenRun, computed: torch_run.Arrays) -> str:
             "how": MEASURED,
             "float64_perturbed": _greatest_errors(perturbed, curve),
             "float32": _greatest_errors(float32, curve),
-            "mean_loss_of_quarters": {"float64": _quarters(curve), "float32": _quarters(float32)},
+            "mean_loss_of_quarters": {name: x.tolist() for name, x in means.items()},
         },
     }
     _write(path, inputs | curves | after | scores, metadata)
-    means = max(_error_of_quarters(in_float32[name], computed[name]) for name in QUARTERS)
     return (
         f"{path}: {run.steps} steps, loss {curve[0]:.4g} to {curve[-1]:.4g}; rounding has no "
         f"effect in the first {stable}\nin float32 the loss leaves it by "
-        f"{_error(float32, curve).max():.1e}, and means over quarters by {means:.1%}: if that is "
-        f"near {FLOAT32_QUARTERS:.0%}, `parity --precision=float32` may fail by rounding alone"
+        f"{_error(float32, curve).max():.1e}, and its means over quarters by "
+        f"{_error(means['float32'], means['float64']).max():.1%}"
     )
 
 
@@ -125,14 +128,6 @@ def _greatest_errors(curve: np.ndarray, golden: np.ndarray) -> dict[str, float]:
     """Number of leading steps -> greatest error in them."""
     windows = [n for n in WINDOWS if n < len(golden)] + [len(golden)]
     return {str(n): float(_error(curve, golden)[:n].max()) for n in windows}
-
-
-def _quarters(curve: np.ndarray) -> list[float]:
-    return [float(part.mean()) for part in np.array_split(curve, 4)]
-
-
-def _error_of_quarters(curve: np.ndarray, golden: np.ndarray) -> float:
-    return _error(np.array(_quarters(curve)), np.array(_quarters(golden))).max()
 
 
 def _metrics(computed: torch_run.Arrays) -> dict[str, dict[str, float]]:

@@ -28,7 +28,8 @@ def shortened(steps: int) -> tuple[dict[str, np.ndarray], dict]:
     kept = {name: x[:steps] if name in curves else x for name, x in arrays.items()}
     kept = {k: x for k, x in kept.items() if not k.startswith(("eval/", *late))}
     metadata = {k: v for k, v in metadata.items() if not k.startswith("metrics_")}
-    return kept, metadata | {"stable_steps": steps}
+    measured = {k: v for k, v in metadata["measured"].items() if k != "mean_loss_of_quarters"}
+    return kept, metadata | {"stable_steps": steps, "measured": measured}
 
 
 def open_shortened(steps: int) -> GoldenRun:

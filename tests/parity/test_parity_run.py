@@ -10,6 +10,7 @@ import pytest
 
 from hvp_jax.cli import parity
 from hvp_jax.parallel.partitioner import Partitioner
+from hvp_jax.parity.compare import NotJudged
 from hvp_jax.parity.runs import compare, golden_run, replay
 from hvp_jax.training import optimizer
 from tests.helpers.command import ROOT, run_command
@@ -143,9 +144,9 @@ def test_float32_compares_means_of_quarters(tmp_path):
     path = write_run(tmp_path / "run.npz", 40)
     result = parity.run(path, precision="float32")
     assert result.ok and result.judged_steps == 0
-    judged = [row.name for row in result.arrays if not isinstance(row, compare.NotJudged)]
-    assert judged == ["lr_factor", *(f"{name}, means of quarters" for name in compare.QUARTERS)]
-    assert result.compared == 5 and "are not judged" in result.text
+    judged = [row.name for row in result.arrays if not isinstance(row, NotJudged)]
+    assert judged == ["lr_factor", "loss/curve, means of quarters"]
+    assert result.compared == 2 and "are not judged" in result.text
     runs = result.float32
     assert list(runs.greatest_error["PyTorch float32"]) == [2, 5, 10, 20, 40]
     assert runs.greatest_error["PyTorch float32"][20] == 0.002  # as recorded
@@ -159,6 +160,11 @@ def test_float32_compares_means_of_quarters(tmp_path):
     recorded = {name: x[:40] for name, x in load_run()[0].items() if name in golden_run.CURVES}
     with mock.patch.object(replay, "replay", lambda *_: recorded):
         assert parity.run(path, precision="float32").failed == ["loss/curve, means of quarters"]
+        # If PyTorch's own float32 run is as far from its float64 run, nothing is proven.
+        means = compare.quarters(recorded["loss/curve"]).tolist()
+        measured = {"measured": {"mean_loss_of_quarters": {"float32": means}}}
+        path = write_run(tmp_path / "run.npz", 40, {"loss/curve": curve}, measured)
+        assert parity.run(path, precision="float32").ok
 
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map", "fsdp"])

@@ -139,6 +139,11 @@ def _scores(
 def _round_to_float16(next_function, args, kwargs, context):
     """Rounds the output of both towers to float16, as the original's evaluation stores it."""
     outputs = next_function(*args, **kwargs)
-    if isinstance(context.module, VisionTransformer | TextTransformer):
-        return jax.tree.map(lambda x: x.astype(jnp.float16).astype(x.dtype), outputs)
-    return outputs
+    if not isinstance(context.module, VisionTransformer | TextTransformer):
+        return outputs
+
+    def round_features(x: jax.Array) -> jax.Array:
+        # PyTorch rounds float64 to float32 first, which can change the last bit.
+        return x.astype(jnp.float32).astype(jnp.float16).astype(x.dtype)
+
+    return jax.tree.map(round_features, outputs)
