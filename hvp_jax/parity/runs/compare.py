@@ -20,9 +20,9 @@ TOLERANCE = {
     "eval/": 1e-5,
     "metrics": 0.0,
 }
-# In float32 rounding moves tokens to other clusters, and two runs of the same program part. Only the
-# schedule is compared, and means of the loss over quarters of the run: within this tolerance, of
-# the greatest mean, or twice the error of PyTorch's own float32 run.
+# In float32 rounding moves tokens to other clusters, and two runs of the same program part. Only
+# the schedule is compared, and means of the loss over quarters of the run: within this tolerance,
+# of the greatest mean, or twice the error of PyTorch's own float32 run.
 FLOAT32_QUARTERS = 0.03
 FLOAT32_LR_FACTOR = 1e-6
 WINDOWS = (2, 5, 10, 20, 50, 100, 200)  # leading steps whose greatest error is shown in float32
