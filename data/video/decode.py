@@ -1,11 +1,12 @@
 """Decodes clips: the sampled frames of a video as square images.
 
 A file is read twice, with at most one decoded frame in memory: first the packets without
-decoding, since the frame counts in headers are often wrong or absent; then the frames, up to
-the last one that is wanted.
+decoding, since the frame counts in headers are often wrong or absent; then the frames that are
+wanted, each from the access point before it, or all of them up to the last one that is wanted.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -14,11 +15,14 @@ import av
 import numpy as np
 from PIL import Image
 
+from data.video import seeking
 from data.video.file_faults import unreadable
-from data.video.timeline import frame_positions, frames_at, read_timeline, require_within
+from data.video.timeline import Timeline, frames_of_clip, read_timeline, require_within
 
 # Only these decoders read the second image in which a WebM file keeps its alpha channel.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+KEPT_TIMELINES = 64  # a long file's takes a megabyte
 
 UPRIGHT = False, 1, 1  # the orientation of a frame that is shown as it is stored
 
@@ -48,19 +52,17 @@ def read_frames(
     """The frames at `frame_positions` as uint8 RGB [n, size, size, 3], n <= max_frames.
 
     With a variable frame rate, a position means the frame shown at the time
-    position / mean rate. A frame that does not decode is replaced by the last good frame
+    position / mean rate; `start` and `end` are times on the clock of a player. A frame that does not decode is replaced by the last good frame
     before it, or by the first good frame if there is none before. Frames are rotated as the
     file specifies, transparency is blended over black, and pixels are taken to be square.
 
-    Raises DataError if nothing decodes, or if `start` is beyond the end of the video.
+    Raises DataError if nothing decodes, or if the clip is beyond the end of the video.
     """
-    with open_video(path) as (container, stream):
-        timeline = read_timeline(path, container, stream)
-    require_within(path, timeline, start)
-    positions = frame_positions(timeline.num_frames, timeline.fps, max_frames, start=start, end=end)
-    numbers = frames_at(timeline, positions)
-    frames = None
-    if timeline.pts_match and timeline.pts is not None:
+    timeline = timeline_of(path)
+    require_within(path, timeline, start, end)
+    numbers = frames_of_clip(timeline, max_frames, start, end)
+    frames = _pick_by_seeking(path, size, timeline, numbers)
+    if frames is None and timeline.pts_match and timeline.pts is not None:
         frames = _pick_frames(path, size, timeline.pts[numbers].tolist(), by_pts=True)
     if frames is None:
         frames = _pick_frames(path, size, numbers, by_pts=False)
@@ -69,15 +71,71 @@ def read_frames(
     return np.stack(frames)
 
 
-def probe(path: str, start: float | None = None) -> None:
-    """Decodes the first frame; raises DataError if none decodes or `start` is beyond the end."""
+def timeline_of(path: str) -> Timeline:
+    """The timeline of a file; those of the last files are kept, for their other clips."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        status = None  # opening it says why
+    if status is None or not status.st_size:
+        with open_video(path) as (container, stream):
+            return read_timeline(path, container, stream)
+    return _timeline_of_version(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=KEPT_TIMELINES)
+def _timeline_of_version(path: str, size: int, mtime_ns: int) -> Timeline:
+    del size, mtime_ns  # a file that has changed is read again
+    with open_video(path) as (container, stream):
+        return read_timeline(path, container, stream)
+
+
+def probe(path: str, start: float | None = None, end: float | None = None) -> None:
+    """Decodes the first frame; raises DataError if none decodes or the clip is beyond the end."""
     with open_video(path) as (container, stream):
         if (first := next(_decode_frames(container, stream), None)) is None:
             raise unreadable(path, "no frame decodes")
         render_frame(first, read_orientation(first), 1)
-    if start is not None:
+    if start is not None or end is not None:
+        require_within(path, timeline_of(path), start, end)
+
+
+def _pick_by_seeking(
+    path: str, size: int, timeline: Timeline, numbers: list[int]
+) -> list[np.ndarray] | None:
+    """The frames with these numbers, rising; None if the file has to be decoded from its start."""
+    frames: dict[int, np.ndarray] = {}
+    try:
+        runs = seeking.plan_runs(timeline, numbers)
         with open_video(path) as (container, stream):
-            require_within(path, read_timeline(path, container, stream), start)
+            decoder, orientation = create_decoder(stream), None
+            for run in runs:
+                for number, frame in decode_run(container, stream, decoder, timeline, run):
+                    orientation = orientation or read_orientation(frame)
+                    frames[number] = render_frame(frame, orientation, size)
+    except seeking.NotTrusted:
+        return None
+    return [frames[number] for number in numbers]
+
+
+def decode_run(
+    container: Any, stream: Any, decoder: Any, timeline: Timeline, run: seeking.Run
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The numbers and the frames of a run. Raises NotTrusted if something does not decode."""
+    assert timeline.packets is not None and timeline.pts is not None
+    wanted = {int(timeline.pts[number]): number for number in run.numbers}
+    packets = seeking.packets_of_run(container, stream, timeline.packets, run.first)
+    while wanted:
+        try:
+            frames = decoder.decode(next(packets))
+        except (av.FFmpegError, StopIteration):
+            raise seeking.NotTrusted from None
+        for frame in frames:
+            if frame.is_corrupt:
+                raise seeking.NotTrusted
+            number = wanted.pop(frame.pts, None)
+            if number is not None:
+                yield number, frame
 
 
 def _pick_frames(path: str, size: int, wanted: list[int], by_pts: bool) -> list[np.ndarray] | None:

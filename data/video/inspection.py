@@ -9,19 +9,14 @@ import hashlib
 import os
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 
 from data.errors import DataError
 from data.video import decode, strict_decode
 from data.video.file_faults import fault_of_file, reason_of_content
 from data.video.strict_decode import Decoded
-from data.video.timeline import (
-    Timeline,
-    frame_positions,
-    frames_at,
-    read_timeline,
-    require_within,
-)
+from data.video.timeline import Timeline, frames_of_clip, require_within
 
 SIZE = 32  # of the frames that are compared
 BLACK = 8  # of 255: no pixel of a black frame is brighter
@@ -97,7 +92,7 @@ def decode_checked(request: DecodeRequest) -> np.ndarray | str:
         (numbers,) = file.numbers
         if isinstance(numbers, str):
             return numbers
-        if fault := _faults(file, numbers)[0]:
+        if fault := _faults(file, numbers, request.end)[0]:
             return fault
         decoded = file.decoded
         frames = [decoded.frames[n] for n in numbers if n in decoded.frames]
@@ -120,22 +115,22 @@ class _DecodedFile(NamedTuple):
 
 
 def _decode_file(job: FileJob, size: int) -> _DecodedFile:
+    timeline = decode.timeline_of(job.path)
     with decode.open_video(job.path) as (container, stream):
-        timeline = read_timeline(job.path, container, stream)
         promised = _promised_frames(container, stream, timeline)
     numbers: list[list[int] | str] = []
     for start, end in job.segments:
         try:
-            require_within(job.path, timeline, start)
+            require_within(job.path, timeline, start, end)
         except DataError as error:
             numbers.append(_reason(error, job.path))
             continue
-        positions = frame_positions(
-            timeline.num_frames, timeline.fps, job.max_frames, start=start, end=end
-        )
-        numbers.append(frames_at(timeline, positions))
+        numbers.append(frames_of_clip(timeline, job.max_frames, start, end))
     wanted = sorted({n for of_clip in numbers if isinstance(of_clip, list) for n in of_clip})
-    decoded = strict_decode.decode(job.path, timeline, wanted, size)
+    # What is used is checked: of stretches, only what they need, if all of that is sound.
+    whole = any(start is None or end is None for start, end in job.segments)
+    decoded = None if whole else strict_decode.decode_parts(job.path, timeline, wanted, size)
+    decoded = decoded or strict_decode.decode(job.path, timeline, wanted, size)
     return _DecodedFile(timeline, promised, decoded, numbers)
 
 
@@ -150,8 +145,9 @@ def _promised_frames(container: Any, stream: Any, timeline: Timeline) -> int:
         return 0
     duration = _parse_clock(stream.metadata.get("DURATION", ""))
     if not duration and len(container.streams) == 1:
-        duration = container.duration / 1e6
-    return round(duration * timeline.fps)
+        duration = container.duration / av.time_base
+    # A duration in the header is the time at which the last frame ends.
+    return round((duration - timeline.first_pts) * timeline.fps)
 
 
 def _parse_clock(text: str) -> float:
@@ -176,25 +172,26 @@ def _inspect_segments(job: FileJob) -> tuple[SegmentReport, ...]:
 def _inspect_segment(
     file: _DecodedFile, numbers: list[int], start: float | None, end: float | None
 ) -> SegmentReport:
-    duration = file.timeline.duration
+    timeline = file.timeline
     decoded = file.decoded.frames
     frames = [decoded[n] for n in numbers if n in decoded]
     black = sum(int(frame.max()) <= BLACK for frame in frames)
     digest = ""
     if black < len(frames):
         digest = hashlib.sha256(np.stack(frames).tobytes()).hexdigest()
-    fault, damage = _faults(file, numbers)
+    fault, damage = _faults(file, numbers, end)
+    first, last = max(start or 0.0, timeline.offset), min(timeline.end, end or timeline.end)
     return SegmentReport(
         fault=fault,
         damage=damage,
-        seconds=min(duration, end or duration) - (start or 0.0),
+        seconds=last - first,
         frames=len(numbers),
         black=black,
         digest=digest,
     )
 
 
-def _faults(file: _DecodedFile, numbers: list[int]) -> tuple[str, str]:
+def _faults(file: _DecodedFile, numbers: list[int], end: float | None) -> tuple[str, str]:
     """Why a clip of the frames `numbers` is bad, or which damage is tolerable; "" for none."""
     intact, present, promised = file.decoded.intact, file.decoded.num_frames, file.promised
     if promised <= present + 1:  # headers may or may not count the last frame's own time
@@ -210,5 +207,7 @@ def _faults(file: _DecodedFile, numbers: list[int]) -> tuple[str, str]:
         faults.append(f"{damaged} of its {file.timeline.num_frames} frames are damaged")
     text = "; ".join(faults)
     missing = (promised - present) / promised if promised else 0.0
+    if end is not None and end <= file.timeline.end:
+        missing = 0.0  # what the file lacks is behind the clip
     share = max(damaged / file.timeline.num_frames, missing)
     return (text, "") if lost or share > TOLERATED else ("", text)

@@ -13,8 +13,18 @@ import av
 import numpy as np
 
 from data.errors import DataError
-from data.video.decode import create_decoder, open_video, read_orientation, render_frame
+from data.video.decode import (
+    create_decoder,
+    decode_run,
+    open_video,
+    read_orientation,
+    render_frame,
+)
+from data.video.seeking import NotTrusted, plan_runs
 from data.video.timeline import Timeline
+
+
+STRICT = {"err_detect": "explode"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,31 @@ def decode(path: str, timeline: Timeline, numbers: Sequence[int], size: int) -> 
     decoded = _decode(path, timeline, numbers, size)
     assert decoded is not None  # frames that are counted always rise
     return decoded
+
+
+def decode_parts(
+    path: str, timeline: Timeline, numbers: Sequence[int], size: int
+) -> Decoded | None:
+    """Decodes only what the frames with these `numbers` need; None unless all of it is sound."""
+    frames: dict[int, np.ndarray] = {}
+    try:
+        runs = plan_runs(timeline, numbers)
+        with open_video(path) as (container, stream):
+            decoder, orientation = create_decoder(stream), None
+            decoder.options = STRICT
+            for run in runs:
+                for number, frame in decode_run(container, stream, decoder, timeline, run):
+                    orientation = orientation or read_orientation(frame)
+                    frames[number] = render_frame(frame, orientation, size)
+    except NotTrusted:
+        return None
+    return Decoded(
+        frames=frames,
+        intact=np.ones(timeline.num_frames, bool),
+        damaged=False,
+        num_frames=_count_frames(stream, timeline, timeline.num_frames),
+        by_pts=True,
+    )
 
 
 def _decode(
@@ -124,7 +159,7 @@ class _PacketLog:
 def _decode_strictly(container: Any, stream: Any, log: _PacketLog) -> Iterator[av.VideoFrame]:
     """All frames that decode without error concealment."""
     decoder = create_decoder(stream)
-    decoder.options = {"err_detect": "explode"}
+    decoder.options = STRICT
     packets = container.demux(stream)
     while True:
         try:
