@@ -13,8 +13,9 @@ from hvp_jax.monitoring import json_files
 from hvp_jax.parity.golden import METRIC_GROUPS, load_golden
 from hvp_jax.parity.runs import compare as compare_runs
 from hvp_jax.parity.runs import golden_run
+from hvp_jax.parity.runs.checks import CURVES
 from hvp_jax.parity.runs.compare import WINDOWS, quarters
-from hvp_jax.parity.runs.golden_run import CURVES, GoldenRun
+from hvp_jax.parity.runs.golden_run import GoldenRun
 from hvp_jax.parity.runs.report import RunReport
 
 PERTURBATION = 1e-12  # of the weights of the second run, relative

@@ -53,12 +53,6 @@ class MemoryResult(BenchResult):
     repeats: int
 
 
-def simulate_devices(count: int = DEVICES) -> None:
-    """Splits the CPU into `count` devices. Has no effect once JAX has initialised its devices."""
-    if getattr(jax.config, "jax_num_cpu_devices") < count:  # noqa: B009 - an undeclared attribute
-        jax.config.update("jax_num_cpu_devices", count)
-
-
 def some_devices(count: int = DEVICES) -> list[jax.Device]:
     """`count` real devices, or else simulated ones. Raises UsageError if there are too few."""
     for devices in (jax.devices(), jax.devices("cpu")):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data.errors import UsageError
 from hvp_jax.bench.input import bench_input
-from hvp_jax.bench.memory import bench_memory, simulate_devices
+from hvp_jax.bench.memory import bench_memory
 from hvp_jax.bench.plan import bench_plan
 from hvp_jax.bench.result import BenchResult
 from hvp_jax.bench.similarity import bench_similarity
@@ -15,6 +16,7 @@ from hvp_jax.config.precision import enable_float64
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.monitoring import json_files
+from hvp_jax.parallel.simulated import simulate_devices
 from hvp_jax.weights import initial
 
 PARTS: dict[str, Callable[[ConfigDict, HVPNet], BenchResult]] = {
@@ -30,6 +32,8 @@ SIMULATED_DEVICES = {"memory": 8, "plan": 16}
 
 def run(config: ConfigDict, workdir: Path | None = None) -> BenchResult:
     """Runs the part that `config.bench` names; writes bench_PART.json to a workdir if given."""
+    if config.bench == "plan" and config.precision == "float64":
+        raise UsageError("config.bench=plan has no rates for config.precision=float64")
     if config.bench in SIMULATED_DEVICES:
         simulate_devices(SIMULATED_DEVICES[config.bench])
     enable_float64(config)

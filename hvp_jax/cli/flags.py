@@ -65,7 +65,7 @@ DTYPES = ("float64", "float32")
 PARALLEL = flag(
     "--parallel",
     "KIND",
-    "replay a run on all devices by %(choices)s; without it, on one",
+    "replay a run on 8 simulated devices by %(choices)s; without it, on one",
     choices=("pmap", "shard_map", "fsdp"),
 )
 PLOT_DIR = flag("--workdir", "DIR", "the folder for a plot of both curves of a run", path)

@@ -16,7 +16,7 @@ class ThroughputMeter:
     """Measures throughput between calls of `measure`, the first time from its creation at `step`.
 
     `examples_per_step` and `flops_per_step` are totals over all `devices`, whose peak is that of
-    products in `precision` ("float32" or "bfloat16"). Time in `paused` does not count. Steps run
+    products in `precision`. Time in `paused` does not count. Steps run
     asynchronously, so call `measure` only after the metrics of its step have been fetched.
     """
 

@@ -68,7 +68,15 @@ def compare_arrays(
 ) -> ArrayResult:
     """Compares with the tolerance of the array's kind; integers and booleans must be equal."""
     limit = 0.0 if golden.dtype.kind in "iub" else tolerance[tolerance_kind(name)]
+    if computed is not None:
+        computed = subsample(np.asarray(computed), golden.shape)
     return compare_within(name, golden, computed, limit)
+
+
+def relative_error(golden: np.ndarray, computed: np.ndarray) -> np.ndarray:
+    """Absolute differences over the golden array's greatest magnitude, unless that is 0."""
+    difference = np.abs(computed.astype(np.float64) - golden.astype(np.float64))
+    return difference / (float(np.abs(golden.astype(np.float64)).max(initial=0.0)) or 1.0)
 
 
 def compare_within(
@@ -84,14 +92,12 @@ def compare_within(
     if computed is None:
         reason = "not compared: the model does not compute it"
         return NotCompared(name=name, shape=shape, reason=reason)
-    computed = subsample(np.asarray(computed), shape)
+    computed = np.asarray(computed)
     if computed.shape != shape:
         reason = f"the model's array has shape {list(computed.shape)}"
         return NotCompared(name=name, shape=shape, reason=reason)
-    difference = np.abs(computed.astype(np.float64) - golden.astype(np.float64))
-    error = float(difference.max(initial=0.0))
-    magnitude = float(np.abs(golden.astype(np.float64)).max(initial=0.0))
-    relative = error / magnitude if magnitude else error
+    error = float(np.abs(computed.astype(np.float64) - golden.astype(np.float64)).max(initial=0.0))
+    relative = float(relative_error(golden, computed).max(initial=0.0))
     # Written so that a NaN in either array fails.
     result = Passed if (error if absolute else relative) <= limit else OverTolerance
     return result(name=name, shape=shape, absolute=error, relative=relative, tolerance=limit)
@@ -109,7 +115,7 @@ def table(rows: list[ArrayResult], precision: str) -> str:
         lines.append(f"{row.name:<{width}}  {errors}  {getattr(row, 'reason', 'ok')}")
     judged = [row for row in rows if not isinstance(row, NotJudged)]
     failed = sum(not row.ok for row in judged)
-    worst = max((row.relative or 0 for row in judged), default=0)
+    worst = np.max([row.relative or 0 for row in judged], initial=0)  # NaN if one is
     summary = (
         f"{len(judged)} arrays in {precision}: {len(judged) - failed} equal, {failed} not; "
         f"greatest relative error {worst:.2e} (of the array's greatest magnitude)"

@@ -32,7 +32,8 @@ DEFAULT_TAPS = (0, 5, 11)  # of the full-size file, counted from 0
 def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """The arrays and the metadata (JSON) of a golden file. Raises UsageError or DataError."""
     if not path.is_file():
-        raise UsageError(f"{path}: no such golden file")
+        what = "is not a file" if path.exists() else "no such golden file"
+        raise UsageError(f"{path}: {what}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -45,7 +46,7 @@ def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         )
     try:
         metadata = json.loads(json_path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{json_path}: not JSON ({error})") from None
     if not isinstance(metadata, dict):
         raise DataError(f"{json_path}: not a JSON object")

@@ -35,7 +35,8 @@ def warmup_steps(schedule_steps: int, warmup_fraction: float) -> int:
     otherwise for one update in a fifth of all lengths: XLA multiplies by 1 / schedule_steps.
     """
     least = max(0, int(warmup_fraction * schedule_steps) - 1)
-    return next(i for i in itertools.count(least) if i / schedule_steps >= warmup_fraction)
+    steps = next(i for i in itertools.count(least) if i / schedule_steps >= warmup_fraction)
+    return min(steps, 2**31 - 1)  # steps are counted in int32
 
 
 def warmup_cosine(

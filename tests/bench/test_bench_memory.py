@@ -100,7 +100,8 @@ def test_table_has_every_batch_size_and_variant(monkeypatch):
 
 def test_eight_devices_are_simulated_on_a_cpu():
     code = (
-        "from hvp_jax.bench import memory as m; m.simulate_devices(); print(len(m.some_devices()))"
+        "from hvp_jax.bench import memory as m; from hvp_jax.parallel import simulated as s; "
+        "s.simulate_devices(8); print(len(m.some_devices()))"
     )
     done = run_command("-c", code)
     assert done.stdout.strip() == "8", done.stderr

@@ -7,6 +7,7 @@ import numpy as np
 
 from hvp_jax.parity.golden import load_golden
 from hvp_jax.parity.runs import golden_run
+from hvp_jax.parity.runs.checks import CURVES
 from hvp_jax.parity.runs.golden_run import GoldenRun
 from tests.helpers.command import GOLDEN
 from tests.helpers.parity_files import write
@@ -24,12 +25,13 @@ def shortened(steps: int) -> tuple[dict[str, np.ndarray], dict]:
     arrays, metadata = load_run()
     whole = golden_run.open_run(RUN, arrays, metadata)
     late = [f"after{step}/" for step in whole.snapshots if step > steps]
-    curves = ("batches", *golden_run.CURVES)
+    curves = ("batches", *CURVES)
     kept = {name: x[:steps] if name in curves else x for name, x in arrays.items()}
     kept = {k: x for k, x in kept.items() if not k.startswith(("eval/", *late))}
     metadata = {k: v for k, v in metadata.items() if not k.startswith("metrics_")}
     measured = {k: v for k, v in metadata["measured"].items() if k != "mean_loss_of_quarters"}
-    return kept, metadata | {"stable_steps": steps, "measured": measured}
+    optimizer = metadata["optimizer"] | {"steps": steps}
+    return kept, metadata | {"stable_steps": steps, "measured": measured, "optimizer": optimizer}
 
 
 def open_shortened(steps: int) -> GoldenRun:

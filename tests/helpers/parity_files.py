@@ -33,3 +33,16 @@ def changed(array: np.ndarray) -> np.ndarray:
     array = array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
     array[np.unravel_index(np.abs(array).argmax(), array.shape)] *= 1.01
     return array
+
+
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # `quick_compile` for a command
+
+
+def compilation_cache_variables(folder: Path) -> dict[str, str]:
+    """Environment variables that make a command share its compiled programs with this process."""
+    return QUICK | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
+    }

@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from hvp_jax.cli import parity
 from hvp_jax.parity import compare
@@ -14,45 +12,20 @@ from hvp_jax.parity import golden as golden_module
 from hvp_jax.parity.golden import METADATA
 from hvp_jax.parity.report import GoldenReport
 from tests.helpers.command import GOLDEN, ROOT, run_command
-from tests.helpers.parity_files import SMALL, changed, restore_settings, write
+from tests.helpers.parity_files import (
+    QUICK,
+    SMALL,
+    changed,
+    compilation_cache_variables,
+    restore_settings,
+    write,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 BY_RULE = GOLDEN / "pytorch_vitb32_by_rule.npz"
 # Arrays of training and evaluation; a file without them needs the forward pass only.
 TRAINING_OR_EVAL = ("grad", "after/", "loss/curve", "eval/")
-
-
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # `quick_compile` for a command
-
-
-def compilation_cache_variables(folder: Path) -> dict[str, str]:
-    """Environment variables that make a command share its compiled programs with this process."""
-    return QUICK | {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
-    }
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """The folder of compiled programs, which this process uses too."""
-    folder = tmp_path_factory.mktemp("programs")
-    names = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from data import inputs, splits
 from data.errors import DataError
 from data.records import DatasetLocation
 from data.synthetic import shapes
-from hvp_jax.parity.runs.golden_run import CURVES, GoldenRun
+from hvp_jax.parity.runs.checks import CURVES
+from hvp_jax.parity.runs.golden_run import GoldenRun
 from tests.helpers.command import GOLDEN, ROOT, run_command
 from tests.helpers.parity_files import write
 

@@ -81,6 +81,16 @@ def golden_data(monkeypatch):
     return run
 
 
+def evaluate_again(workdir) -> dict:
+    """The content of eval.json after the verb `eval`, which reads the checkpoint in float64."""
+    before = jax.config.jax_enable_x64
+    try:
+        assert main.main(["eval", f"--workdir={workdir}"]) == 0
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    return json.loads((workdir / "eval.json").read_text())
+
+
 def test_train_writes_the_curve_and_the_metrics_of_pytorch(golden_data, tmp_path, capfd):
     run, optimizer = golden_data, golden_data.metadata["optimizer"]
     weights = tmp_path / "weights.safetensors"
@@ -129,6 +139,7 @@ def test_train_writes_the_curve_and_the_metrics_of_pytorch(golden_data, tmp_path
         np.testing.assert_allclose(values, golden, rtol=0, atol=1e-12 * golden.max(), err_msg=name)
     result = json.loads((workdir / "eval.json").read_text())
     assert result["scoring"]["contains_the_answer"]  # in the form of the original
+    assert evaluate_again(workdir) == result
     for direction, recorded in (
         ("text_to_video", run.metadata["metrics_t2v"]),
         ("video_to_text", run.metadata["metrics_v2t"]),

@@ -16,8 +16,13 @@ and what is compared:
     afterK/NAME                         weights after K updates
     eval/similarity[_half]              test captions x test clips after the last step
 
-The JSON beside it has the constants of the optimizer and the ranges of the test split. A run is in
-the form of the original: raw token weights, word weights of the paired caption, padding scored.
+The JSON beside it has `layers_zero_based` (the taps), `optimizer` (lr, coef_lr, weight_decay,
+warmup, t_total, b1, b2, eps, and optionally max_grad_norm and steps), `frozen` (names of tensors)
+and, where there are scores, `test` ({"clips": [first, end], "captions": [first, end]}). Optional:
+`stable_steps` (leading steps in which rounding has no effect), `metrics_t2v`, `metrics_v2t` and
+`metrics_half_*`, `measured` (PyTorch's own float32 run: `float32`, `mean_loss_of_quarters`),
+`normalisation`, `noise`, `logit_scale_at_most`. A run is in the form of the original: raw token
+weights, word weights of the paired caption, padding scored.
 """
 
 import dataclasses
@@ -31,32 +36,14 @@ import numpy as np
 from data.batches.batch import Batch, TextBatch, VideoBatch
 from data.errors import DataError
 from hvp_jax.models.clip_config import ClipConfig
-from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
-from hvp_jax.training.optimizer import MAX_LOG_SCALE
+from hvp_jax.parity.runs.checks import (
+    check_inputs,
+    check_metadata,
+    check_numbers,
+    check_test_split,
+)
 from hvp_jax.weights import torch_params
 from hvp_jax.weights.infer_config import infer_config
-
-INPUTS = {  # axes of every array that a run starts from; equal letters are equal lengths
-    "data/video": "CTHWK",
-    "data/video_frames": "C",
-    "data/text_ids": "NL",
-    "data/text_mask": "NL",
-    "data/clip_of_caption": "N",
-    "batches": "SB",
-}
-CURVES = (
-    *("loss/curve", "loss/word_patch", "loss/sentence_patch", "loss/sentence_frame"),
-    *("grad_norm", "lr_factor", "logit_scale", "loss/curve_perturbed"),
-)
-FROZEN = ["clip.visual.conv1.weight"]
-REPLAYABLE = {  # keys of the JSON, and the values with which the model can replay a run
-    "frozen": ([], FROZEN),
-    "noise": (0,),
-    "logit_scale_at_most": (MAX_LOG_SCALE,),
-    "mean": (list(PIXEL_MEAN),),
-    "std": (list(PIXEL_STD),),
-}
-OPTIMIZER = ("lr", "coef_lr", "weight_decay", "warmup", "t_total", "b1", "b2", "eps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +110,12 @@ class GoldenRun:
         video, frames = self.arrays["data/video"][clips], self.arrays["data/video_frames"][clips]
         return VideoBatch(video, np.arange(video.shape[1]) < frames[:, None])
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there are scores or metrics of the test split."""
+        names = (*self.arrays, *self.metadata)
+        return any(name.startswith(("eval/", "metrics_")) for name in names)
+
     def test_split(self, kind: str) -> np.ndarray:
         """The numbers of the test split's "captions" or "clips"."""
         return np.arange(*self.metadata["test"][kind])
@@ -148,95 +141,18 @@ def open_run(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
     if not state:
         raise DataError(f"{path}: holds no state/ arrays")
     try:
+        check_numbers(arrays)
         clip_config, stages = infer_config({name: x.shape for name, x in state.items()})
-        _check_inputs(arrays, clip_config)
-        _check_metadata(metadata, clip_config)
+        check_inputs(arrays, clip_config)
+        check_metadata(metadata, clip_config, len(arrays["batches"]))
         run = GoldenRun(
             path=path, arrays=arrays, metadata=metadata, clip_config=clip_config, stages=stages
         )
-        _check_expected(run)
+        for step in run.snapshots:
+            if not 1 <= step <= run.steps:
+                raise DataError(f"after{step}/ is no step of the run, which has {run.steps}")
+        if run.is_evaluated:
+            check_test_split(metadata, arrays)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     return run
-
-
-def _check_inputs(arrays: dict[str, np.ndarray], config: ClipConfig) -> None:
-    sizes = {"H": config.image_size, "W": config.image_size, "K": 3}
-    for name, axes in INPUTS.items():
-        if name not in arrays:
-            raise DataError(f"holds no array {name}")
-        array = arrays[name]
-        if array.dtype.kind not in "iu" or array.ndim != len(axes) or 0 in array.shape:
-            raise DataError(f"{name} is not an array of integers with {len(axes)} axes")
-        for axis, size in zip(axes, array.shape, strict=True):
-            if sizes.setdefault(axis, size) != size:
-                raise DataError(
-                    f"{name} has shape {list(array.shape)}, which fits neither the weights nor the "
-                    "other arrays"
-                )
-    if arrays["data/video"].dtype != np.uint8:
-        raise DataError("data/video is not uint8")
-    for name, least, greatest in (
-        ("data/video_frames", 1, sizes["T"]),
-        ("data/text_ids", 0, config.vocab_size - 1),
-        ("data/text_mask", 0, 1),
-        ("data/clip_of_caption", 0, sizes["C"] - 1),
-        ("batches", 0, sizes["N"] - 1),
-    ):
-        if arrays[name].min() < least or arrays[name].max() > greatest:
-            raise DataError(f"{name} has values outside {least} to {greatest}")
-    if sizes["L"] > config.context_length:
-        raise DataError(f"data/text_ids has {sizes['L']} words, the model {config.context_length}")
-
-
-def _check_metadata(metadata: dict[str, Any], config: ClipConfig) -> None:
-    for key in ("layers_zero_based", "optimizer", "frozen"):
-        if key not in metadata:
-            raise DataError(f"its JSON has no {key!r}")
-    taps, layers = metadata["layers_zero_based"], config.vision_layers
-    if not _is_list_of_ints(taps) or sorted({x for x in taps if 0 <= x < layers}) != taps:
-        raise DataError(f"its JSON: layers_zero_based is {taps}; the layers are 0 to {layers - 1}")
-    for key in ("optimizer", "normalisation"):
-        if not isinstance(metadata.get(key, {}), dict):
-            raise DataError(f"its JSON: {key} is not an object")
-    for key in OPTIMIZER:
-        value = metadata["optimizer"].get(key)
-        if not _is_number(value):
-            raise DataError(f"its JSON: optimizer.{key} is {value}, not a number")
-    if metadata["optimizer"]["t_total"] < 1:
-        raise DataError("its JSON: optimizer.t_total is the length of the schedule, at least 1")
-    if not _is_number(metadata.get("stable_steps", 0)):
-        raise DataError(f"its JSON: stable_steps is {metadata['stable_steps']}, not a number")
-    given = metadata | metadata.get("normalisation", {})
-    for key, allowed in REPLAYABLE.items():
-        if (value := given.get(key, allowed[0])) not in allowed:
-            raise DataError(
-                f"its JSON: {key} is {value}; only runs with {' or '.join(map(str, allowed))} can "
-                "be replayed"
-            )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_list_of_ints(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(x, int) for x in value)
-
-
-def _check_expected(run: GoldenRun) -> None:
-    if "loss/curve" not in run.arrays:
-        raise DataError("holds no array loss/curve")
-    for name in CURVES:
-        if name in run.arrays and run.arrays[name].shape != (run.steps,):
-            raise DataError(f"{name} does not have the {run.steps} steps of batches")
-    for step in run.snapshots:
-        if not 1 <= step <= run.steps:
-            raise DataError(f"after{step}/ is no step of the run, which has {run.steps}")
-    if any(name.startswith("eval/") for name in run.arrays):
-        for kind, array in (("captions", "data/clip_of_caption"), ("clips", "data/video")):
-            first, end = run.metadata.get("test", {}).get(kind, (0, 0))
-            if not 0 <= first < end <= len(run.arrays[array]):
-                raise DataError(f"its JSON: test.{kind} is no range of the {kind} of the file")
-        if set(run.test_targets()) != set(range(len(run.test_split("clips")))):
-            raise DataError("its JSON: the captions of `test` are not those of its clips")

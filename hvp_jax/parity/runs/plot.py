@@ -8,17 +8,20 @@ from matplotlib.figure import Figure
 
 from hvp_jax.evaluation.contact_sheet import GREY, INK, ORANGE, PAPER
 from hvp_jax.evaluation.report import BLUE, set_style
+from hvp_jax.parity.compare import relative_error
+from hvp_jax.parity.runs.compare import TOLERANCE
 
 
 def draw_curves(
-    png_path: str | os.PathLike, golden: np.ndarray, computed: np.ndarray, tolerance: float
+    png_path: str | os.PathLike, golden: np.ndarray, computed: np.ndarray, *, judged: int
 ) -> None:
-    """Draws two losses [steps], one over the other, and their difference with the tolerance.
+    """Draws two losses [steps], one over the other, and their difference.
 
-    The difference and the tolerance are relative to the greatest loss.
+    The difference is relative to the greatest loss. Its tolerance is drawn over the first
+    `judged` steps.
     """
     steps = np.arange(1, len(golden) + 1)
-    error = np.abs(computed - golden) / np.abs(golden).max()
+    error, tolerance = relative_error(golden, computed), TOLERANCE["loss/"]
     figure = Figure(figsize=(10.5, 3.9), dpi=160, facecolor=PAPER)
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         losses, errors = figure.subplots(1, 2, width_ratios=(5, 3))
@@ -26,7 +29,9 @@ def draw_curves(
         losses.plot(steps, computed, color=BLUE, lw=1.2, label="JAX")
         set_style(losses, "Training loss")
         errors.semilogy(steps, np.maximum(error, 1e-17), color=BLUE, lw=1.2, label="difference")
-        errors.axhline(tolerance, color=ORANGE, lw=1, ls=":", label=f"tolerance {tolerance:g}")
+        if judged:
+            label = f"tolerance {tolerance:g}"
+            errors.hlines(tolerance, 1, judged, color=ORANGE, lw=1, ls=":", label=label)
         set_style(errors, "Difference, of the greatest loss")
         for axes in (losses, errors):
             axes.legend(

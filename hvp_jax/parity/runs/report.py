@@ -66,12 +66,15 @@ class RunReport(ParityReport):
         if self.float32:
             parts.append(self.float32.text)
         parts.append("\n".join(f"{k}: {v:.2e}" for k, v in self.greatest_errors.items()))
-        parts.append(self._verdict())
         if self.plot:
             parts.append(f"both curves: {self.plot}")
+        parts.append(f"{self._curve()} ({self.parallel}, {self.devices} of the CPU's devices)")
+        if self.failed:
+            parts.append(f"FAILED: {', '.join(self.failed)}")
         return "\n\n".join(parts)
 
-    def _verdict(self) -> str:
+    def _curve(self) -> str:
+        """What became of the loss."""
         out = self.first_out
         if out:
             return (
