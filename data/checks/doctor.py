@@ -15,6 +15,11 @@ from data.video.inspection import FileJob, FileReport, SegmentReport, inspect_fi
 from data.worker_pool import MEMORY, SECONDS, Failed, run_isolated
 
 SHORT, LONG = 1, 600  # seconds of a clip
+UNUSUAL = {
+    "short": f"are shorter than {SHORT} s",
+    "long": f"are longer than {LONG} s",
+    "black": "are black in all frames that training takes",
+}
 
 Warnings = list[dict[str, Any]]
 
@@ -135,21 +140,19 @@ def _check_split(
     sound = [x for x in inspected if not x.segment.fault]
     unusual = {
         "damaged": [x for x in sound if x.segment.damage],
+        "gap": [x for x in sound if x.segment.gap],
         "short": [x for x in sound if x.segment.seconds < SHORT],
         "long": [x for x in sound if x.segment.seconds > LONG],
         "black": [x for x in sound if x.segment.black and x.segment.black == x.segment.frames],
     }
-    reasons = {
-        "short": f"are shorter than {SHORT} s",
-        "long": f"are longer than {LONG} s",
-        "black": "are black in all frames that training takes",
-    }
     warnings = [
-        _warning("damaged", split, x.segment.damage, [x.clip.clip_id]) for x in unusual["damaged"]
+        _warning(kind, split, getattr(x.segment, field), [x.clip.clip_id])
+        for kind, field in (("damaged", "damage"), ("gap", "gap"))
+        for x in unusual[kind]
     ]
     warnings += [
         _warning(kind, split, reason, [x.clip.clip_id for x in unusual[kind]])
-        for kind, reason in reasons.items()
+        for kind, reason in UNUSUAL.items()
         if unusual[kind]
     ]
     if uncaptioned:

@@ -52,8 +52,9 @@ def read_frames(
     """The frames at `frame_positions` as uint8 RGB [n, size, size, 3], n <= max_frames.
 
     With a variable frame rate, a position means the frame shown at the time
-    position / mean rate; `start` and `end` are times on the clock of a player. A frame that does not decode is replaced by the last good frame
-    before it, or by the first good frame if there is none before. Frames are rotated as the
+    position / mean rate; `start` and `end` are times on the clock of a player. A frame that does
+    not decode is replaced by the last good frame before it, or by the first good frame if there is
+    none before. Frames are rotated as the
     file specifies, transparency is blended over black, and pixels are taken to be square.
 
     Raises DataError if nothing decodes, or if the clip is beyond the end of the video.

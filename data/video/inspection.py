@@ -40,6 +40,7 @@ class SegmentReport(NamedTuple):
     frames: int = 0  # number that training uses
     black: int = 0  # number of these that are black
     digest: str = ""  # of these frames; empty: all are black
+    gap: str = ""  # a stretch of time without a new frame, in a file that training reads
 
 
 class FileReport(NamedTuple):
@@ -188,6 +189,16 @@ def _inspect_segment(
         frames=len(numbers),
         black=black,
         digest=digest,
+        gap=_gap(timeline),
+    )
+
+
+def _gap(timeline: Timeline) -> str:
+    if timeline.gap is None:
+        return ""
+    return (
+        f"no new frame for {timeline.gap.seconds:.1f} s after {timeline.gap.start:.1f} s: a gap in "
+        "its time stamps, or a still picture"
     )
 
 

@@ -23,7 +23,6 @@ from data.video.decode import (
 from data.video.seeking import NotTrusted, plan_runs
 from data.video.timeline import Timeline
 
-
 STRICT = {"err_detect": "explode"}
 
 

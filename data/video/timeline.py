@@ -102,7 +102,7 @@ class Timeline:
 def read_timeline(path: str, container: Any, stream: Any) -> Timeline:
     """Reads all packets without decoding them. Raises DataError if there are none."""
     table = _read_packets(container, stream)
-    stamps = [
+    stamps: list[Any] = [
         pts for pts, discarded in zip(table.pts, table.discarded, strict=True) if not discarded
     ]
     if not (num_frames := len(stamps)):

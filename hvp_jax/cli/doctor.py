@@ -13,8 +13,8 @@ from hvp_jax.monitoring import json_files
 BAD_IDS = "bad_ids.txt"
 SHOWN = 5  # the number of bad clips and ids that the text lists
 COLUMNS = (
-    *("videos", "captions", "uncaptioned", "missing", "broken", "excluded", "damaged", "short"),
-    *("long", "black", "duplicates", "empty_captions", "repeated_captions", "cut_captions"),
+    *("videos", "captions", "uncaptioned", "missing", "broken", "excluded", "damaged", "gap"),
+    *("short", "long", "black", "duplicates", "empty_captions", "repeated_captions", "cut_captions"),
 )
 
 
@@ -94,7 +94,7 @@ def _warning_lines(warnings: list[dict[str, Any]]) -> list[str]:
     for warning in warnings:
         ids, split = warning["video_ids"], warning["split"]
         prefix = f"{split}: " if split else ""
-        if warning["kind"] in ("damaged", "duplicate"):
+        if warning["kind"] in ("damaged", "gap", "duplicate"):
             counts[warning["kind"]] = counts.get(warning["kind"], 0) + 1
             if counts[warning["kind"]] <= SHOWN:
                 lines.append(f"{prefix}{ids[0]!r}: {warning['reason']}")
