@@ -1,7 +1,6 @@
 """Runs jobs in processes of their own, since a job may crash, hang or use too much memory.
 
-Damaged or malicious video files can make a decoder do all three. Such a job ends only its own
-process, and a new process replaces it.
+Damaged or malicious video files can make a decoder do all three; it ends only its own process.
 """
 
 import itertools
@@ -11,9 +10,12 @@ import resource
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
+
+from data.errors import DataError
 
 SECONDS = 300  # for one file: one that takes longer to decode delays every epoch
 MEMORY = 4 << 30  # bytes per process: enough for a few frames of the largest videos
@@ -177,22 +179,29 @@ def _result(worker: _Worker, seconds: float) -> Any:
         except (EOFError, OSError):
             how = ending(worker.exitcode())
             if not worker.is_ready:
-                raise RuntimeError(f"a decoding process did not start ({how})") from None
+                raise _not_started(how) from None
             if how == "SIGKILL":  # sent from outside: no decoder does this to itself
                 return Failed("its decoder was killed (SIGKILL), perhaps because memory ran out")
             return Failed(f"crashes the decoder ({how})")
         if message == READY:
             worker.is_ready, worker.deadline = True, time.monotonic() + seconds
             return None
-        result, error = message
-        if error:
-            raise RuntimeError(error)
+        result, bug = message
+        if bug:
+            raise bug
         return result
     if time.monotonic() < worker.deadline:
         return None
     if not worker.is_ready:
-        raise RuntimeError(f"a decoding process did not start within {START_TIMEOUT} s")
+        raise _not_started(f"within {START_TIMEOUT} s")
     return Failed(f"takes the decoder more than {seconds:g} s")
+
+
+def _not_started(how: str) -> Exception:
+    reason = f"a decoding process did not start ({how})"
+    if how.startswith("exit status"):  # it has printed a traceback
+        return RuntimeError(reason)
+    return DataError(f"{reason}: memory or cores may be used up; reduce data.workers")
 
 
 def ending(code: int) -> str:
@@ -214,13 +223,15 @@ def _serve(work: Callable[[Any], Any], memory: int, pipe: connection.Connection)
             argument = pipe.recv()
         except EOFError:
             return
+        bug = None
         try:
-            message = work(argument), ""
+            result = work(argument)
         except MemoryError:
-            message = Failed(f"needs more than {memory / 2**30:.3g} GiB of memory"), ""
+            result = Failed(f"needs more than {memory / 2**30:.3g} GiB of memory")
         except Exception as error:
-            message = None, f"{type(error).__name__}: {error} (at {argument!r})"
-        pipe.send(message)
+            result, bug = None, RuntimeError(f"{type(error).__name__}: {error} (at {argument!r})")
+            bug.add_note(traceback.format_exc())  # pickling keeps the note, not the traceback
+        pipe.send((result, bug))
 
 
 def _exit_with_parent() -> None:
@@ -231,13 +242,11 @@ def _exit_with_parent() -> None:
 
 
 def _limit_memory(memory: int) -> None:
-    # Crashes are expected here: no core dumps.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected: no core dumps
     if not os.path.exists("/proc/self/statm"):
         return  # only Linux enforces this limit
     # Address space that libraries have reserved (a lot on machines with many cores) is not counted.
     with open("/proc/self/statm") as file:
-        reserved = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limit = memory + int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = reserved + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from data.batches import frame_sources
+from data.batches import frame_sources, shared_memory
 from data.batches.augment import Augment
 from data.batches.batch import Batch, VideoBatch
 from data.batches.frame_sources import FrameSource
@@ -194,6 +194,11 @@ class _WorkerBatches(grain.DatasetIterator):
 
 def _death_message(code: int) -> str:
     resume = "the same command resumes from the last checkpoint"
+    if code == -signal.SIGBUS:
+        return (
+            "a worker process that reads batches died (SIGBUS), which happens when shared memory "
+            f"is full: {shared_memory.enlarge()}; {resume}"
+        )
     if code == -signal.SIGKILL:
         return (
             "a worker process that reads batches was killed (SIGKILL), possibly because memory "

@@ -158,6 +158,17 @@ def _decode_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             return
 
 
+def _open_container(location: str, options: dict[str, str]) -> Any:
+    # Up to PyAV 18, titles and the like that are not UTF-8 raise without `metadata_errors`;
+    # PyAV 19 has no such argument.
+    try:
+        return av.open(location, metadata_errors="replace", options=options)
+    except TypeError as error:
+        if "metadata_errors" not in str(error):
+            raise
+        return av.open(location, options=options)
+
+
 @contextlib.contextmanager
 def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     """The open container and its video stream (never cover art).
@@ -167,7 +178,7 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     try:
         # An absolute path is never parsed as a URL such as "http:".
         location, options = os.path.abspath(path), {"protocol_whitelist": "file"}
-        with av.open(location, metadata_errors="replace", options=options) as container:
+        with _open_container(location, options) as container:
             cover = av.stream.Disposition.attached_pic
             streams = [s for s in container.streams.video if not s.disposition & cover]
             if not streams:

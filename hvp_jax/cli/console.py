@@ -1,5 +1,6 @@
 """The output of a command: the result on stdout, logs and progress on stderr."""
 
+import io
 import json
 import logging
 import os
@@ -24,6 +25,14 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     absl.logging.set_verbosity(absl.logging.WARNING)
     absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for parsed flags
+
+
+def print_any_text() -> None:
+    """Escapes what a terminal cannot show: a caption where the locale is ASCII, or the name of a
+    file that is not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def claim_stdout() -> TextIO:
