@@ -35,6 +35,14 @@ def check_path(name: str, text: str, kind: Kind = "any") -> str:
     path = _expand_user(shown, _expand_variables(shown, text))
     if path != text:
         shown = f"{name}={text} ({path})"
+    try:  # what is not text in UTF-8 cannot be passed to the libraries that write in C++
+        path.encode()
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{shown} is not UTF-8 in this locale: `export PYTHONUTF8=1`, or rename it if that does "
+            "not help"
+        ) from None
     if WINDOWS.match(path):
         raise UsageError(f"{shown} is a path of Windows; under WSL, C:\\x is /mnt/c/x")
     if path.startswith("file:/"):
@@ -57,7 +65,8 @@ def require_writable_folder(name: str, path: str | os.PathLike) -> None:
     if existing != os.path.abspath(path):
         where += f" cannot be made: {existing}"
     if not os.path.isdir(existing):
-        raise UsageError(f"{where} is a file; it must be a folder")
+        kind = "a file" if os.path.exists(existing) else "a link to nothing"
+        raise UsageError(f"{where} is {kind}; it must be a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"{where} cannot be written to by this user, or its disk is read-only; choose another "
@@ -73,8 +82,8 @@ def _refuse_stray_characters(name: str, text: str) -> None:
         stray = [text[0]]
     if stray:
         raise UsageError(
-            f"{name}={ascii(text)} contains the character {ascii(stray[0])}, which belongs to no "
-            "path; remove it"
+            f"{name}={ascii(text)} contains {ascii(stray[0])}, which is hardly part of the path; "
+            "remove it"
         )
 
 

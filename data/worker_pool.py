@@ -1,6 +1,5 @@
-"""Runs jobs in processes of their own, since a job may crash, hang or use too much memory.
-
-Damaged or malicious video files can make a decoder do all three; it ends only its own process.
+"""Runs jobs in processes of their own: damaged or malicious video files can make a decoder crash,
+hang or use too much memory, which then ends only its own process.
 """
 
 import itertools
@@ -198,10 +197,9 @@ def _result(worker: _Worker, seconds: float) -> Any:
 
 
 def _not_started(how: str) -> Exception:
-    reason = f"a decoding process did not start ({how})"
     if how.startswith("exit status"):  # it has printed a traceback
-        return RuntimeError(reason)
-    return DataError(f"{reason}: memory or cores may be used up; reduce data.workers")
+        return RuntimeError(f"a decoding process did not start ({how})")
+    return DataError(f"a decoding process did not start ({how}); reduce data.workers")
 
 
 def ending(code: int) -> str:
