@@ -40,8 +40,8 @@ def check_path(name: str, text: str, kind: Kind = "any") -> str:
         os.fsencode(path)
     except UnicodeEncodeError:
         raise UsageError(
-            f"{shown} is not UTF-8 in this locale: `export PYTHONUTF8=1`, or rename it if that does "
-            "not help"
+            f"{shown} is not UTF-8 in this locale: `export PYTHONUTF8=1`, and if that does not "
+            "help rename it"
         ) from None
     if WINDOWS.match(path):
         raise UsageError(f"{shown} is a path of Windows; under WSL, C:\\x is /mnt/c/x")

@@ -189,7 +189,9 @@ class _WorkerBatches(grain.DatasetIterator):
         self._batches.set_state(state)
 
     def close(self) -> None:
-        self._batches.close()
+        # Grain joins a worker that could not start too; the reason has been raised already.
+        with contextlib.suppress(AssertionError):
+            self._batches.close()
 
 
 def _death_message(code: int) -> str:
