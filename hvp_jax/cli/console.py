@@ -1,5 +1,6 @@
 """The output of a command: the result on stdout, logs and progress on stderr."""
 
+import errno
 import io
 import json
 import logging
@@ -40,6 +41,8 @@ def claim_stdout() -> TextIO:
 
     It is never restored, because C libraries flush their buffers when the process ends.
     """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed")
     sys.stdout.flush()
     json_stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

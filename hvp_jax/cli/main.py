@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import itertools
+import os
 import re
 import sys
 import traceback
@@ -57,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             console.print_result(result, None)
     except BrokenPipeError:
         pass  # the reader closed the pipe; the exit status is still right
+    except OSError as error:  # the disk of the file that stdout is sent to is full
+        status = 1
+        print(f"error: cannot write the result to stdout: {error.strerror}", file=sys.stderr)
     if status:
         distributed.exit_now(status)
     return status
@@ -84,6 +88,8 @@ def _attempt(arguments: list[str]) -> tuple[int, Any]:
 
 def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     """The verb's function and its arguments; raises UsageError before heavy imports."""
+    if not _has_folder():
+        raise UsageError("the current folder has been removed; change to another one")
     changes, rest = _split_changes(arguments)
     verb, values = _parse(rest)
     if changes and "config" not in values:
@@ -109,6 +115,13 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         distributed.initialize(cluster)
     module, _, function = VERBS[verb].target.partition(":")
     return getattr(importlib.import_module(module), function), values
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _split_changes(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -113,3 +116,34 @@ def test_names_and_captions_print_where_the_locale_is_ascii(run_cli, tmp_path, a
         assert [bad["video_id"] for bad in json.loads(done.stdout)["bad"]] == ["\u72ac"]
     else:
         assert "1 clips are missing or broken:\n  '\\u72ac': no such file" in done.stdout
+
+
+def test_a_current_folder_that_was_removed(home, capfd, monkeypatch):
+    (home / "gone").mkdir()
+    monkeypatch.chdir(home / "gone")
+    (home / "gone").rmdir()
+    try:
+        assert "the current folder has been removed" in refused(capfd, "doctor", FOLDER)
+    finally:
+        os.chdir(home)
+
+
+QUICK = """
+import dataclasses, sys
+from hvp_jax.cli import main as cli
+cli.check = lambda arguments: (dataclasses.make_dataclass("Result", ["n"]), {"n": 1})
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", ["", "--json"])
+@pytest.mark.parametrize(("target", "reason"), [("/dev/full", "No space left"), ("&-", "closed")])
+def test_a_result_that_cannot_be_printed(arguments, target, reason):
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(QUICK)} {arguments} >{target}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    if target == "&-" and not arguments:  # Python prints to nothing, as other programs do
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: cannot write the result to stdout: ")
+        assert reason in done.stderr
