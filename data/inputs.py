@@ -8,7 +8,7 @@ import grain
 from ml_collections import ConfigDict
 
 from data.annotations import DATASETS, OWN, PROTOCOLS, PUBLISHED, common, folder
-from data.batches import frame_sources, pipeline
+from data.batches import frame_sources, pipeline, shared_memory
 from data.batches.augment import open_augment
 from data.checks.exclude import excluded_clips, read_ids
 from data.checks.quick_check import require_sound
@@ -193,12 +193,16 @@ def batches(
 ) -> grain.DatasetIterator:
     """An endless iterator of this process's training batches, for a resolved config; clips are
     padded to `num_frames`."""
+    batch_size = config.train.batch_size // process_count
+    if config.data.workers:
+        batch_bytes = batch_size * num_frames * source.size**2 * 3
+        shared_memory.require_space(config.data.workers, batch_bytes)
     numbered = pipeline.numbered_batches(
         clips,
         source,
         num_frames,
         config.data.max_words,
-        batch_size=config.train.batch_size // process_count,
+        batch_size=batch_size,
         seed=config.seed,
         host_index=process_index,
         host_count=process_count,

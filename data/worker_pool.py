@@ -1,31 +1,24 @@
-"""Runs jobs in processes of their own, since a job may crash, hang or use too much memory.
-
-Damaged or malicious video files can make a decoder do all three. Such a job ends only its own
-process, and a new process replaces it.
+"""Runs jobs in processes of their own: damaged or malicious video files can make a decoder crash,
+hang or use too much memory, which then ends only its own process.
 """
 
 import itertools
 import multiprocessing
 import os
-import resource
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
-from typing import Any, NamedTuple
+from typing import Any
 
-SECONDS = 300  # for one file: one that takes longer to decode delays every epoch
+from data.errors import DataError
+from data.time_limit import TimeLimit
+from data.worker_process import READY, Failed, ending, serve
+
+SECONDS = 300  # of processor time for one file: one that takes longer delays every epoch
+SECONDS_PER_MIB = 1  # and for its content, ten times what the densest videos need
 MEMORY = 4 << 30  # bytes per process: enough for a few frames of the largest videos
 POLL = 0.2  # seconds between two calls of `on_wait` while a job runs
-READY = "ready"  # the first message of a process
-START_TIMEOUT = 120  # seconds that a process may take to start
-
-
-class Failed(NamedTuple):
-    """The result of a job that did not finish."""
-
-    reason: str
+START_TIMEOUT = 120  # seconds of processor time that a process may take to start
 
 
 # Starting a process, like joining one, reaps all children that have ended: two threads must not
@@ -40,18 +33,28 @@ class _Worker:
         # Spawned, not forked: the fork of a process with threads may deadlock.
         context = multiprocessing.get_context("spawn")
         self.pipe, child_pipe = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, memory, child_pipe), daemon=True)
+        self.process = context.Process(target=serve, args=(work, memory, child_pipe), daemon=True)
         with _children_lock:
             self.process.start()
         child_pipe.close()
         self.job = 0
-        self.is_ready, self.deadline = False, 0.0
+        self.is_ready, self._seconds = False, 0.0
+        self.limit(START_TIMEOUT)
 
     def submit(self, job: int, argument: Any, seconds: float) -> None:
-        # The time limit of a job starts when the process is ready.
-        timeout = seconds if self.is_ready else START_TIMEOUT
-        self.job, self.deadline = job, time.monotonic() + timeout
+        self.job, self._seconds = job, seconds + _seconds_for_content(argument)
+        if self.is_ready:
+            self.limit(self._seconds)
         self.pipe.send(argument)
+
+    def limit(self, seconds: float) -> None:
+        assert self.process.pid is not None  # it was started
+        self.time_limit = TimeLimit(self.process.pid, seconds)
+
+    def ready(self) -> None:
+        """The time limit of a job starts when the process is ready."""
+        self.is_ready = True
+        self.limit(self._seconds)
 
     def kill(self) -> None:
         self.process.kill()
@@ -76,9 +79,10 @@ def run_isolated(
 ) -> Iterator[tuple[int, Any]]:
     """Yields (index of the job, `work(job)` or Failed) once per job, in order of completion.
 
-    `work` is a function at module level, run in at most `processes` processes; a job may take
-    `seconds`, and a process may allocate `memory` bytes more than before its first job. An
-    exception of `work` is a bug in this project and raised here as RuntimeError.
+    `work` is a function at module level, run in at most `processes` processes. A job may take
+    `seconds` of processor time, and more for a large file at its `path`; a process may allocate
+    `memory` bytes more than before its first job. An exception of `work` is a bug in this project
+    and raised here as RuntimeError.
     """
     queue = iter(enumerate(jobs))
     workers: list[_Worker] = []
@@ -87,10 +91,10 @@ def run_isolated(
             workers.append(_Worker(work, memory))
             workers[-1].submit(job, argument, seconds)
         while workers:
-            timeout = min(worker.deadline for worker in workers) - time.monotonic()
-            connection.wait([worker.pipe for worker in workers], max(timeout, 0))
+            timeout = min(worker.time_limit.remaining() for worker in workers)
+            connection.wait([worker.pipe for worker in workers], max(timeout, POLL))
             for worker in tuple(workers):
-                result = _result(worker, seconds)
+                result = _result(worker)
                 if result is None:
                     continue
                 yield worker.job, result
@@ -155,10 +159,9 @@ class IsolatedProcess:
         return None
 
     def _wait(self, worker: _Worker) -> Any:
-        while (result := _result(worker, self._seconds)) is None:
+        while (result := _result(worker)) is None:
             self._on_wait()
-            timeout = worker.deadline - time.monotonic()
-            connection.wait([worker.pipe], min(max(timeout, 0), POLL))
+            connection.wait([worker.pipe], POLL)
         if isinstance(result, Failed):
             self._end()
         return result
@@ -169,7 +172,14 @@ class IsolatedProcess:
         self._worker = None
 
 
-def _result(worker: _Worker, seconds: float) -> Any:
+def _seconds_for_content(argument: Any) -> float:
+    try:
+        return SECONDS_PER_MIB * os.path.getsize(argument.path) / 2**20
+    except (AttributeError, OSError):
+        return 0.0
+
+
+def _result(worker: _Worker) -> Any:
     """The result of the worker's job, or None while it runs."""
     if worker.pipe.poll():
         try:
@@ -177,67 +187,27 @@ def _result(worker: _Worker, seconds: float) -> Any:
         except (EOFError, OSError):
             how = ending(worker.exitcode())
             if not worker.is_ready:
-                raise RuntimeError(f"a decoding process did not start ({how})") from None
+                raise _not_started(how) from None
             if how == "SIGKILL":  # sent from outside: no decoder does this to itself
                 return Failed("its decoder was killed (SIGKILL), perhaps because memory ran out")
             return Failed(f"crashes the decoder ({how})")
         if message == READY:
-            worker.is_ready, worker.deadline = True, time.monotonic() + seconds
+            worker.ready()
             return None
-        result, error = message
-        if error:
-            raise RuntimeError(error)
+        result, bug = message
+        if bug:
+            raise bug
         return result
-    if time.monotonic() < worker.deadline:
+    if worker.time_limit.remaining():
         return None
     if not worker.is_ready:
-        raise RuntimeError(f"a decoding process did not start within {START_TIMEOUT} s")
-    return Failed(f"takes the decoder more than {seconds:g} s")
+        raise _not_started(f"within {START_TIMEOUT} s")
+    return Failed(
+        f"takes the decoder more than {worker.time_limit.seconds:.3g} s of processor time"
+    )
 
 
-def ending(code: int) -> str:
-    """The exit code of a process in words: "SIGKILL" for -9."""
-    try:
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _serve(work: Callable[[Any], Any], memory: int, pipe: connection.Connection) -> None:
-    """The main function of a worker process: receives jobs, sends (result, error)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent also receives it and ends this one
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _limit_memory(memory)
-    pipe.send(READY)
-    while True:
-        try:
-            argument = pipe.recv()
-        except EOFError:
-            return
-        try:
-            message = work(argument), ""
-        except MemoryError:
-            message = Failed(f"needs more than {memory / 2**30:.3g} GiB of memory"), ""
-        except Exception as error:
-            message = None, f"{type(error).__name__}: {error} (at {argument!r})"
-        pipe.send(message)
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this is a worker process
-    parent.join()
-    os._exit(1)
-
-
-def _limit_memory(memory: int) -> None:
-    # Crashes are expected here: no core dumps.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if not os.path.exists("/proc/self/statm"):
-        return  # only Linux enforces this limit
-    # Address space that libraries have reserved (a lot on machines with many cores) is not counted.
-    with open("/proc/self/statm") as file:
-        reserved = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = reserved + memory
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+def _not_started(how: str) -> Exception:
+    if how.startswith("exit status"):  # it has printed a traceback
+        return RuntimeError(f"a decoding process did not start ({how})")
+    return DataError(f"a decoding process did not start ({how}); reduce data.workers")

@@ -49,13 +49,23 @@ def without(clips: Iterable[Clip], exclude: frozenset[str]) -> list[Clip]:
 
 def walk(folder: str) -> Iterator[str]:
     """Sorted paths of all files below `folder` that are not hidden; symlinks are followed."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
     seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         # A symlink to a parent folder would be followed for ever.
         folders[:] = sorted(
             name for name in folders if name[0] != "." and _is_new(os.path.join(parent, name), seen)
         )
         yield from (os.path.join(parent, name) for name in sorted(names) if name[0] != ".")
+
+
+def name_text(path: str) -> str:
+    """A file's name as the text that tables use for it: UTF-8, whatever the locale is."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def _is_new(folder: str, seen: set[str]) -> bool:
@@ -78,7 +88,7 @@ def index_videos(videos: str) -> dict[str, list[str]]:
         )
     paths: dict[str, list[str]] = {}
     for path in walk(videos) if videos else ():
-        name = os.path.basename(path)
+        name = name_text(os.path.basename(path))
         for key in {name, os.path.splitext(name)[0]}:
             paths.setdefault(key, []).append(path)
     return paths

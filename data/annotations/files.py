@@ -42,7 +42,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 def not_a_directory(path: str) -> str:
     """The first half of an error message about `path`, which is no directory."""
-    return f"{path!r} {'is not a directory' if os.path.exists(path) else 'does not exist'}"
+    where = "" if os.path.isabs(path) else f" in {os.getcwd()}"
+    return f"{path!r} {'is not a directory' if os.path.exists(path) else 'does not exist'}{where}"
 
 
 def read_text(path: str) -> str:

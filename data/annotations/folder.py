@@ -36,9 +36,11 @@ def require_files(root: str, clips: Sequence[Clip]) -> None:
         raise DataError(f"{folder}: contains no files; put the videos there")
     ids = list(dict.fromkeys(common.video_id(clip) for clip in clips if not clip.path))
     if ids:
+        # An address or a path from elsewhere is not a missing file.
+        hint = ", or write a video_id as a path inside videos/" if "/" in ids[0] else ""
         raise DataError(
             f"{os.path.join(root, 'captions.csv')}: {len(ids)} of its videos are not in"
-            f" {folder}: {common.first_few(ids)}; add the files or remove the rows"
+            f" {folder}: {common.first_few(ids)}; add the files or remove the rows{hint}"
         )
 
 
@@ -96,7 +98,7 @@ def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     names: dict[str, str] = {}
     stems: dict[str, list[str]] = {}
     for path in common.walk(folder):
-        name = _normalize(os.path.relpath(path, folder))
+        name = _normalize(common.name_text(os.path.relpath(path, folder)))
         names[name] = path
         if common.is_video(path):
             stems.setdefault(os.path.splitext(name)[0], []).append(path)

@@ -20,14 +20,14 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from data.batches import frame_sources
+from data.batches import frame_sources, shared_memory
 from data.batches.augment import Augment
 from data.batches.batch import Batch, VideoBatch
 from data.batches.frame_sources import FrameSource
 from data.errors import DataError, UsageError
 from data.records import Clip
 from data.tokenizer import tokenize
-from data.worker_pool import ending
+from data.worker_process import ending
 
 # The clips of a batch are read by a pool of threads, and Grain prefetches two batches. So memory
 # does not grow with the number of cores, and the first batch is not delayed.
@@ -189,11 +189,18 @@ class _WorkerBatches(grain.DatasetIterator):
         self._batches.set_state(state)
 
     def close(self) -> None:
-        self._batches.close()
+        # Grain joins a worker that could not start too; the reason has been raised already.
+        with contextlib.suppress(AssertionError):
+            self._batches.close()
 
 
 def _death_message(code: int) -> str:
     resume = "the same command resumes from the last checkpoint"
+    if code == -signal.SIGBUS:
+        return (
+            "a worker process that reads batches died (SIGBUS), which happens when shared memory "
+            f"is full: {shared_memory.enlarge()}; {resume}"
+        )
     if code == -signal.SIGKILL:
         return (
             "a worker process that reads batches was killed (SIGKILL), possibly because memory "

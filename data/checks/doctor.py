@@ -12,14 +12,12 @@ from data.checks.published_counts import Count, compare
 from data.records import Annotations, Clip
 from data.tokenizer import encode
 from data.video.inspection import FileJob, FileReport, SegmentReport, inspect_file
-from data.worker_pool import MEMORY, SECONDS, Failed, run_isolated
+from data.worker_pool import MEMORY, SECONDS, run_isolated
+from data.worker_process import Failed
 
 SHORT, LONG = 1, 600  # seconds of a clip
-UNUSUAL = {
-    "short": f"are shorter than {SHORT} s",
-    "long": f"are longer than {LONG} s",
-    "black": "are black in all frames that training takes",
-}
+UNUSUAL = {"short": f"are shorter than {SHORT} s", "long": f"are longer than {LONG} s"}
+UNUSUAL["black"] = "are black in all frames that training takes"
 
 Warnings = list[dict[str, Any]]
 
@@ -43,11 +41,10 @@ def inspect_clips(
     progress: bool = True,
     work: Callable[[FileJob], FileReport] = inspect_file,
 ) -> list[InspectedClip]:
-    """Inspects every clip, in order; each file is decoded once and to its end.
+    """Inspects every clip, in order; a file is decoded once, to its end or where it is used.
 
     At most `num_frames` frames of a clip are taken, as in training. A file that crashes the
-    decoder, hangs it for `seconds`, or needs more than `memory` bytes does not affect the others.
-    `progress` shows a bar on stderr.
+    decoder, hangs it for `seconds`, or needs more than `memory` bytes affects no other.
     """
     segments: dict[str, dict[tuple[float | None, float | None], None]] = {}
     for clip in clips:

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from data.records import Broken, Clip
 from data.shards import writer
 from data.video.inspection import DecodeRequest
-from data.worker_pool import Failed
+from data.worker_process import Failed
 
 # The frames in one file take about this much before compression. If `prepare` is killed, each
 # process loses at most one such file.

@@ -17,6 +17,7 @@ zlib, 24% and 3.8 ms as PNG, 7% and 1.3 ms as JPEG of quality 95, which changes 
 Camera recordings take 78%, 73%, 56% and 16%.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -95,6 +96,10 @@ def prepare(
             )
         _remove_staging(destination)
     except OSError as error:
+        # Others, such as too many open files, are not of the destination.
+        is_inside = str(error.filename or "").startswith(destination)
+        if not is_inside and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         raise UsageError(f"cannot write shards to {destination}: {error}") from error
     return {
         "directory": destination,

@@ -14,6 +14,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,10 @@ from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 from data.errors import UsageError
 from data.records import Broken
 from data.worker_pool import POLL, IsolatedProcess
+
+SYSTEM_CALL_FAILED = re.compile(r"\b\w+\(\) failed: ([^;]+)")  # ArrayRecord's message
+# Of ENOSPC, EDQUOT and EFBIG.
+NO_SPACE = ("No space left", "quota exceeded", "File too large")
 
 DecodeEach = Callable[[Iterable[Any]], Iterator[Any]]  # `IsolatedProcess.each`
 
@@ -58,10 +63,12 @@ def write_records(
 
     try:
         ArrayRecordFileAdapter.write_examples(path, records())
-    except RuntimeError as error:  # what ArrayRecord raises if the disk is full
-        raise UsageError(
-            f"cannot write {path}: {error}; free some disk space and run `prepare` again"
-        ) from error
+    except RuntimeError as error:  # of ArrayRecord, of TFDS, or of what decodes the examples
+        if not (match := SYSTEM_CALL_FAILED.search(str(error))):
+            raise
+        full = any(text in match[1] for text in NO_SPACE)
+        action = "free some disk space and run `prepare` again" if full else "check its disk"
+        raise UsageError(f"cannot write {path}: {match[1]}; {action}") from error
     return count
 
 

@@ -84,10 +84,12 @@ def make_dataset(
         _write_all(partial, seed, _scenes(seed, {"test": test, "val": val, "train": train}))
         os.chmod(partial, 0o755)
         os.rename(partial, root)
-    except OSError:
+    except OSError as error:
         # Unless another process has written it meanwhile.
         if not os.path.exists(os.path.join(root, "captions.csv")):
-            raise
+            raise UsageError(
+                f"{root}: cannot write the built-in clips there: {error.strerror or error}"
+            ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

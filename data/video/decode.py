@@ -49,13 +49,11 @@ def read_frames(
     start: float | None = None,
     end: float | None = None,
 ) -> np.ndarray:
-    """The frames at `frame_positions` as uint8 RGB [n, size, size, 3], n <= max_frames.
+    """The frames of `frames_of_clip` as uint8 RGB [n, size, size, 3], n <= max_frames.
 
-    With a variable frame rate, a position means the frame shown at the time
-    position / mean rate; `start` and `end` are times on the clock of a player. A frame that does
-    not decode is replaced by the last good frame before it, or by the first good frame if there is
-    none before. Frames are rotated as the
-    file specifies, transparency is blended over black, and pixels are taken to be square.
+    A frame that does not decode is replaced by the last good frame before it, or by the first good
+    frame if there is none before. Frames are rotated as the file specifies, transparency is blended
+    over black, and pixels are taken to be square.
 
     Raises DataError if nothing decodes, or if the clip is beyond the end of the video.
     """
@@ -217,6 +215,16 @@ def _decode_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             return
 
 
+def _open_container(location: str, options: dict[str, str]) -> Any:
+    # Titles that are not UTF-8 raise without `metadata_errors`, which PyAV 19 does not have.
+    try:
+        return av.open(location, metadata_errors="replace", options=options)
+    except TypeError as error:
+        if "metadata_errors" not in str(error):
+            raise
+        return av.open(location, options=options)
+
+
 @contextlib.contextmanager
 def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     """The open container and its video stream (never cover art).
@@ -226,7 +234,7 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     try:
         # An absolute path is never parsed as a URL such as "http:".
         location, options = os.path.abspath(path), {"protocol_whitelist": "file"}
-        with av.open(location, metadata_errors="replace", options=options) as container:
+        with _open_container(location, options) as container:
             cover = av.stream.Disposition.attached_pic
             streams = [s for s in container.streams.video if not s.disposition & cover]
             if not streams:

@@ -58,34 +58,28 @@ def packets_of_run(
     for packet in _seek(container, stream, packets, first) if first else container.demux(stream):
         if not packet.size:
             continue
-        if expected == len(packets.dts) or not _is_packet(packets, expected, packet):
+        if expected == len(packets.pts) or packet.pts != packets.pts[expected]:
             raise NotTrusted
         yield packet
         expected += 1
-    if expected < len(packets.dts):
+    if expected < len(packets.pts):
         raise NotTrusted
     yield None
 
 
-def _is_packet(packets: Packets, number: int, packet: av.Packet) -> bool:
-    return packet.dts == packets.dts[number] and packet.pts == packets.pts[number]
-
-
 def _seek(container: Any, stream: Any, packets: Packets, first: int) -> Iterator[av.Packet]:
-    """The packets from `first` on, found by its time stamps."""
-    targets = [int(packets.pts[first])]  # most containers index the times at which frames are shown
-    targets += [
-        int(packets.dts[first]) - round(earlier / stream.time_base) for earlier in EARLIER_SECONDS
-    ]
-    for target in targets:
+    """The packets from `first` on, found by their time stamps."""
+    later = set(packets.pts[first + 1 :].tolist())
+    for earlier in EARLIER_SECONDS:
         try:
+            target = int(packets.pts[first]) - round(earlier / stream.time_base)
             container.seek(target, stream=stream)
         except av.FFmpegError:
             continue
         for packet in container.demux(stream):
-            if not packet.size or packet.dts is None or packet.dts > packets.dts[first]:
+            if not packet.size or packet.pts in later:
                 break  # too late: seek earlier
-            if _is_packet(packets, first, packet):
+            if packet.pts == packets.pts[first]:
                 yield packet
                 yield from container.demux(stream)
                 return

@@ -48,8 +48,7 @@ def frame_positions(
 class Packets(NamedTuple):
     """The packets of a video in the order they are decoded."""
 
-    pts: np.ndarray  # [packets] int64
-    dts: np.ndarray  # [packets] int64
+    pts: np.ndarray  # [packets] int64, all different
     access: np.ndarray  # [packets] bool: decoding may start here
     of_frame: np.ndarray  # [num_frames] the packet of each frame
 
@@ -109,7 +108,7 @@ def read_timeline(path: str, container: Any, stream: Any) -> Timeline:
         raise unreadable(path, "its video stream is empty")
     fps = float(stream.average_rate or stream.guessed_rate or 25)
     time_base = float(stream.time_base)
-    offset = _offset(container, stream)
+    offset = _offset(container, stream, table)
     if num_frames == 1 or None in stamps or len(set(stamps)) < num_frames:
         shown_for = max(num_frames / fps, table.last_duration * time_base)
         return Timeline(
@@ -151,14 +150,13 @@ def read_timeline(path: str, container: Any, stream: Any) -> Timeline:
 
 class _PacketTable(NamedTuple):
     pts: list[int | None]
-    dts: list[int | None]
     access: list[bool]
     discarded: list[bool]  # decoded for others to refer to, and not shown
     last_duration: int  # of the packet that is shown last
 
 
 def _read_packets(container: Any, stream: Any) -> _PacketTable:
-    table = _PacketTable([], [], [], [], 0)
+    table = _PacketTable([], [], [], 0)
     last_pts, last_duration = None, 0
     # A file that is truncated or damaged at some point ends there.
     with contextlib.suppress(av.FFmpegError):
@@ -166,7 +164,6 @@ def _read_packets(container: Any, stream: Any) -> _PacketTable:
             if not packet.size:
                 continue
             table.pts.append(packet.pts)
-            table.dts.append(packet.dts)
             table.access.append(bool(packet.is_keyframe) and is_access_point(stream, packet))
             table.discarded.append(bool(packet.is_discard))
             if packet.pts is not None and (last_pts is None or packet.pts > last_pts):
@@ -177,11 +174,14 @@ def _read_packets(container: Any, stream: Any) -> _PacketTable:
     return table._replace(last_duration=max(last_duration, 0))
 
 
-def _offset(container: Any, stream: Any) -> float:
+def _offset(container: Any, stream: Any, table: _PacketTable) -> float:
     """Seconds from the start of the file's first stream to that of the picture."""
-    if stream.start_time is None or container.start_time is None:
+    first = stream.start_time
+    if first is None:  # the header does not say, and the picture is late
+        first = min((pts for pts in table.pts if pts is not None), default=None)
+    if first is None or container.start_time is None:
         return 0.0
-    offset = float(stream.start_time * stream.time_base) - container.start_time / av.time_base
+    offset = float(first * stream.time_base) - container.start_time / av.time_base
     return offset if offset >= LEAST_OFFSET else 0.0
 
 
@@ -199,14 +199,12 @@ def _close_gaps(pts: np.ndarray, time_base: float, offset: float) -> tuple[np.nd
 
 
 def _access_table(table: _PacketTable) -> Packets | None:
-    if None in table.dts or None in table.pts:
+    if None in table.pts or len(set(table.pts)) < len(table.pts):
         return None
-    pts, dts = np.array(table.pts, np.int64), np.array(table.dts, np.int64)
-    if (np.diff(dts) <= 0).any():
-        return None  # time stamps that do not identify a packet
+    pts = np.array(table.pts, np.int64)
     kept = np.flatnonzero(~np.array(table.discarded))
     of_frame = kept[np.argsort(pts[kept])]
-    return Packets(pts, dts, np.array(table.access), of_frame)
+    return Packets(pts, np.array(table.access), of_frame)
 
 
 def require_within(

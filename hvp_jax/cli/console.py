@@ -1,5 +1,7 @@
 """The output of a command: the result on stdout, logs and progress on stderr."""
 
+import errno
+import io
 import json
 import logging
 import os
@@ -26,11 +28,21 @@ def quiet_libraries() -> None:
     absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for parsed flags
 
 
+def print_any_text() -> None:
+    """Escapes what a terminal cannot show: a caption where the locale is ASCII, or the name of a
+    file that is not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def claim_stdout() -> TextIO:
     """The real stdout, reserved for the JSON: file descriptor 1 is stderr from here on.
 
     It is never restored, because C libraries flush their buffers when the process ends.
     """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed")
     sys.stdout.flush()
     json_stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -14,7 +14,15 @@ BAD_IDS = "bad_ids.txt"
 SHOWN = 5  # the number of bad clips and ids that the text lists
 COLUMNS = (
     *("videos", "captions", "uncaptioned", "missing", "broken", "excluded", "damaged", "gap"),
-    *("short", "long", "black", "duplicates", "empty_captions", "repeated_captions", "cut_captions"),
+    *(
+        "short",
+        "long",
+        "black",
+        "duplicates",
+        "empty_captions",
+        "repeated_captions",
+        "cut_captions",
+    ),
 )
 
 

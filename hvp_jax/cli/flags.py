@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from data import paths
 from hvp_jax.weights.param_mapping import FORMATS
 
 Flag = tuple[str, dict[str, Any]]  # the arguments of `add_argument`
@@ -37,12 +38,15 @@ def text(value: str) -> str:
     return value
 
 
-def path(value: str) -> Path:
-    return Path(text(value))
-
-
 def flag(name: str, metavar: str, help: str, kind=text, **options) -> Flag:
     return name, {"metavar": metavar, "help": help, "type": kind, **options}
+
+
+def path_flag(name: str, metavar: str, help: str, kind: paths.Kind = "any") -> Flag:
+    def path(value: str) -> Path:
+        return Path(paths.check_path(name, text(value), kind))
+
+    return flag(name, metavar, help, path)
 
 
 def required(flag: Flag) -> Flag:
@@ -51,16 +55,17 @@ def required(flag: Flag) -> Flag:
 
 
 CONFIG = flag("--config", "FILE.py[:ARG]", "the config file; --config.KEY=VALUE overrides a key")
-WORKDIR = flag("--workdir", "DIR", "the folder of the run", path)
-SOURCE = flag("--source", "PATH", "a PyTorch checkpoint (file or directory), or a workdir", path)
-DESTINATION = flag("--destination", "DIR", "a new directory for the output", path)
+WORKDIR = path_flag("--workdir", "DIR", "the folder of the run", "folder")
+SOURCE = path_flag("--source", "PATH", "a PyTorch checkpoint (file or directory), or a workdir")
+DESTINATION = path_flag("--destination", "DIR", "a new directory for the output")
 ANY_FORMAT = ("auto", *FORMATS)
 FORMAT = flag(
     "--format", "FORMAT", "format of the source: %(choices)s", choices=ANY_FORMAT, default="auto"
 )
 EXPORT_HELP = "write safetensors with the parameter names of: %(choices)s"
 EXPORT = flag("--export", "FORMAT", EXPORT_HELP, choices=("hvpnet", "huggingface"))
-GOLDEN = flag("--golden", "FILE.npz", "arrays recorded from the PyTorch implementation", path)
+GOLDEN_HELP = "arrays recorded from the PyTorch implementation"
+GOLDEN = path_flag("--golden", "FILE.npz", GOLDEN_HELP, "file")
 DTYPES = ("float64", "float32")
 PARALLEL = flag(
     "--parallel",
@@ -68,7 +73,8 @@ PARALLEL = flag(
     "replay a run on 8 simulated devices by %(choices)s; without it, on one",
     choices=("pmap", "shard_map", "fsdp"),
 )
-PLOT_DIR = flag("--workdir", "DIR", "the folder for a plot of both curves of a run", path)
+PLOT_HELP = "the folder for a plot of both curves of a run"
+PLOT_DIR = path_flag("--workdir", "DIR", PLOT_HELP, "folder")
 PRECISION = flag("--precision", "TYPE", "precision of the JAX side: %(choices)s", choices=DTYPES)
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (

@@ -9,16 +9,19 @@ import dataclasses
 import difflib
 import importlib
 import itertools
+import os
 import re
 import sys
 import traceback
 from typing import Any, NoReturn
 
+from data import paths
 from data.errors import UsageError, UserError
 from hvp_jax.cli import console
 from hvp_jax.cli.flags import DISTRIBUTED, VERBS
 from hvp_jax.config import overrides
 from hvp_jax.config.schema import validate
+from hvp_jax.monitoring import machine_errors
 from hvp_jax.parallel import distributed
 
 DISTRIBUTED_FLAGS = tuple(name.removeprefix("--") for name, _ in DISTRIBUTED)
@@ -40,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status; `arguments` as in sys.argv[1:]."""
     arguments = sys.argv[1:] if arguments is None else arguments
     status = 1
+    console.print_any_text()
     try:
         if {"--help", "-h"} & set(arguments):
             status = 0
@@ -54,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             console.print_result(result, None)
     except BrokenPipeError:
         pass  # the reader closed the pipe; the exit status is still right
+    except OSError as error:  # the disk of the file that stdout is sent to is full
+        status = 1
+        print(f"error: cannot write the result to stdout: {error.strerror}", file=sys.stderr)
     if status:
         distributed.exit_now(status)
     return status
@@ -70,29 +77,37 @@ def _attempt(arguments: list[str]) -> tuple[int, Any]:
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     except Exception as error:
-        traceback.print_exc()
-        return 1, ErrorResult(f"{type(error).__name__}: {error}")
+        explained = machine_errors.explain(error)
+        if explained is None:
+            traceback.print_exc()
+            return 1, ErrorResult(f"{type(error).__name__}: {error}")
+        status, message = explained.status, str(explained)
     print(f"error: {message}", file=sys.stderr, flush=True)
     return status, ErrorResult(message)
 
 
 def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     """The verb's function and its arguments; raises UsageError before heavy imports."""
+    if not _has_folder():
+        raise UsageError("the current folder has been removed; change to another one")
     changes, rest = _split_changes(arguments)
     verb, values = _parse(rest)
     if changes and "config" not in values:
         raise UsageError(f"{verb} has no flag --config.{changes[0][0]}")
-    if values.get("workdir") and values["workdir"].is_file():
-        raise UsageError(f"--workdir={values['workdir']} is a file; it must be a folder")
+    if workdir := values.get("workdir"):
+        paths.require_writable_folder("--workdir", workdir)
+    if destination := values.get("destination"):  # it is replaced as a whole
+        paths.require_writable_folder("--destination", destination.absolute().parent)
     flags = [values.pop(name) for name in DISTRIBUTED_FLAGS if name in values]
     cluster = distributed.parse_flags(*flags) if flags else None
     if "config" in values:
         if values["config"] is None:
             config = overrides.load_json(values["workdir"] / "config.json")
         else:
-            config = overrides.load(values["config"])
+            config = overrides.load(paths.check_path("--config", values["config"]))
         for key, text in changes:
             overrides.override(config, key, text)
+        overrides.check_paths(config)
         validate(config)
         values["config"] = config
     console.quiet_libraries()
@@ -100,6 +115,13 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         distributed.initialize(cluster)
     module, _, function = VERBS[verb].target.partition(":")
     return getattr(importlib.import_module(module), function), values
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _split_changes(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -6,7 +6,6 @@ original's trainer stopped, with its optimizer moments.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 from data.errors import UsageError
 from hvp_jax.checkpoints import save_weights
 from hvp_jax.checkpoints.model_card import CARD_FILE, model_card
+from hvp_jax.monitoring import json_files
 from hvp_jax.training import train_state
 from hvp_jax.weights import convert, initial
 from hvp_jax.weights.export import export_weights
@@ -66,8 +66,8 @@ def run(
                 rest = state.items()["rest"]
                 del state, moments
             save_weights.save_weights(folder, card["step"], params, rest)
-        (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
-        (folder / "model_card.md").write_text(model_card(card))
+        json_files.write_json(folder / CARD_FILE, card)
+        json_files.write_text_atomically(folder / "model_card.md", model_card(card))
         folder.chmod(0o755)
         os.rename(folder, destination)  # replaces an empty directory
     finally:

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from configs.base import UnknownForm
 from data.errors import DataError, UsageError
+from data.paths import check_path
 from hvp_jax.config.saved import from_json
-from hvp_jax.config.schema import OPTIONAL, RENAMED, flatten
+from hvp_jax.config.schema import OPTIONAL, PATHS, RENAMED, flatten
 
 EXPECTED = {
     bool: "true or false",
@@ -117,6 +118,15 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise UsageError(
             f"--config.{key}={text}: expected {EXPECTED[kind]}, not {text!r}"
         ) from None
+
+
+def check_paths(config: ConfigDict) -> None:
+    """Replaces each path in a config by what it means, in place; UsageError names the key."""
+    flat = flatten(config)
+    for key, kind in PATHS.items():
+        if flat.get(key) and isinstance(flat[key], str):
+            group, _, name = key.partition(".")
+            config[group][name] = check_path(f"config.{key}", flat[key], kind)
 
 
 def _hint(key: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data import paths
 from data.annotations import DATASETS
 from data.errors import UsageError
 from hvp_jax.config.resolve import resolve
@@ -55,6 +56,15 @@ MINIMUM = {
     "train.max_to_keep": 1,
     "train.keep_period": 0,
     "eval.batch_size": 1,
+}
+
+PATHS: dict[str, paths.Kind] = {  # the keys that name a file or a folder
+    "model.weights": "any",
+    "data.root": "folder",
+    "data.annotations": "folder",
+    "data.videos": "folder",
+    "data.shards": "folder",
+    "data.exclude": "file",
 }
 
 OPTIONAL = {  # the keys that may be None, and their type when they are not

@@ -58,7 +58,8 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Writes a temporary file and renames it: readers see the old file or the new one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        # The name of a video file need not be UTF-8.
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

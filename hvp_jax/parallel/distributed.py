@@ -14,6 +14,11 @@ from data.errors import UsageError
 
 # A process that misses its heartbeats for so long counts as dead, and the others end.
 HEARTBEAT_TIMEOUT_SECONDS = 60
+# What JAX reads in a step of Slurm; without one of them it takes the step for no cluster.
+SLURM_NUMBERS = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+SLURM_NAMES = (*SLURM_NUMBERS, "SLURM_STEP_NODELIST")
+# The number of processes, as set by mpirun of Open MPI and by mpiexec of MPICH and Intel MPI.
+MPI_SIZES = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
 log = logging.getLogger(__name__)
 
 
@@ -48,17 +53,23 @@ def initialize(flags: dict | None) -> None:
 
     `flags` are of `parse_flags`; without them, Slurm and TPU VMs are detected.
     """
+    _check_variables()
     # An empty dict counts: JAX then detects everything itself.
-    arguments = next((x for x in (flags, _slurm(), _tpu_vm()) if x is not None), None)
+    arguments = flags if flags is not None else _slurm()
     if arguments is None:
+        arguments = _tpu_vm()
+    if arguments is None:
+        _refuse_other_launchers()
         return
     import jax
 
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         address = arguments.get("coordinator_address", "the address that the cluster provides")
-        raise UsageError(f"cannot join the other processes at {address}: {error}") from None
+        unset = isinstance(error, KeyError)  # what JAX raises for a variable of the cluster
+        reason = f"{error.args[0]} is not set in the environment" if unset else error
+        raise UsageError(f"cannot join the other processes at {address}: {reason}") from None
     if jax.process_index():
         # Process 0 logs for all; every process logs its own warnings and errors.
         for name in ("hvp_jax", "data"):
@@ -89,14 +100,65 @@ def exit_now(status: int) -> None:
 
 def _slurm() -> dict | None:
     """Arguments under `srun` with several tasks; JAX reads the rest from the environment."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    tasks = _number("SLURM_STEP_NUM_TASKS", 1)
+    if tasks < 2:
         return None
+    for name in SLURM_NAMES:
+        if not os.environ.get(name):
+            raise UsageError(
+                f"SLURM_STEP_NUM_TASKS is {tasks} and {name} is not set: start every process with "
+                "`srun`, or `unset SLURM_STEP_NUM_TASKS` to run one process"
+            )
     # With one task per node, JAX would use one GPU; the task has all GPUs of its node.
     one_per_node = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    devices = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
-    if "JAX_LOCAL_DEVICE_IDS" in os.environ:
+    devices = _number("SLURM_GPUS_ON_NODE", 0)
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         return {}
     return {"local_device_ids": list(range(devices))} if one_per_node and devices else {}
+
+
+def _check_variables() -> None:
+    """Raises UsageError, naming it, if JAX would not understand a variable of the environment."""
+    if set(SLURM_NAMES) <= os.environ.keys():  # then JAX reads them, whatever the flags are
+        for name in SLURM_NUMBERS:
+            if not os.environ[name]:
+                raise UsageError(f"{name} is set and empty: `unset {name}`, or start with `srun`")
+    for name in (*SLURM_NUMBERS, "JAX_COORDINATOR_PORT"):
+        _number(name)
+    devices = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
+    if devices and not re.fullmatch(r"\d+(,\d+)*", devices):
+        raise UsageError(
+            f"JAX_LOCAL_DEVICE_IDS is {devices!r}; it is the indices of GPUs, such as 0,1"
+        )
+
+
+def _number(name: str, default: int = 0) -> int:
+    """The whole number in an environment variable; `default` if it is not set or empty."""
+    text = os.environ.get(name, "").strip()
+    if text and not text.isdecimal():
+        raise UsageError(
+            f"{name} is {text!r} in the environment, not a whole number: `unset {name}`, or start "
+            "the processes with `srun`"
+        )
+    return int(text or default)
+
+
+def _refuse_other_launchers() -> None:
+    """Raises UsageError if this looks like one of several processes, none of which can tell.
+
+    Each would train alone, and all would write to the same workdir.
+    """
+    for name, launcher in MPI_SIZES.items():
+        if (count := _number(name, 1)) > 1:
+            raise UsageError(
+                f"{launcher} started {count} processes ({name}), which find each other only by "
+                "flags: give each --coordinator, --processes and --process"
+            )
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        raise UsageError(
+            f"JAX_COORDINATOR_ADDRESS is {address}, but not how many processes there are: give "
+            f"--coordinator={address} with --processes and --process, or unset it"
+        )
 
 
 def _tpu_vm() -> dict | None:

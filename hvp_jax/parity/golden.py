@@ -45,7 +45,7 @@ def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
             f"{json_path}: no such file; a golden file needs a JSON file of the same name"
         )
     try:
-        metadata = json.loads(json_path.read_text())
+        metadata = json.loads(json_path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{json_path}: not JSON ({error})") from None
     if not isinstance(metadata, dict):

@@ -84,7 +84,7 @@ def test_a_file_that_hangs_or_crashes_the_decoder_does_not_affect_others(tmp_pat
         work=inspect_or_misbehave,
     )
     faults = [item.segment.fault for item in inspected]
-    assert faults[0] == faults[4] == "takes the decoder more than 3 s"
+    assert faults[0] == faults[4] == "takes the decoder more than 3 s of processor time"
     assert faults[1] == faults[3] == "crashes the decoder (SIGSEGV)"
     assert faults[2] == "needs more than 0.5 GiB of memory"
     assert faults[5:] == [""] * 5

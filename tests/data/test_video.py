@@ -111,3 +111,25 @@ def test_jitter_of_time_stamps_is_still_a_constant_rate(tmp_path):
     times_ms = [40 * i + (12 if i in (25, 50) else 0) for i in range(52)]
     path = write_video(tmp_path / "a.mkv", numbered(52), milliseconds=times_ms)
     assert numbers(read_frames(str(path), 32, 12)) == [0, 25, 50]
+
+
+def test_a_pyav_without_metadata_errors_opens_videos(tmp_path, monkeypatch):
+    """PyAV 19 has no such argument; any other TypeError is a bug."""
+    path = write_video(tmp_path / "a.mp4", numbered(3))
+    expected = read_frames(str(path), 16, 3)
+
+    def open_19(file, mode="r", **arguments):
+        if "metadata_errors" in arguments:
+            raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
+        return av_open(file, mode, **arguments)
+
+    av_open = av.open
+    monkeypatch.setattr(av, "open", open_19)
+    np.testing.assert_array_equal(read_frames(str(path), 16, 3), expected)
+
+    def fail(*arguments, **options):
+        raise TypeError("another")
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(TypeError, match="another"):
+        read_frames(str(path), 16, 3)

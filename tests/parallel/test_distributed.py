@@ -41,9 +41,13 @@ def calls(monkeypatch):
 
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    prefixes = ("SLURM_", "OMPI_", "PMI_", "JAX_CO", "JAX_LOCAL")
+    for name in [name for name in os.environ if name.startswith(prefixes)]:
         monkeypatch.delenv(name)
     return calls
+
+
+STEP = {"JOB_ID": "7", "NTASKS": "2", "PROCID": "0", "LOCALID": "0", "STEP_NODELIST": "a,b"}
 
 
 def set_slurm(monkeypatch, **values):
@@ -66,6 +70,7 @@ def test_an_ordinary_machine_and_a_slurm_step_of_one_task_connect_to_nothing(cal
 
 
 def test_under_srun_a_task_uses_its_gpu_or_all_gpus_of_its_node(calls, monkeypatch):
+    set_slurm(monkeypatch, **STEP)
     set_slurm(monkeypatch, STEP_NUM_TASKS="16", STEP_TASKS_PER_NODE="8(x2)", GPUS_ON_NODE="8")
     distributed.initialize(None)
     set_slurm(monkeypatch, STEP_NUM_TASKS="2", STEP_TASKS_PER_NODE="1(x2)")
@@ -84,4 +89,46 @@ def test_a_failed_connection_names_the_coordinator(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(UsageError, match="cannot join the other processes at host:1: DEADLINE"):
+        distributed.initialize(distributed.parse_flags("host:1", "2", "1"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_JOB_ID is not set: start every process with `srun`"),
+        ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'.*not a whole number"),
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
+        ({"JAX_COORDINATOR_PORT": "http"}, "JAX_COORDINATOR_PORT is 'http'"),
+        ({"JAX_LOCAL_DEVICE_IDS": "0-3"}, "JAX_LOCAL_DEVICE_IDS is '0-3'; .* such as 0,1"),
+        ({f"SLURM_{key}": value for key, value in STEP.items()} | {"SLURM_LOCALID": ""},
+         "SLURM_LOCALID is set and empty"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2 processes.*--coordinator"),
+        ({"PMI_SIZE": "4"}, "mpiexec started 4 processes"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "give --coordinator=a:1 with --processes"),
+    ],
+)  # fmt: skip
+def test_variables_of_a_cluster_that_are_set_in_part(calls, monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        distributed.initialize(None)
+    assert calls == []
+
+
+def test_variables_that_are_set_and_empty_count_as_not_set(calls, monkeypatch):
+    set_slurm(monkeypatch, STEP_NUM_TASKS="", PROCID="", GPUS_ON_NODE="")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "")
+    distributed.initialize(None)
+    assert calls == []
+
+
+def test_a_variable_that_jax_misses_is_named(monkeypatch):
+    import jax
+
+    def fail(**arguments):
+        raise KeyError("OMPI_COMM_WORLD_LOCAL_RANK")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UsageError, match="OMPI_COMM_WORLD_LOCAL_RANK is not set in the environ"):
         distributed.initialize(distributed.parse_flags("host:1", "2", "1"))

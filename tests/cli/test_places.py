@@ -1,0 +1,149 @@
+"""Every verb looks at the paths it is given, and prints in any locale."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hvp_jax.cli import main
+from hvp_jax.config.overrides import load
+from hvp_jax.config.saved import to_json
+from hvp_jax.config.schema import PATHS, flatten
+from tests.helpers.clips import write_video
+from tests.helpers.command import ROOT
+
+FOLDER = f"--config={ROOT / 'configs' / 'folder.py'}"
+CONFIG_VERBS = {"train": ("--workdir=run",), "eval": ("--workdir=run",)}
+CONFIG_VERBS |= {"doctor": (), "prepare": (), "bench": ()}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capfd, *arguments: str) -> str:
+    assert main.main(list(arguments)) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("verb", CONFIG_VERBS)
+def test_every_key_that_is_a_path_is_checked(home, fake, capfd, verb):
+    seen = []
+    fake(lambda **values: seen.append(values) or {})
+    for key in PATHS:
+        url = refused(capfd, verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=gs://bucket/x")
+        assert url.startswith(f"error: config.{key}=gs://bucket/x is not on this machine")
+        assert main.main([verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=~/x"]) == 0
+        assert flatten(seen[-1]["config"])[key] == str(home / "x")
+        capfd.readouterr()  # the empty result
+    assert os.listdir(home) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "arguments"),
+    [
+        ("--workdir", ["train", FOLDER]),
+        ("--workdir", ["eval"]),
+        ("--workdir", ["doctor", FOLDER]),
+        ("--workdir", ["bench", FOLDER]),
+        ("--workdir", ["parity", "--golden=x"]),
+        ("--golden", ["parity"]),
+        ("--source", ["parity"]),
+        ("--source", ["port", "--destination=x"]),
+        ("--destination", ["port", "--source=x"]),
+        ("--config", ["prepare"]),
+    ],
+)
+def test_every_flag_that_is_a_path_is_checked(home, fake, capfd, flag, arguments):
+    fake(lambda **values: {})
+    for text in ("gs://bucket/x", "$NONE_SUCH/x", "x\r"):
+        assert f"error: {flag}=" in refused(capfd, *arguments, f"{flag}={text}")
+    assert os.listdir(home) == []
+
+
+def test_a_config_that_a_run_recorded_is_checked_too(home, fake, capfd):
+    config = load(str(ROOT / "configs" / "folder.py"))
+    config.data.root = "gs://bucket/x"
+    (home / "run").mkdir()
+    (home / "run/config.json").write_text(to_json(config))
+    assert "config.data.root=gs://bucket/x is not" in refused(capfd, "eval", "--workdir=run")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_verb_starts(home, fake, capfd):
+    fake(lambda **values: pytest.fail("the verb started"))
+    (home / "file").write_text("x")
+    for flags in (
+        ["train", FOLDER, "--workdir=file/run"],
+        ["bench", FOLDER, "--workdir=file"],
+        ["port", "--source=x", "--destination=file/x"],
+    ):
+        assert "file" in refused(capfd, *flags)
+
+
+def test_errors_of_the_machine_are_one_line(fake, capfd):
+    def run(**values):
+        raise OSError(24, "Too many open files")
+
+    fake(run)
+    assert main.main(["parity", "--golden=g", "--json"]) == 1
+    captured = capfd.readouterr()
+    assert captured.err.startswith("error: Too many open files; raise the limit")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_names_and_captions_print_where_the_locale_is_ascii(run_cli, tmp_path, arguments):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "\u732b.mp4", np.zeros((3, 32, 32, 3), np.uint8), rate=1)
+    (videos / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"x")  # not UTF-8, and not in the table
+    rows = "video_id,caption,split\n\u732b,a cat \U0001f63a,train\n\u72ac,a dog,train\n"
+    (tmp_path / "captions.csv").write_text(rows, encoding="utf-8")
+    root = f"--config.data.root={tmp_path}"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = run_cli("doctor", FOLDER, root, *arguments, **locale)
+    assert done.status == 1 and "Traceback" not in done.stderr
+    if arguments:
+        assert [bad["video_id"] for bad in json.loads(done.stdout)["bad"]] == ["\u72ac"]
+    else:
+        assert "1 clips are missing or broken:\n  '\\u72ac': no such file" in done.stdout
+
+
+def test_a_current_folder_that_was_removed(home, capfd, monkeypatch):
+    (home / "gone").mkdir()
+    monkeypatch.chdir(home / "gone")
+    (home / "gone").rmdir()
+    try:
+        assert "the current folder has been removed" in refused(capfd, "doctor", FOLDER)
+    finally:
+        os.chdir(home)
+
+
+QUICK = """
+import dataclasses, sys
+from hvp_jax.cli import main as cli
+cli.check = lambda arguments: (dataclasses.make_dataclass("Result", ["n"]), {"n": 1})
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", ["", "--json"])
+@pytest.mark.parametrize(("target", "reason"), [("/dev/full", "No space left"), ("&-", "closed")])
+def test_a_result_that_cannot_be_printed(arguments, target, reason):
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(QUICK)} {arguments} >{target}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    if target == "&-" and not arguments:  # Python prints to nothing, as other programs do
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: cannot write the result to stdout: ")
+        assert reason in done.stderr
