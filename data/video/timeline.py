@@ -108,8 +108,8 @@ def read_timeline(path: str, container: Any, stream: Any) -> Timeline:
         raise unreadable(path, "its video stream is empty")
     fps = float(stream.average_rate or stream.guessed_rate or 25)
     time_base = float(stream.time_base)
-    offset = _offset(container, stream, table)
     if num_frames == 1 or None in stamps or len(set(stamps)) < num_frames:
+        offset = _offset(container, stream, stream.start_time)
         shown_for = max(num_frames / fps, table.last_duration * time_base)
         return Timeline(
             num_frames=num_frames,
@@ -122,6 +122,8 @@ def read_timeline(path: str, container: Any, stream: Any) -> Timeline:
     # Stamps that rise although the decoder reorders (AVI) belong to packets, not to frames.
     pts_match = not (stream.codec_context.has_b_frames and stamps == sorted(stamps))
     pts = np.sort(np.array(stamps, np.int64))
+    # A header may say 0 although the picture is late.
+    offset = _offset(container, stream, int(pts[0]) if pts_match else stream.start_time)
     shown, gap = _close_gaps(pts, time_base, offset)
     seconds = (shown - shown[0]) * time_base
     measured = (num_frames - 1) / float(seconds[-1])
@@ -174,11 +176,8 @@ def _read_packets(container: Any, stream: Any) -> _PacketTable:
     return table._replace(last_duration=max(last_duration, 0))
 
 
-def _offset(container: Any, stream: Any, table: _PacketTable) -> float:
-    """Seconds from the start of the file's first stream to that of the picture."""
-    first = stream.start_time
-    if first is None:  # the header does not say, and the picture is late
-        first = min((pts for pts in table.pts if pts is not None), default=None)
+def _offset(container: Any, stream: Any, first: int | None) -> float:
+    """Seconds from the start of the file's first stream to the first frame, at `first`."""
     if first is None or container.start_time is None:
         return 0.0
     offset = float(first * stream.time_base) - container.start_time / av.time_base
