@@ -1,7 +1,7 @@
 """Finds clips that cannot be read, before training starts."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
@@ -9,28 +9,33 @@ from tqdm import tqdm
 from data.annotations.common import first_few
 from data.errors import DataError
 from data.records import Broken, Clip
-from data.video.decode import probe
+from data.video.decode import probe, require_stretch
 
 
 def check_clips(clips: list[Clip], progress: bool = True) -> list[tuple[Clip, str]]:
     """The clips that are bad, in their order, each with the reason.
 
-    Opens every file once per distinct start of its clips and decodes the first frame from
-    there. `progress` shows a bar on stderr.
+    Opens every file once, decodes its first frame, and looks where its clips start and end.
+    `progress` shows a bar on stderr.
     """
-    starts = list(dict.fromkeys((clip.path, clip.start) for clip in clips))
+    ends: dict[str, dict[tuple[float | None, float | None], None]] = {}
+    for clip in clips:
+        ends.setdefault(clip.path, {})[clip.start, clip.end] = None
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         faults = tqdm(
-            pool.map(_find_fault, starts),
-            total=len(starts),
+            pool.map(_find_faults, ends, ends.values()),
+            total=len(ends),
             desc="checking videos",
             leave=False,
             disable=not progress,
         )
-        fault_at = dict(zip(starts, faults, strict=True))
-    return [
-        (clip, fault) for clip in clips if (fault := fault_at[clip.path, clip.start]) is not None
-    ]
+        fault_at = {
+            (path, *end): fault
+            for path, of_file in zip(ends, faults, strict=True)
+            for end, fault in zip(ends[path], of_file, strict=True)
+        }
+    with_fault = ((clip, fault_at[clip.path, clip.start, clip.end]) for clip in clips)
+    return [(clip, fault) for clip, fault in with_fault if fault is not None]
 
 
 def require_sound(clips: list[Clip]) -> None:
@@ -49,12 +54,20 @@ def refusal(broken: Sequence[Broken], num_clips: int) -> DataError:
     )
 
 
-def _find_fault(path_and_start: tuple[str, float | None]) -> str | None:
-    path, start = path_and_start
+def _find_faults(
+    path: str, ends: Collection[tuple[float | None, float | None]]
+) -> list[str | None]:
+    """Why each stretch of a file cannot be read; None if it can be."""
     if not os.path.isfile(path):
-        return "no such file"
+        return ["no such file"] * len(ends)
+    if fault := _fault(path, lambda: probe(path)):
+        return [fault] * len(ends)
+    return [_fault(path, lambda end=end: require_stretch(path, *end)) for end in ends]
+
+
+def _fault(path: str, check: Callable[[], None]) -> str | None:
     try:
-        probe(path, start)
+        check()
     except DataError as error:
         return str(error).removeprefix(f"{path}: ").split("; ")[0]
     return None

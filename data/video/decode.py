@@ -89,12 +89,16 @@ def _timeline_of_version(path: str, size: int, mtime_ns: int) -> Timeline:
         return read_timeline(path, container, stream)
 
 
-def probe(path: str, start: float | None = None, end: float | None = None) -> None:
-    """Decodes the first frame; raises DataError if none decodes or the clip is beyond the end."""
+def probe(path: str) -> None:
+    """Decodes the first frame; raises DataError if none decodes."""
     with open_video(path) as (container, stream):
         if (first := next(_decode_frames(container, stream), None)) is None:
             raise unreadable(path, "no frame decodes")
         render_frame(first, read_orientation(first), 1)
+
+
+def require_stretch(path: str, start: float | None, end: float | None) -> None:
+    """Raises DataError if a stretch is beyond the end of a video, or before its first frame."""
     if start is not None or end is not None:
         require_within(path, timeline_of(path), start, end)
 

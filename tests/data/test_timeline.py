@@ -9,7 +9,7 @@ import pytest
 from data.checks import doctor
 from data.errors import DataError
 from data.records import Annotations, Clip
-from data.video.decode import probe, read_frames, timeline_of
+from data.video.decode import read_frames, require_stretch, timeline_of
 from data.video.inspection import FileJob, inspect_file
 from tests.helpers.clips import numbered, numbers, write_video
 
@@ -46,12 +46,12 @@ def test_a_picture_that_starts_after_the_sound_is_whole(tmp_path, name):
     assert numbers(read_frames(path, 32, 3)) == [0, 20, 45]  # the whole clip is not delayed
     # 7 s on the player's clock is 2 s after the first picture.
     assert numbers(read_frames(path, 32, 12, start=7.1, end=8.3)) == [10, 15]
-    probe(path, 14.0)
+    require_stretch(path, 14.0, None)
     for start, end, message in ((15.2, None, "beyond the end"), (1.0, 3.0, "before the first")):
         with pytest.raises(DataError, match=message):
             read_frames(path, 32, 12, start=start, end=end)
         with pytest.raises(DataError, match=message):
-            probe(path, start, end)
+            require_stretch(path, start, end)
 
 
 def test_a_truncated_late_file_is_still_cut_short(tmp_path):
@@ -97,7 +97,7 @@ def test_the_last_frame_stays_on_as_long_as_the_file_says(tmp_path):
     assert [segment.fault for segment in segments] == ["", ""]
     assert [segment.seconds for segment in segments] == pytest.approx([20.0, 120.0])
     with pytest.raises(DataError, match=r"beyond the end of the video \(120.00 s\)"):
-        probe(path, 121.0)
+        require_stretch(path, 121.0, None)
 
 
 GAP = [100 * i for i in range(25)] + [3_600_000 + 100 * i for i in range(25)]

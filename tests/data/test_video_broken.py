@@ -9,7 +9,7 @@ import pytest
 from data.checks.quick_check import check_clips, require_sound
 from data.errors import DataError
 from data.records import Clip
-from data.video.decode import probe, read_frames
+from data.video.decode import probe, read_frames, require_stretch
 from tests.helpers.clips import cover, numbered, numbers, spoil_packets, write_sound, write_video
 
 
@@ -36,12 +36,12 @@ def test_start_beyond_the_end_is_an_error(tmp_path):
     path = str(write_video(tmp_path / "a.mp4", numbered(20)))
     for use in (
         lambda: read_frames(path, 32, 12, start=2.0, end=9.0),
-        lambda: probe(path, 2.0),
+        lambda: require_stretch(path, 2.0, None),
     ):
         with pytest.raises(DataError, match=r"a\.mp4: start 2 s is beyond .* \(2\.00 s\)"):
             use()
     assert numbers(read_frames(path, 32, 12, start=1.95, end=9.0)) == [19]
-    probe(path, 1.95)
+    require_stretch(path, 1.95, None)
 
 
 def broken_files(folder: Path) -> dict[str, str]:
