@@ -1,5 +1,6 @@
 """Finds clips that cannot be read, before training starts."""
 
+import functools
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,9 +61,9 @@ def _find_faults(
     """Why each stretch of a file cannot be read; None if it can be."""
     if not os.path.isfile(path):
         return ["no such file"] * len(ends)
-    if fault := _fault(path, lambda: probe(path)):
+    if fault := _fault(path, functools.partial(probe, path)):
         return [fault] * len(ends)
-    return [_fault(path, lambda end=end: require_stretch(path, *end)) for end in ends]
+    return [_fault(path, functools.partial(require_stretch, path, *end)) for end in ends]
 
 
 def _fault(path: str, check: Callable[[], None]) -> str | None:

@@ -13,32 +13,16 @@ from typing import Any
 
 import av
 import numpy as np
-from PIL import Image
 
 from data.video import seeking
 from data.video.file_faults import unreadable
+from data.video.render import read_orientation, render_frame
 from data.video.timeline import Timeline, frames_of_clip, read_timeline, require_within
 
 # Only these decoders read the second image in which a WebM file keeps its alpha channel.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 KEPT_TIMELINES = 64  # a long file's takes a megabyte
-
-UPRIGHT = False, 1, 1  # the orientation of a frame that is shown as it is stored
-
-
-def resize_and_crop(frame: np.ndarray, size: int) -> np.ndarray:
-    """A uint8 image [H, W, 3] -> uint8 [size, size, 3].
-
-    The short side is resized to `size` (bicubic) and the centre is cropped; both are rounded
-    as torchvision's Resize and CenterCrop do.
-    """
-    height, width = frame.shape[:2]
-    short = min(height, width)
-    width, height = int(size * width / short), int(size * height / short)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    resized = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def read_frames(
@@ -165,34 +149,6 @@ def _pick_frames(path: str, size: int, wanted: list[int], by_pts: bool) -> list[
         if previous and orientation:
             frames += [render_frame(previous, orientation, size)] * (len(wanted) - len(frames))
     return frames
-
-
-def read_orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
-    """How the file asks for its frames to be shown: whether rows and columns are swapped first,
-    then the steps (1, or -1 for mirrored) through rows and columns.
-
-    Call this for one frame of a file only: a frame whose side data was read stays in memory
-    until Python's cycle collector runs.
-    """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return UPRIGHT
-    # x' = a x + c y and y' = b x + d y; only the eight rotations and reflections occur.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    swap = abs(a) < abs(b)
-    right, down = (c, b) if swap else (a, d)
-    return swap, -1 if down < 0 else 1, -1 if right < 0 else 1
-
-
-def render_frame(frame: av.VideoFrame, orientation: tuple[bool, int, int], size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: transparency over black, then rotated, resized and cropped."""
-    has_alpha = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
-    pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", threads=1)
-    if has_alpha:
-        pixels = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
-    swap, down, right = orientation
-    pixels = (pixels.swapaxes(0, 1) if swap else pixels)[::down, ::right]
-    return resize_and_crop(np.ascontiguousarray(pixels, np.uint8), size)
 
 
 def create_decoder(stream: Any) -> av.VideoCodecContext:

@@ -13,13 +13,8 @@ import av
 import numpy as np
 
 from data.errors import DataError
-from data.video.decode import (
-    create_decoder,
-    decode_run,
-    open_video,
-    read_orientation,
-    render_frame,
-)
+from data.video.decode import create_decoder, decode_run, open_video
+from data.video.render import read_orientation, render_frame
 from data.video.seeking import NotTrusted, plan_runs
 from data.video.timeline import Timeline
 

@@ -7,8 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from data.video import decode
-from data.video.decode import read_frames, resize_and_crop
+from data.video import render
+from data.video.decode import read_frames
+from data.video.render import resize_and_crop
 from data.video.timeline import frame_positions
 from tests.helpers.clips import numbered, numbers, overstate_frames, write_video
 from tests.helpers.command import GOLDEN
@@ -80,7 +81,7 @@ def test_only_sampled_frames_are_resized(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", numbered(50))
     calls = []
     monkeypatch.setattr(
-        decode, "resize_and_crop", lambda *args: calls.append(0) or resize_and_crop(*args)
+        render, "resize_and_crop", lambda *args: calls.append(0) or resize_and_crop(*args)
     )
     assert len(read_frames(str(path), 32, 3)) == 3
     assert len(calls) == 3

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.video.decode import read_frames, resize_and_crop
+from data.video.decode import read_frames
+from data.video.render import resize_and_crop
 from tests.helpers.clips import cover, encode, numbered, numbers, quarters, write_video
 
 
