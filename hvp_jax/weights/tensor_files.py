@@ -50,6 +50,10 @@ class LazyTensors(Mapping[str, np.ndarray]):
             {name: self.shapes[name] for name in names},
         )
 
+    def with_tensor(self, name: str, shape: Shape, reader: Reader) -> "LazyTensors":
+        """A copy in which `name` has this shape and is read by `reader`."""
+        return LazyTensors({**self._readers, name: reader}, {**self.shapes, name: shape})
+
 
 def open_files(paths: tuple[Path, ...]) -> tuple[LazyTensors, dict[str, Any]]:
     """The tensors of all files, and the other entries of a single pickle: optimizer, steps."""

@@ -117,8 +117,8 @@ def write(folder: Path, kind: str, state: dict, config: ClipConfig = SMALL) -> P
         write_torchscript(folder / "ViT.pt", flat)
         return folder / "ViT.pt"
     if kind == "state_dict":
-        torch.save(flat, folder / "clip.pt")
-        return folder / "clip.pt"
+        torch.save(flat, folder / "ViT-B-32.pt")  # OpenAI's name tells the activation
+        return folder / "ViT-B-32.pt"
     if kind == "huggingface":
         save_file(hugging_face_names(state), folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(hugging_face_config(config)))
@@ -131,7 +131,8 @@ def write(folder: Path, kind: str, state: dict, config: ClipConfig = SMALL) -> P
         return folder
     if kind == "open_clip":
         module = {f"module.{name}": x for name, x in flat.items()}
-        torch.save({"epoch": 3, "name": "run", "state_dict": module}, folder / "epoch_3.pt")
+        name = "2024_01_01-model_ViT-B-32-quickgelu-lr_0.001"
+        torch.save({"epoch": 3, "name": name, "state_dict": module}, folder / "epoch_3.pt")
         return folder / "epoch_3.pt"
     if kind == "open_clip_nested":
         save_file(nested_names(state), folder / "open_clip_model.safetensors")
