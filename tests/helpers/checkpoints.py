@@ -1,5 +1,6 @@
 """Random checkpoints as PyTorch libraries write them, by default of a small model."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,6 +24,11 @@ SMALL = ClipConfig(
     context_length=16,
     vocab_size=100,
 )
+
+
+def sized(**sizes: int) -> ClipConfig:
+    """The small model with other sizes."""
+    return dataclasses.replace(SMALL, **sizes)
 
 
 def random_state(config: ClipConfig = SMALL, seed: int = 0, head: bool = False) -> dict:
