@@ -5,6 +5,7 @@
     huggingface  the directory of a CLIPModel: its weights and config.json
     hvpnet       a checkpoint of the original HVP-Net, with its optimizer
 
+Other models are refused by name, and the activation is settled: see `identity/`.
 Nothing in a checkpoint is executed: pickles are read with `weights_only=True`.
 """
 

@@ -79,6 +79,18 @@ def test_prefixes_and_types(prefix, dtype, tmp_path):
     assert all(torch.equal(back[name], x) for name, x in state.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_quantised_weights_are_refused(dtype, ending, tmp_path):
+    tensors = openai_names(random_state())
+    tensors["visual.proj"] = tensors["visual.proj"].to(dtype)
+    path = tmp_path / f"vit_b_16-datacomp.{ending}"
+    (save_file if ending == "safetensors" else torch.save)(tensors, path)
+    with pytest.raises(DataError, match="visual.proj is of type .*, so the weights are quantised"):
+        port.run(path, tmp_path / "ported")
+    assert not (tmp_path / "ported").exists()
+
+
 def test_long_clip_has_two_position_embeddings(tmp_path):
     """Long-CLIP adds the first to positions 0 to 19 and the second to those from 20 on."""
     config = sized(context_length=248)
