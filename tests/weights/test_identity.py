@@ -15,7 +15,6 @@ from tests.helpers.checkpoints import (
     SMALL,
     hugging_face_config,
     nested_names,
-    openai_names,
     random_state,
     sized,
     write,
@@ -224,5 +223,3 @@ def test_an_open_clip_config_that_is_not_one(tmp_path):
     for text in ('{"model_cfg": 3}', '{"model_cfg": {"text_cfg": [1]}}'):
         (source / "open_clip_config.json").write_text(text)
         assert "has no vision_cfg and text_cfg" in refusal(source)
-    (source / "open_clip_config.json").unlink()
-    save_file(openai_names(random_state()), source / "open_clip_model.safetensors")
