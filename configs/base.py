@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     config.model.taps = placeholder(tuple)
     # A workdir or a checkpoint that `port` reads; empty: random weights.
     config.model.weights = ""
+    # quick_gelu, gelu: the activation of both towers; None: that of the weights, or quick_gelu from
+    # scratch. Needed only where nothing in or beside the weights tells it.
+    config.model.activation = placeholder(str)
     # Freezes the patch convolution; None: true on a pretrained CLIP, false from scratch.
     config.model.freeze_patches = placeholder(bool)
     config.model.remat = "dots"  # none, dots, full: how much the backward pass recomputes

@@ -1,6 +1,7 @@
 """Fills in keys left at None from other keys, the weights and the data."""
 
 import copy
+import dataclasses
 
 from ml_collections import ConfigDict
 
@@ -16,7 +17,10 @@ SCRATCH_EVALUATIONS = 5
 
 def spec_of_variant(config: ConfigDict) -> ModelSpec:
     """The spec of a model that is trained from scratch."""
-    return ModelSpec(VARIANTS[config.model.variant or DEFAULT_VARIANT])
+    clip_config = VARIANTS[config.model.variant or DEFAULT_VARIANT]
+    if config.model.activation:
+        clip_config = dataclasses.replace(clip_config, activation=config.model.activation)
+    return ModelSpec(clip_config)
 
 
 def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> ConfigDict:
@@ -32,6 +36,8 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
         config.model.variant = DEFAULT_VARIANT
     if config.model.image_size is None:
         config.model.image_size = clip_config.image_size
+    if config.model.activation is None:
+        config.model.activation = clip_config.activation
     if config.model.taps is None:
         layers = clip_config.vision_layers
         # Without duplicates: a tower of one or two layers has fewer than three taps.

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from data.errors import DataError
-from hvp_jax.config.schema import OPTIONAL, RENAMED, flatten
+from hvp_jax.config.schema import ADDED, OPTIONAL, RENAMED, flatten
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,16 @@ def from_json(text: str) -> ConfigDict:
     except ValueError as error:
         raise DataError(f"not the JSON of a config: {error}") from None
     _rename_old_keys(config)
+    _add_new_keys(config)
     return config.lock()
+
+
+def _add_new_keys(config: ConfigDict) -> None:
+    """Adds, as None, the keys that an earlier version did not have, to groups that exist."""
+    for key in ADDED:
+        group, _, name = key.rpartition(".")
+        if isinstance(config.get(group), ConfigDict) and name not in config[group]:
+            config[group][name] = placeholder(OPTIONAL[key])
 
 
 def _rename_old_keys(config: ConfigDict) -> None:
@@ -61,8 +70,15 @@ def _typed(values: Any, prefix: str = "") -> ConfigDict:
 
 
 def difference(a: ConfigDict, b: ConfigDict) -> list[tuple[str, Any, Any]]:
-    """(key, value in `a`, value in `b`) of the keys that differ; None for a key that is absent."""
+    """(key, value in `a`, value in `b`) of the keys that differ; None for a key that is absent.
+
+    A key of ADDED that one of them does not record is no difference.
+    """
     flat_a, flat_b = flatten(a), flatten(b)
     keys = sorted(flat_a.keys() | flat_b.keys())
     pairs = [(key, flat_a.get(key), flat_b.get(key)) for key in keys]
-    return [(key, value_a, value_b) for key, value_a, value_b in pairs if value_a != value_b]
+    return [
+        (key, value_a, value_b)
+        for key, value_a, value_b in pairs
+        if value_a != value_b and not (key in ADDED and None in (value_a, value_b))
+    ]

@@ -9,7 +9,7 @@ from data import paths
 from data.annotations import DATASETS
 from data.errors import UsageError
 from hvp_jax.config.resolve import resolve
-from hvp_jax.models.clip_config import VARIANTS
+from hvp_jax.models.clip_config import ACTIVATIONS, VARIANTS
 
 # rsum: R@1 + R@5 + R@10 of both directions; lower MdR and MnR are better
 _METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
@@ -20,6 +20,7 @@ CHOICES = {
     "parallel": ("pmap", "shard_map"),
     "precision": ("float32", "bfloat16", "float64"),
     "model.variant": tuple(VARIANTS),
+    "model.activation": ACTIVATIONS,
     "model.remat": ("none", "dots", "full"),
     "distill.noise": ("train", "always", "never"),
     "similarity.word_weights": ("query", "paired"),
@@ -71,6 +72,7 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.variant": str,
     "model.image_size": int,
     "model.taps": tuple,
+    "model.activation": str,
     "model.freeze_patches": bool,
     "distill.stages": int,
     "optim.learning_rate": float,
@@ -95,6 +97,9 @@ RENAMED = {  # former name of a key -> its name
     "train.most_skipped": "train.max_skipped_updates",
     "train.stall_seconds": "train.stall_timeout",
 }
+
+# Keys that the config.json of an older run does not have; None there, as it is not recorded.
+ADDED = ("model.activation",)
 
 AUGMENT = ("augment.rand_augment", "augment.crop", "augment.flip")
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+ACTIVATIONS = ("quick_gelu", "gelu")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
@@ -18,7 +20,7 @@ class ClipConfig:
     embed_dim: int
     context_length: int = 77
     vocab_size: int = 49408
-    activation: str = "quick_gelu"  # quick_gelu, gelu
+    activation: str = "quick_gelu"  # one of ACTIVATIONS
     vision_head_dim: int = 64
     text_head_dim: int = 64
     vision_mlp_dim: int | None = None  # None: four times the width

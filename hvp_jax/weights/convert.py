@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from hvp_jax.checkpoints.model_card import build_card
 from hvp_jax.models.clip_config import ModelSpec
-from hvp_jax.weights import formats, initial, optimizer_state, param_mapping, torch_params
+from hvp_jax.weights import formats, initial, optimizer_state, param_mapping
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def convert_torch(
     log.info("reading %d tensors of %s, format %s", len(source.tensors), path, source.format)
     sha256 = {file.name: _sha256(file) for file in source.files}
     moments = None if export else optimizer_state.read_adam_moments(source)
-    params = torch_params.from_torch(source.tensors, source.scheme)
+    params = source.load()
     notes = list(source.notes)
     if source.taps is None:
         notes.append(

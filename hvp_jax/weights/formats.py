@@ -5,34 +5,37 @@
     huggingface  the directory of a CLIPModel: its weights and config.json
     hvpnet       a checkpoint of the original HVP-Net, with its optimizer
 
+Other models are refused by name, and the activation is settled: see `identity/`.
 Nothing in a checkpoint is executed: pickles are read with `weights_only=True`.
 """
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError, UsageError
 from hvp_jax.checkpoints.model_card import CARD_FILE
-from hvp_jax.models.clip_config import ClipConfig
-from hvp_jax.weights import infer_config, param_mapping, tensor_files
+from hvp_jax.models.clip_config import ACTIVATIONS, ClipConfig
+from hvp_jax.weights import infer_config, param_mapping, tensor_files, torch_params
+from hvp_jax.weights.identity import families, open_clip, pixels, repair, tokenizers
+from hvp_jax.weights.identity.activation import Evidence, from_names, settle
+from hvp_jax.weights.identity.beside import (
+    HUGGING_FACE_CONFIG,
+    OPEN_CLIP_CONFIG,
+    read_if_there,
+    read_json,
+    section,
+)
 from hvp_jax.weights.param_mapping import FORMATS, NamingScheme
 from hvp_jax.weights.tensor_files import LazyTensors
 
-FROM_SHAPES = "follows from the shapes of the tensors"
-IGNORED = {  # last part of a tensor's name: why it is not needed
-    "input_resolution": FROM_SHAPES,
-    "context_length": FROM_SHAPES,
-    "vocab_size": FROM_SHAPES,
-    "position_ids": "the numbers 0, 1, 2 and so on",
-    "attn_mask": "the causal mask, which is computed",
-}
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # prefixes of parallel and compiled modules
-# Files of weights, the preferred one first, and the file that describes open_clip's.
+# Files of weights, the preferred one first.
 HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-OPEN_CLIP_CONFIG = "open_clip_config.json"
+# Numbers that only OpenAI's archives hold among their tensors.
+OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
 
 
 class TorchCheckpoint(NamedTuple):
@@ -49,31 +52,50 @@ class TorchCheckpoint(NamedTuple):
     ignored: dict[str, str]  # tensor: reason
     notes: tuple[str, ...]
     extras: dict[str, Any]  # entries beside the tensors: optimizer, steps
+    normalization: pixels.Normalization | None = None  # None: CLIP's own
+
+    def load(self) -> dict[str, Any]:
+        """The parameters. Once only: each tensor can be read only once."""
+        params = torch_params.from_torch(self.tensors, self.scheme)
+        return pixels.fold(params, self.normalization) if self.normalization else params
 
 
-def open_checkpoint(path: Path, format: str = "auto") -> TorchCheckpoint:
-    """Opens a file or a directory. Raises UsageError or DataError that names it, or the tensor."""
+def open_checkpoint(
+    path: Path, format: str = "auto", activation: str | None = None
+) -> TorchCheckpoint:
+    """Opens a file or a directory. `activation`: the config's `model.activation`.
+
+    Raises UsageError or DataError that names the path, or the tensor.
+    """
     path = Path(path)
     if format not in ("auto", *FORMATS):
         raise UsageError(f"--format={format}: it is auto or one of {', '.join(FORMATS)}")
     files = _files(path)
+    folder = files[0].parent
+    # The files beside weights of another name than the hub's may be of another model.
+    described = path.is_dir() or path.name in (*HUGGING_FACE, *OPEN_CLIP)
+    if described:
+        families.refuse_other_config(folder)
     tensors, extras = tensor_files.open_files(files)
     tensors = _unwrapped(tensors)
+    families.refuse_other_tensors(path, tensors)
     detected = _detect(path, tensors, files, extras)
     same_names = ("openai", "open_clip")
     compatible = {detected, *(same_names if detected in same_names else ())}
     if format != "auto" and format not in compatible:
         raise UsageError(f"{path}: its tensors are named as in {detected}, not as in {format}")
+    found = _evidence(files, format, tensors, extras)
     format = detected if format == "auto" else format
-    ignored = {
-        name: IGNORED[last] for name in tensors if (last := name.rpartition(".")[2]) in IGNORED
-    }
-    tensors = tensors.without(ignored)
+    tensors, ignored, notes = repair.repaired(tensors)
     scheme = _scheme(format, tensors)
     try:
-        clip_config, stages, notes = _infer_config(files, format, scheme, tensors)
+        clip_config, stages, note = _infer_config(files, scheme, tensors, found, activation)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    tokenizers.refuse_other_tokenizer(path, folder if described else None, clip_config.vocab_size)
+    normalization = pixels.read_normalization(folder, format)
+    notes += [note] if note else []
+    notes += [normalization.note] if normalization else []
     return TorchCheckpoint(
         path=path,
         files=files,
@@ -84,8 +106,9 @@ def open_checkpoint(path: Path, format: str = "auto") -> TorchCheckpoint:
         stages=stages,
         taps=_taps(files),
         ignored=ignored,
-        notes=notes,
+        notes=tuple(notes),
         extras=extras if format == "hvpnet" else {},
+        normalization=normalization,
     )
 
 
@@ -107,7 +130,7 @@ def _files(path: Path) -> tuple[Path, ...]:
         if (path / name).is_file():
             return (path / name,)
         if index.is_file():
-            parts = set(_json(index).get("weight_map", {}).values())
+            parts = set(read_json(index).get("weight_map", {}).values())
             if not parts or any(Path(part).name != part for part in parts):
                 raise DataError(f"{index}: has no `weight_map` to files beside it")
             return tuple(path / part for part in sorted(parts))
@@ -115,16 +138,6 @@ def _files(path: Path) -> tuple[Path, ...]:
         if (path / name).is_file():
             return (path / name,)
     raise UsageError(f"{path}: holds none of {', '.join((*HUGGING_FACE, *OPEN_CLIP))}")
-
-
-def _json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return value
 
 
 def _unwrapped(tensors: LazyTensors) -> LazyTensors:
@@ -143,7 +156,7 @@ def _detect(path: Path, tensors: Mapping, files: tuple[Path, ...], extras: Mappi
     if modules & {"vision_model", "text_model"}:
         return "huggingface"
     if "visual" in modules:
-        has_config = (files[0].parent / OPEN_CLIP_CONFIG).is_file()
+        has_config = (files[0].parent / OPEN_CLIP_CONFIG).is_file() or files[0].name in OPEN_CLIP
         by_trainer = {"epoch", "name"} <= set(extras)  # open_clip's trainer; OpenAI published none
         return "open_clip" if "text" in modules or has_config or by_trainer else "openai"
     examples = ", ".join(sorted(tensors)[:3]) or "none"
@@ -165,35 +178,60 @@ def _scheme(format: str, tensors: Mapping) -> NamingScheme:
     return NamingScheme(head=False, spell=spell)
 
 
+def _evidence(
+    files: tuple[Path, ...], format: str, tensors: Mapping, extras: Mapping
+) -> Evidence | None:
+    """What tells the activation of a checkpoint without a config of Hugging Face or open_clip."""
+    file = files[0]
+    card = read_if_there(file.parent / CARD_FILE)  # written by `port --export`
+    stated = section(card, "clip_config", "sizes").get("activation")
+    if stated in ACTIVATIONS:
+        return Evidence(stated, str(file.parent / CARD_FILE), certain=True)
+    for names, what in (
+        (OPENAI_NUMBERS, "an archive of OpenAI's"),
+        ({repair.LONG_POSITIONS}, "the code of Long-CLIP"),
+        ({"PatchListProcessing.blocks.0.pcm.norm.weight"}, "the code of HVP-Net"),
+    ):
+        if names <= set(tensors):
+            return Evidence("quick_gelu", what, certain=True)
+    if file.name in OPEN_CLIP:  # one repository of the hub often has the files of both libraries
+        config = section(read_if_there(file.parent / HUGGING_FACE_CONFIG), "text_config")
+        if config.get("hidden_act") in ACTIVATIONS:
+            path = file.parent / HUGGING_FACE_CONFIG
+            return Evidence(config["hidden_act"], str(path), certain=True)
+    if format == "openai":
+        return Evidence("quick_gelu", "--format=openai says so", certain=False)
+    return from_names(file, extras.get("name"))
+
+
 def _infer_config(
-    files: tuple[Path, ...], format: str, scheme: NamingScheme, tensors: LazyTensors
-) -> tuple[ClipConfig, int, tuple[str, ...]]:
+    files: tuple[Path, ...],
+    scheme: NamingScheme,
+    tensors: LazyTensors,
+    found: Evidence | None,
+    asked: str | None,
+) -> tuple[ClipConfig, int, str | None]:
+    """The sizes, the stages, and a note if the activation is not stated."""
     given: dict[str, Any] = {}
     check: dict[str, tuple[str, Any]] = {}
-    notes = []
     folder = files[0].parent
-    if format == "huggingface":
-        file = folder / "config.json"
+    if scheme.huggingface:
+        file = folder / HUGGING_FACE_CONFIG
         if not file.is_file():
             raise UsageError(f"{folder}: has no config.json, which gives the activation and heads")
-        given, check = infer_config.config_from_huggingface(_json(file), file)
+        given, check = infer_config.config_from_huggingface(read_json(file), file)
     elif (file := folder / OPEN_CLIP_CONFIG).is_file():
-        given = infer_config.config_from_open_clip(_json(file), file)
-    elif (file := folder / CARD_FILE).is_file():  # written by `port --export`
-        card = _json(file)
-        clip_config = card.get("clip_config") or card.get("sizes") or {}
-        given = {"activation": clip_config.get("activation")}
-    elif format == "open_clip":
-        notes.append(
-            f"no {OPEN_CLIP_CONFIG} beside it: QuickGELU is assumed, as in OpenAI's weights; "
-            "put that file there if the model was trained with GELU"
-        )
+        given = open_clip.config_from_open_clip(read_json(file), file)
+    if "activation" in given:
+        found = Evidence(given.pop("activation"), str(file), certain=True)
+    # The tensors are checked before anybody is asked for an activation.
     clip_config, stages = infer_config.infer_config(tensors.shapes, scheme, given, check)
-    return clip_config, stages, tuple(notes)
+    activation, note = settle(files[0], found, asked)
+    return dataclasses.replace(clip_config, activation=activation), stages, note
 
 
 def _taps(files: tuple[Path, ...]) -> tuple[int, ...] | None:
     """The taps that `port --export` wrote beside the tensors; other checkpoints record none."""
     path = files[0].parent / CARD_FILE
-    taps = _json(path).get("taps") if path.is_file() else None
+    taps = read_if_there(path).get("taps")
     return tuple(taps) if taps else None

@@ -8,10 +8,12 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from data.errors import DataError
-from hvp_jax.models.clip_config import ClipConfig, Shape, from_shapes
+from hvp_jax.models.clip_config import ACTIVATIONS, ClipConfig, Shape, from_shapes
 from hvp_jax.models.distillation import HEADS
 from hvp_jax.models.hvpnet import shapes_of
 from hvp_jax.weights import param_mapping, torch_params
+from hvp_jax.weights.identity import tokenizers
+from hvp_jax.weights.identity.beside import section
 from hvp_jax.weights.param_mapping import NamingScheme
 from hvp_jax.weights.torch_params import ParamSource
 
@@ -86,17 +88,15 @@ def _require_one_embedding(
         )
 
 
-ACTIVATIONS = ("quick_gelu", "gelu")
-
-
 def config_from_huggingface(
     config: dict, path: Path
 ) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
     """A config.json -> the arguments `given` and `check` of `infer_config`."""
     towers = {
-        "vision": config.get("vision_config") or config.get("vision_config_dict") or {},
-        "text": config.get("text_config") or config.get("text_config_dict") or {},
+        tower: section(config, f"{tower}_config", f"{tower}_config_dict")
+        for tower in ("vision", "text")
     }
+    tokenizers.refuse_other_end(towers["text"], path)
     given: dict[str, Any] = {}
     check: dict[str, tuple[str, Any]] = {}
     activations = set()
@@ -128,20 +128,6 @@ def config_from_huggingface(
         )
     given["activation"] = activations.pop()
     return given, check
-
-
-def config_from_open_clip(config: dict, path: Path) -> dict[str, Any]:
-    """An open_clip_config.json -> the argument `given` of `infer_config`."""
-    model = config.get("model_cfg", config)
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    if not isinstance(vision, dict) or not isinstance(text, dict):
-        raise DataError(f"{path}: its model_cfg has no vision_cfg and text_cfg")
-    given: dict[str, Any] = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
-    given["vision_head_dim"] = vision.get("head_width", 64)
-    heads = text.get("heads")
-    if heads and text.get("width"):
-        given["text_head_dim"] = text["width"] // heads
-    return given
 
 
 def check_shapes(

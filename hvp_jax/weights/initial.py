@@ -23,7 +23,8 @@ from hvp_jax.config.precision import cast_params
 from hvp_jax.config.resolve import spec_of_variant
 from hvp_jax.models.clip_config import VARIANTS, ClipConfig, ModelSpec
 from hvp_jax.models.hvpnet import HVPNet, init_params, shapes_of
-from hvp_jax.weights import formats, torch_params
+from hvp_jax.weights import formats
+from hvp_jax.weights.identity.activation import require
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,17 @@ def find_initial_weights(config: ConfigDict, workdir: Path | None = None) -> Ini
     started. Raises UsageError or DataError if they are missing or contradict `model.variant`.
     """
     model = config.model
-    if workdir and has_checkpoints(workdir):
+    in_workdir = workdir is not None and has_checkpoints(workdir)
+    if workdir is not None and in_workdir:
         weights = weights_of_workdir(workdir)
     elif model.weights:
-        weights = _weights_at(Path(model.weights))
+        weights = _weights_at(Path(model.weights), model.activation)
     else:
         spec = spec_of_variant(config)
         clip_config = _at_image_size(spec.clip_config, model.image_size)
         return InitialWeights(spec._replace(clip_config=clip_config))
     stored = weights.spec.clip_config
+    require(model.activation, stored.activation, str(workdir if in_workdir else model.weights))
     if stored.vocab_size < VOCAB_SIZE:
         raise UsageError(
             f"{model.weights or workdir}: its vocabulary has {stored.vocab_size} tokens; captions "
@@ -66,18 +69,18 @@ def find_initial_weights(config: ConfigDict, workdir: Path | None = None) -> Ini
     )
 
 
-def _weights_at(path: Path) -> InitialWeights:
+def _weights_at(path: Path, activation: str | None) -> InitialWeights:
     if has_checkpoints(path):
         weights = weights_of_workdir(path)
         return weights._replace(spec=weights.spec._replace(pretrained=True))
     if not formats.is_checkpoint(path):
         raise UsageError(f"model.weights={path}: there is no checkpoint, and no workdir of a run")
-    source = formats.open_checkpoint(path)
+    source = formats.open_checkpoint(path, activation=activation)
     for note in source.notes:
         log.info("%s: %s", path, note)
     return InitialWeights(
         ModelSpec(source.clip_config, source.taps, source.stages, pretrained=True),
-        lambda: torch_params.from_torch(source.tensors, source.scheme),
+        source.load,
     )
 
 

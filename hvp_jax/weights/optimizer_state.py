@@ -46,8 +46,12 @@ def read_adam_moments(source: TorchCheckpoint) -> AdamMoments | None:
                 first[name] = np.zeros(shapes[name], np.float32)
                 second[name] = np.zeros(shapes[name], np.float32)
                 continue
-            first[name] = tensor_files.to_numpy(state.pop("next_m"))
-            second[name] = tensor_files.to_numpy(state.pop("next_v"))
+            for moments, key in ((first, "next_m"), (second, "next_v")):
+                moment = tensor_files.to_numpy(state.pop(key))
+                # A logit_scale of shape [1] has been read as a scalar.
+                moments[name] = (
+                    moment.reshape(()) if (moment.size, shapes[name]) == (1, ()) else moment
+                )
             steps = max(steps, int(state["step"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{source.path}: its optimizer is not the original's ({error!r})") from None

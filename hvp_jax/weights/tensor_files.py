@@ -20,6 +20,8 @@ from hvp_jax.models.clip_config import Shape
 
 Reader = Callable[[], np.ndarray]
 NEEDS_TORCH = "is a PyTorch pickle: to read it, install PyTorch (requirements-torch.txt)"
+# The types of weights: safetensors' names and PyTorch's.
+FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
@@ -49,6 +51,10 @@ class LazyTensors(Mapping[str, np.ndarray]):
             {name: self._readers[name] for name in names},
             {name: self.shapes[name] for name in names},
         )
+
+    def with_tensor(self, name: str, shape: Shape, reader: Reader) -> "LazyTensors":
+        """A copy in which `name` has this shape and is read by `reader`."""
+        return LazyTensors({**self._readers, name: reader}, {**self.shapes, name: shape})
 
 
 def open_files(paths: tuple[Path, ...]) -> tuple[LazyTensors, dict[str, Any]]:
@@ -90,12 +96,15 @@ def _safetensors(path: Path) -> LazyTensors:
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            shapes = {name: tuple(x.get_shape()) for name, x in slices.items()}
+            types = {name: str(x.get_dtype()) for name, x in slices.items()}
     except Exception as error:  # the library raises a different type for each defect
         raise DataError(f"{path}: is not a complete safetensors file ({error})") from None
 
     def reader(name: str) -> Reader:
         def read() -> np.ndarray:
+            _require_float(path, name, types[name])
             # Opened for each tensor, because the pages read of a mapped file stay in memory.
             with safetensors.safe_open(path, framework="numpy") as file:
                 return np.array(file.get_tensor(name), np.float32)
@@ -103,6 +112,15 @@ def _safetensors(path: Path) -> LazyTensors:
         return read
 
     return LazyTensors({name: reader(name) for name in shapes}, shapes)
+
+
+def _require_float(path: Path, name: str, type: str) -> None:
+    """Quantised weights mean nothing without their scales, which each library keeps elsewhere."""
+    if type.removeprefix("torch.") not in FLOATS:
+        raise DataError(
+            f"{path}: {name} is of type {type}, so the weights are quantised; "
+            "convert them to float16 or float32 first"
+        )
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -171,7 +189,11 @@ def _state_dict(path: Path, tensors: Mapping) -> LazyTensors:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
 
     def reader(name: str) -> Reader:
-        return lambda: to_numpy(state.pop(name))
+        def read() -> np.ndarray:
+            _require_float(path, name, str(state[name].dtype))
+            return to_numpy(state.pop(name))
+
+        return read
 
     return LazyTensors({name: reader(name) for name in shapes}, shapes)
 

@@ -190,6 +190,31 @@ def test_a_config_json_with_old_keys_is_read_and_logged_in_one_line(caplog):
     assert saved.from_json(saved.to_json(config)) == config and not caplog.messages
 
 
+@pytest.mark.parametrize("key", schema.ADDED)
+def test_a_config_json_without_a_new_key_is_read_and_is_no_difference(key):
+    """A run of an earlier version is evaluated and resumed, whatever the key is resolved to."""
+    resolved = resolve.resolve(changed())
+    values = resolved.to_dict()
+    group, name = key.split(".")
+    assert values[group].pop(name) is not None
+    old = saved.from_json(json.dumps(values))
+    assert old[group][name] is None and old.is_locked
+    schema.validate(old)
+    assert saved.difference(old, resolved) == [] == saved.difference(resolved, old)
+    assert resolve.resolve(old) == resolved
+    override(old, key, str(resolved[group][name]))
+    override(old, key, "none")
+    for text in ("{}", '{"model": 3}'):  # no config of a run, but no crash
+        saved.from_json(text)
+
+
+def test_two_activations_are_a_difference():
+    a, b = (resolve.resolve(changed(model__activation=x)) for x in ("gelu", "quick_gelu"))
+    assert saved.difference(a, b) == [("model.activation", "gelu", "quick_gelu")]
+    with pytest.raises(UsageError, match="must be one of quick_gelu, gelu"):
+        schema.validate(changed(model__activation="relu"))
+
+
 @pytest.mark.parametrize("old", schema.RENAMED)
 @pytest.mark.parametrize("place", ["command line", "config file"])
 def test_an_old_key_is_refused_with_its_new_name(old, place, tmp_path, capfd):

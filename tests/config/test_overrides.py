@@ -67,7 +67,7 @@ def test_an_override_of_a_top_level_key_and_the_last_of_two_wins():
         ("--config.model.steps=3", "config.train.steps"),
         ("--config.seed.more=3", "config.seed"),
         ("--config.=3", "config."),
-        ("--config.model=3", "it is a group: config.model.freeze_patches, config.model.image_size"),
+        ("--config.model=3", "it is a group: config.model.activation, config.model.freeze_patches"),
     ],
 )
 def test_the_error_for_an_unknown_key_names_the_nearest(argument, nearest):

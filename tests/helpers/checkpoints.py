@@ -1,5 +1,6 @@
 """Random checkpoints as PyTorch libraries write them, by default of a small model."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,6 +24,11 @@ SMALL = ClipConfig(
     context_length=16,
     vocab_size=100,
 )
+
+
+def sized(**sizes: int) -> ClipConfig:
+    """The small model with other sizes."""
+    return dataclasses.replace(SMALL, **sizes)
 
 
 def random_state(config: ClipConfig = SMALL, seed: int = 0, head: bool = False) -> dict:
@@ -117,8 +123,8 @@ def write(folder: Path, kind: str, state: dict, config: ClipConfig = SMALL) -> P
         write_torchscript(folder / "ViT.pt", flat)
         return folder / "ViT.pt"
     if kind == "state_dict":
-        torch.save(flat, folder / "clip.pt")
-        return folder / "clip.pt"
+        torch.save(flat, folder / "ViT-B-32.pt")  # OpenAI's name tells the activation
+        return folder / "ViT-B-32.pt"
     if kind == "huggingface":
         save_file(hugging_face_names(state), folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(hugging_face_config(config)))
@@ -131,7 +137,8 @@ def write(folder: Path, kind: str, state: dict, config: ClipConfig = SMALL) -> P
         return folder
     if kind == "open_clip":
         module = {f"module.{name}": x for name, x in flat.items()}
-        torch.save({"epoch": 3, "name": "run", "state_dict": module}, folder / "epoch_3.pt")
+        name = "2024_01_01-model_ViT-B-32-quickgelu-lr_0.001"
+        torch.save({"epoch": 3, "name": name, "state_dict": module}, folder / "epoch_3.pt")
         return folder / "epoch_3.pt"
     if kind == "open_clip_nested":
         save_file(nested_names(state), folder / "open_clip_model.safetensors")

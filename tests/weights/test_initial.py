@@ -147,8 +147,14 @@ def test_a_run_resumes_without_its_initial_checkpoint(checkpoints, command, tmp_
     card = json.loads((tmp_path / "run/model.json").read_text())
     assert card["pretrained"] and card["clip_config"]["vision_layers"] == 2
     copy.unlink()
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    assert config["model"].pop("activation") == "quick_gelu"
+    path.write_text(json.dumps(config))  # as a run of an earlier version wrote it
     again = command("train", *flags, "--config.train.steps=5")
     assert again.step == 5 and again.text_to_video == first.text_to_video
+    with pytest.raises(UsageError, match="config.model.activation is gelu, .* says quick_gelu"):
+        command("train", *flags, "--config.model.activation=gelu")
 
 
 def test_eval_takes_a_checkpoint_or_a_ported_workdir(checkpoints, command, tmp_path):

@@ -42,7 +42,8 @@ def test_port_and_export_keep_every_bit(kind, tmp_path):
     assert all(len(digest) == 64 for digest in card["sha256"].values())
     head = ["distill", "frame_weight", "patch_weight", "word_weight"]
     assert card["new"] == ([] if kind == "hvpnet" else head)
-    assert ("QuickGELU is assumed" in str(card["notes"])) == (kind == "open_clip")
+    from_its_name = kind in ("open_clip", "state_dict")
+    assert ("QuickGELU is assumed" in str(card["notes"])) == from_its_name
     port.run(tmp_path / "ported", tmp_path / "back", export="hvpnet")
     back = load_file(tmp_path / "back/model.safetensors")
     assert sorted(back) == sorted(state)
