@@ -25,6 +25,7 @@ from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
 from hvp_jax.training import loop, resume, train_state
+from hvp_jax.training.exclusive import exclusive
 from hvp_jax.training.step_spec import StepSpec, schedule_warning, step_spec_from_config
 from hvp_jax.weights import initial
 
@@ -49,8 +50,16 @@ class StoppedRun:
 
 
 def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
-    """Starts or resumes the run in the workdir, then evaluates the chosen checkpoint."""
+    """Starts or resumes the run in the workdir, then evaluates the chosen checkpoint.
+
+    Raises UsageError if another run holds the workdir.
+    """
     enable_float64(config)
+    with exclusive(workdir):
+        return _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
     partitioner = Partitioner(config.parallel, config.fsdp)
