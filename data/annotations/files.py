@@ -148,4 +148,5 @@ def _describe(value: Any) -> str:
     """A value in the words of JSON; a long one by its type."""
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)
-    return {dict: "an object", list: "a list", str: "a text"}.get(type(value), "of another type")
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+    return names.get(type(value), "of another type")

@@ -18,7 +18,7 @@ from data.splits import clips_of_split
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import cast_params, enable_float64
 from hvp_jax.config.resolve import resolve, resolve_steps
-from hvp_jax.evaluation import report, results
+from hvp_jax.evaluation import metrics, report, results
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
 from hvp_jax.models.clip_config import ModelSpec
 from hvp_jax.models.hvpnet import HVPNet, from_config
@@ -75,7 +75,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     )
     num_frames = inputs.padded_num_frames(config, source)
     data = resume.fingerprint([*train_clips, *val_clips])
-    resume.check_resumable(config, data, workdir)
+    resume.check_resumable(config, data, workdir, examples)
     barrier("every process has checked the workdir")
     batches = _own_batches(config, train_clips, source, num_frames)
     spec = step_spec_from_config(config, model, examples)
@@ -157,7 +157,9 @@ def _model_spec(model: HVPNet, pretrained: bool) -> ModelSpec:
 def _warnings(config: ConfigDict, examples: int, val_clips: Sequence[Clip]) -> list[str]:
     """What users should know about a run before it starts."""
     warnings = [schedule_warning(config, examples)]
-    if not val_clips:
+    if val_clips:
+        warnings.append(metrics.small_gallery_warning(val_clips[0].split, len(val_clips)))
+    else:
         warnings.append(
             f"there are no clips in split {config.train.select_on}: the last checkpoint is "
             "evaluated, not the best"

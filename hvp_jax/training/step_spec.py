@@ -20,10 +20,14 @@ class StepSpec:
     chunk_size: int = 16
 
 
+def steps_per_epoch(config: ConfigDict, examples: int) -> int:
+    """Full batches; the last, incomplete one is dropped."""
+    return max(1, examples // config.train.batch_size)
+
+
 def schedule_steps(config: ConfigDict, examples: int) -> int:
     """The length of the learning-rate schedule; `config.train.steps` must be resolved."""
-    epoch = max(1, examples // config.train.batch_size)
-    return config.optim.schedule_epochs * epoch or config.train.steps
+    return config.optim.schedule_epochs * steps_per_epoch(config, examples) or config.train.steps
 
 
 def schedule_warning(config: ConfigDict, examples: int) -> str:

@@ -30,7 +30,7 @@ def main(address: str, process: int, out: Path) -> None:
         for key, value in steps(Partitioner(*arguments), process).items():
             results[f"{name}/{key}"] = value
     results["scores"] = scores(Partitioner("shard_map"))
-    share_workdir(out.parent / "run")
+    share_workdir(Path(out).parent / "run")
     if is_primary():
         np.savez(out, **results)
     barrier("the results are written")
