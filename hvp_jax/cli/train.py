@@ -26,7 +26,12 @@ from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
 from hvp_jax.training import loop, resume, train_state
 from hvp_jax.training.exclusive import exclusive
-from hvp_jax.training.step_spec import StepSpec, schedule_warning, step_spec_from_config
+from hvp_jax.training.step_spec import (
+    StepSpec,
+    batch_warning,
+    schedule_warning,
+    step_spec_from_config,
+)
 from hvp_jax.weights import initial
 
 log = logging.getLogger(__name__)
@@ -90,7 +95,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
             partitioner=partitioner, spec=spec, batches=batches,
             checkpointer=checkpoints, num_frames=num_frames,
         ) as steps:  # fmt: skip
-            for warning in _warnings(config, examples, val_clips):
+            for warning in _warnings(config, examples, train_clips, val_clips):
                 steps.metrics.print(warning)
             scorer = Scorer(
                 model, config, partitioner,
@@ -154,9 +159,14 @@ def _model_spec(model: HVPNet, pretrained: bool) -> ModelSpec:
     return ModelSpec(model.clip_config, model.taps, model.stages, pretrained)
 
 
-def _warnings(config: ConfigDict, examples: int, val_clips: Sequence[Clip]) -> list[str]:
+def _warnings(
+    config: ConfigDict, examples: int, train_clips: Sequence[Clip], val_clips: Sequence[Clip]
+) -> list[str]:
     """What users should know about a run before it starts."""
-    warnings = [schedule_warning(config, examples)]
+    warnings = [
+        schedule_warning(config, examples),
+        batch_warning(config.train.batch_size, len(train_clips)),
+    ]
     if val_clips:
         warnings.append(metrics.small_gallery_warning(val_clips[0].split, len(val_clips)))
     else:

@@ -12,6 +12,7 @@ A holder whose lock was taken over, because it was suspended or its file system 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -145,6 +146,10 @@ class WorkdirLock:
             return self.path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # on NFS, while it is being removed
+                return None
+            raise
 
     def _is_own(self, holder: dict[str, Any]) -> bool:
         return holder.get("run") == self._own["run"]

@@ -42,6 +42,22 @@ def schedule_warning(config: ConfigDict, examples: int) -> str:
     )
 
 
+def batch_warning(batch_size: int, videos: int) -> str:
+    """A warning if the pairs of a batch have no, or false, wrong answers; else an empty string.
+
+    The loss contrasts each caption with the videos of the other captions in its batch.
+    """
+    if batch_size == 1:
+        return "train.batch_size=1: a batch has no wrong answers, so that the loss is always 0"
+    if videos >= batch_size:
+        return ""
+    return (
+        f"there are {videos} training videos for train.batch_size={batch_size}: batches have "
+        "several captions of one video, which count as wrong answers of each other; use a smaller "
+        "batch or more videos"
+    )
+
+
 def step_spec_from_config(config: ConfigDict, model: HVPNet, examples: int) -> StepSpec:
     """The spec of a run; `config.train.steps` must be resolved."""
     steps = schedule_steps(config, examples)

@@ -1,11 +1,13 @@
 """Which of two runs gets a workdir, and when a lock is taken over."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -194,6 +196,20 @@ def test_a_lock_that_somebody_has_removed_is_written_again(locks):
     while not lock.path.exists():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_a_file_that_nfs_is_removing_counts_as_removed(locks, monkeypatch):
+    lock = locks()
+    write_lock(lock, host="gone")
+
+    def read_bytes(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert not lock.attempt() and not lock.refusal
+    lock.path.unlink()
+    assert lock.attempt() and lock.held
+    monkeypatch.undo()
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(locks, tmp_path):
