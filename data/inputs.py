@@ -127,7 +127,7 @@ def _require_files(videos: str, clips: Sequence[Clip]) -> None:
     if missing:
         raise DataError(
             f"{videos}: {len(missing)} of {len(clips)} videos are missing:"
-            f" {common.first_few(missing)}; add the files or exclude the ids"
+            f" {common.name_missing(missing, videos)}; add the files or exclude the ids"
         )
 
 

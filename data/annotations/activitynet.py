@@ -29,7 +29,9 @@ def read(location: DatasetLocation) -> Annotations:
 def _read_paragraphs(path: str) -> dict[str, list[str]]:
     """Id -> a list of its one paragraph."""
     with files.expecting(path, '{id: {"sentences": [text]}}'):
-        return {
-            video_id.strip(): [common.clean(" ".join(row["sentences"]))]
-            for video_id, row in files.read_json(path).items()
-        }
+        paragraphs = {}
+        for video_id, row in files.check_type(dict, files.read_json(path), "it").items():
+            sentences = files.field(row, "sentences", list, repr(video_id))
+            common.check_texts(sentences, "sentence", video_id)
+            paragraphs[video_id.strip()] = [common.clean(" ".join(sentences))]
+        return paragraphs

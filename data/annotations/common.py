@@ -1,7 +1,9 @@
 """Shared by the readers of annotations."""
 
 import os
+import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from data.annotations import files
 from data.errors import DataError, UsageError
@@ -21,14 +23,22 @@ def first_few(names: Sequence[str]) -> str:
 
 
 def clean(caption: str) -> str:
-    """A caption with single spaces. Raises AttributeError if it is not a `str`."""
+    """A caption with single spaces."""
     return " ".join(caption.split())
 
 
-def clean_all(value: list[str] | str) -> list[str]:
+def clean_all(value: list[str] | str, video_id: str) -> list[str]:
     """The cleaned captions of a video, given as a list or as a single string."""
-    captions = [value] if isinstance(value, str) else files.check_type(list, value)
-    return [clean(caption) for caption in captions]
+    texts = [value] if isinstance(value, str) else value
+    return [clean(text) for text in check_texts(texts, "caption", video_id)]
+
+
+def check_texts(value: Any, noun: str, video_id: str) -> list[str]:
+    """A list of a video's texts; raises `files.UnexpectedValue` if it is something else."""
+    texts = files.check_type(list, value, f"the value of {video_id!r}")
+    for number, text in enumerate(texts, 1):
+        files.check_type(str, text, f"{noun} {number} of {video_id!r}")
+    return texts
 
 
 def video_id(clip: Clip) -> str:
@@ -75,6 +85,32 @@ def _is_new(folder: str, seen: set[str]) -> bool:
     return is_new
 
 
+def normalize(name: str) -> str:
+    """A file's name or an id in one spelling: some file systems decompose accented letters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def name_missing(ids: Sequence[str], folder: str) -> str:
+    """The first few of the ids without a file, with the file in `folder` that each may mean."""
+    similar: dict[str, str] = {}
+    for path in walk(folder):
+        name = _loose(path)
+        for key in (name, os.path.splitext(name)[0].rstrip()):
+            similar.setdefault(key, os.path.relpath(path, folder))
+
+    def describe(video_id: str) -> str:
+        name = _loose(video_id)
+        found = similar.get(name) or similar.get(os.path.splitext(name)[0] * is_video(name))
+        return f"{video_id} (there is {found!r})" if found else video_id
+
+    return first_few([describe(video_id) for video_id in ids])
+
+
+def _loose(path: str) -> str:
+    """A file's name regardless of its folder, case, accents' spelling and spaces at the ends."""
+    return normalize(os.path.basename(path)).casefold().strip()
+
+
 def is_video(path: str) -> bool:
     """Whether a file's extension is a video's."""
     return os.path.splitext(path)[1].lower() in EXTENSIONS
@@ -88,7 +124,7 @@ def index_videos(videos: str) -> dict[str, list[str]]:
         )
     paths: dict[str, list[str]] = {}
     for path in walk(videos) if videos else ():
-        name = name_text(os.path.basename(path))
+        name = normalize(name_text(os.path.basename(path)))
         for key in {name, os.path.splitext(name)[0]}:
             paths.setdefault(key, []).append(path)
     return paths
@@ -100,7 +136,7 @@ def match_video(paths: Mapping[str, list[str]], *names: str) -> str:
     Files with another extension than a video's count only if there is no video file. Raises
     DataError if two files match.
     """
-    matches = list(dict.fromkeys(path for name in names for path in paths.get(name, ())))
+    matches = list(dict.fromkeys(path for name in names for path in paths.get(normalize(name), ())))
     matches = [path for path in matches if is_video(path)] or matches
     if len(matches) > 1 and len({os.path.realpath(path) for path in matches}) > 1:
         raise DataError(

@@ -38,9 +38,10 @@ def _read_paragraphs(path: str, names: dict[str, set[str]]) -> dict[str, list[st
     """Id -> a list of its one paragraph; adds the file names to `names`."""
     texts: dict[str, list[str]] = {}
     with files.expecting(path, '[{"video": file name, "description": text}]'):
-        for row in files.read_json(path):
-            video_id = _add_name(row["video"].strip(), names)
-            texts.setdefault(video_id, []).append(row["description"])
+        for number, row in enumerate(files.check_type(list, files.read_json(path), "it"), 1):
+            name = files.field(row, "video", str, f"item {number}").strip()
+            description = files.field(row, "description", str, f"item {number} ({name!r})")
+            texts.setdefault(_add_name(name, names), []).append(description)
         return {video_id: [common.clean(" ".join(parts))] for video_id, parts in texts.items()}
 
 

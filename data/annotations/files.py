@@ -76,7 +76,8 @@ def read_ids(path: str) -> list[str]:
     if not path.endswith(".json"):
         return list(dict.fromkeys(line.strip() for _, line in read_lines(path)))
     with expecting(path, "a list of ids"):
-        ids = [video_id.strip() for video_id in check_type(list, read_json(path))]
+        ids = check_type(list, read_json(path), "it")
+        ids = [check_type(str, video_id, f"id {i}").strip() for i, video_id in enumerate(ids, 1)]
     return list(dict.fromkeys(ids))
 
 
@@ -119,15 +120,34 @@ def read_table(path: str, *columns: str) -> list[list[str]]:
 
 @contextlib.contextmanager
 def expecting(path: str, structure: str) -> Iterator[None]:
-    """Turns the exceptions that data of another structure causes into DataError."""
+    """Turns what `check_type` and `field` raise inside into a DataError about the file."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not {structure} ({type(error).__name__}: {error})") from None
+    except UnexpectedValue as error:
+        raise DataError(f"{path}: is not {structure}: {error}") from None
 
 
-def check_type(kind: type, value: Any) -> Any:
-    """Raises TypeError if `value` is of another type; for use within `expecting`."""
+class UnexpectedValue(Exception):
+    """A value in a file is of another type than expected."""
+
+
+def check_type(kind: type, value: Any, name: str) -> Any:
+    """The value; raises UnexpectedValue, with its `name`, if it is of another type."""
     if not isinstance(value, kind):
-        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
+        raise UnexpectedValue(f"{name} is {_describe(value)}")
     return value
+
+
+def field(row: Any, key: str, kind: type, name: str) -> Any:
+    """`row[key]`; raises UnexpectedValue, with the `name` of the row, if there is no such value."""
+    if key not in check_type(dict, row, name):
+        raise UnexpectedValue(f"{name} has no {key!r}")
+    return check_type(kind, row[key], f"{key!r} of {name}")
+
+
+def _describe(value: Any) -> str:
+    """A value in the words of JSON; a long one by its type."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+    return names.get(type(value), "of another type")

@@ -15,7 +15,6 @@ import io
 import logging
 import math
 import os
-import unicodedata
 from collections.abc import Container, Sequence
 
 from data.annotations import common, files
@@ -23,6 +22,7 @@ from data.errors import DataError, UsageError
 from data.records import Annotations, Clip, DatasetLocation
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
+NO_VALUE = ("nan", "NaN", "null", "NULL", "None", "N/A", "#N/A", "<NA>")
 
 _Video = tuple[str, str]  # path of its file, or "" and the id
 
@@ -40,7 +40,7 @@ def require_files(root: str, clips: Sequence[Clip]) -> None:
         hint = ", or write a video_id as a path inside videos/" if "/" in ids[0] else ""
         raise DataError(
             f"{os.path.join(root, 'captions.csv')}: {len(ids)} of its videos are not in"
-            f" {folder}: {common.first_few(ids)}; add the files or remove the rows{hint}"
+            f" {folder}: {common.name_missing(ids, folder)}; add the files or remove the rows{hint}"
         )
 
 
@@ -66,6 +66,11 @@ def read(location: DatasetLocation) -> Annotations:
         for column in ("video_id", "caption"):
             if not row[column]:
                 raise DataError(f"{where}: {column} is empty; fill it in or remove the row")
+        if row["caption"] in NO_VALUE:
+            raise DataError(
+                f"{where}: caption of {row['video_id']!r} is {row['caption']!r}, as programs write "
+                "a missing value; fill it in or remove the row"
+            )
         path = _find_video(names, stems, row["video_id"], where)
         video = (path, "" if path else _canonical_id(row["video_id"], listed_ids))
         video_id = ids.setdefault(video, row["video_id"])
@@ -98,22 +103,17 @@ def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     names: dict[str, str] = {}
     stems: dict[str, list[str]] = {}
     for path in common.walk(folder):
-        name = _normalize(common.name_text(os.path.relpath(path, folder)))
+        name = common.normalize(common.name_text(os.path.relpath(path, folder)))
         names[name] = path
         if common.is_video(path):
             stems.setdefault(os.path.splitext(name)[0], []).append(path)
     return names, stems
 
 
-def _normalize(name: str) -> str:
-    # Some file systems decompose accented letters, spreadsheets don't.
-    return unicodedata.normalize("NFC", name)
-
-
 def _find_video(
     names: dict[str, str], stems: dict[str, list[str]], video_id: str, where: str
 ) -> str:
-    name = _normalize(video_id)
+    name = common.normalize(video_id)
     if name in names:
         return names[name]
     matches = stems.get(name, [""])

@@ -62,16 +62,24 @@ def _add_captions(path: str, content: dict, captions: dict[str, list[str]]) -> N
     """Adds to `captions`; accepts the published schema and one in the style of COCO."""
     with files.expecting(path, '{"sentences": [{"video_id": id, "caption": text}]}'):
         key, name = "sentences", "video_id"
-        if key not in content and "annotations" in content:
+        if key not in files.check_type(dict, content, "it") and "annotations" in content:
             key, name = "annotations", "image_id"
-        for row in content[key]:
-            captions.setdefault(row[name].strip(), []).append(common.clean(row["caption"]))
+        for number, row in enumerate(files.field(content, key, list, "it"), 1):
+            where = f"item {number} of {key!r}"
+            video_id = files.field(row, name, str, where).strip()
+            caption = files.field(row, "caption", str, f"{where} ({video_id!r})")
+            captions.setdefault(video_id, []).append(common.clean(caption))
 
 
 def _read_splits(path: str, content: dict) -> dict[str, str]:
     with files.expecting(path, '{"videos": [{"video_id": id, "split": name}]}'):
-        videos = content.get("videos", [])
-        splits = {row["video_id"]: row["split"] for row in videos if "split" in row}
+        videos = files.field({"videos": []} | content, "videos", list, "it")
+        splits = {}
+        for number, row in enumerate(videos, 1):
+            where = f"item {number} of 'videos'"
+            video_id = files.field(row, "video_id", str, where)
+            if "split" in row:
+                splits[video_id] = files.field(row, "split", str, f"{where} ({video_id!r})")
         if not splits or len(splits) < len(videos) or not set(splits.values()) <= SPLITS.keys():
             raise DataError(
                 f"{path}: its videos have no 'split' out of {', '.join(SPLITS)}, which"

@@ -20,7 +20,10 @@ def read(location: DatasetLocation) -> Annotations:
     path = files.find_annotation_file(folder, *CAPTIONS)
     content = files.read_json(path) if path.lower().endswith(".json") else read_pickle(path)
     with files.expecting(path, "{id: [caption]}"):
-        captions = {video_id.strip(): _captions(texts) for video_id, texts in content.items()}
+        captions = {
+            files.check_type(str, video_id, "an id").strip(): _captions(video_id, texts)
+            for video_id, texts in files.check_type(dict, content, "it").items()
+        }
     splits = {
         split: (
             files.read_ids(files.find_annotation_file(folder, f"{split}_list.txt")),
@@ -32,10 +35,15 @@ def read(location: DatasetLocation) -> Annotations:
     return common.build_clips(folder, splits, lambda video_id: common.match_video(paths, video_id))
 
 
-def _captions(texts: Any) -> list[str]:
+def _captions(video_id: str, texts: Any) -> list[str]:
     if isinstance(texts, list):
-        texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
-    return common.clean_all(texts)
+        texts = [
+            " ".join(common.check_texts(list(text), f"caption {number}, word", video_id))
+            if isinstance(text, list | tuple)
+            else text
+            for number, text in enumerate(texts, 1)
+        ]
+    return common.clean_all(texts, video_id)
 
 
 class _PlainUnpickler(pickle.Unpickler):

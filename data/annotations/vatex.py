@@ -76,17 +76,18 @@ def _read_captions(folder: str) -> dict[str, list[str]]:
     if not names:
         path = files.find_annotation_file(folder, "vatex_training_v1.0.json", "*caption*.json")
         with files.expecting(path, "{id: [caption]}"):
-            content = files.read_json(path)
-            return {clip_id: common.clean_all(texts) for clip_id, texts in content.items()}
+            content = files.check_type(dict, files.read_json(path), "it")
+            return {clip_id: common.clean_all(texts, clip_id) for clip_id, texts in content.items()}
     captions: dict[str, list[str]] = {}
     for path in (os.path.join(folder, name) for name in names):
         with files.expecting(path, '[{"videoID": id, "enCap": [caption]}]'):
-            for row in files.read_json(path):
+            for number, row in enumerate(files.check_type(list, files.read_json(path), "it"), 1):
+                clip_id = files.field(row, "videoID", str, f"item {number}").strip()
                 # One of the files has no captions, one only Chinese ones.
-                texts = common.clean_all(row.get("enCap", []))
-                if texts and captions.setdefault(row["videoID"].strip(), texts) != texts:
+                texts = common.clean_all(row.get("enCap", []), clip_id)
+                if texts and captions.setdefault(clip_id, texts) != texts:
                     raise DataError(
-                        f"{path}: {row['videoID']!r} has other captions in another file"
+                        f"{path}: {clip_id!r} has other captions in another file"
                         f" vatex_*.json of {folder}; leave only one of them there"
                     )
     return captions

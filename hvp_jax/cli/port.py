@@ -69,7 +69,18 @@ def run(
         json_files.write_json(folder / CARD_FILE, card)
         json_files.write_text_atomically(folder / "model_card.md", model_card(card))
         folder.chmod(0o755)
-        os.rename(folder, destination)  # replaces an empty directory
+        _publish(folder, destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return PortResult(card, destination)
+
+
+def _publish(folder: Path, destination: Path) -> None:
+    """Gives the finished folder its name. Raises UsageError if another process was faster."""
+    try:
+        os.rename(folder, destination)  # replaces an empty directory
+    except OSError as error:
+        raise UsageError(
+            f"--destination={destination} cannot be created: {error.strerror}; another process "
+            "may have written it meanwhile: name a new directory"
+        ) from None

@@ -18,14 +18,20 @@ from data.splits import clips_of_split
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import cast_params, enable_float64
 from hvp_jax.config.resolve import resolve, resolve_steps
-from hvp_jax.evaluation import report, results
+from hvp_jax.evaluation import metrics, report, results
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
 from hvp_jax.models.clip_config import ModelSpec
 from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
 from hvp_jax.training import loop, resume, train_state
-from hvp_jax.training.step_spec import StepSpec, schedule_warning, step_spec_from_config
+from hvp_jax.training.exclusive import exclusive
+from hvp_jax.training.step_spec import (
+    StepSpec,
+    batch_warning,
+    schedule_warning,
+    step_spec_from_config,
+)
 from hvp_jax.weights import initial
 
 log = logging.getLogger(__name__)
@@ -49,8 +55,16 @@ class StoppedRun:
 
 
 def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
-    """Starts or resumes the run in the workdir, then evaluates the chosen checkpoint."""
+    """Starts or resumes the run in the workdir, then evaluates the chosen checkpoint.
+
+    Raises UsageError if another run holds the workdir.
+    """
     enable_float64(config)
+    with exclusive(workdir):
+        return _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
     partitioner = Partitioner(config.parallel, config.fsdp)
@@ -66,7 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     )
     num_frames = inputs.padded_num_frames(config, source)
     data = resume.fingerprint([*train_clips, *val_clips])
-    resume.check_resumable(config, data, workdir)
+    resume.check_resumable(config, data, workdir, examples)
     barrier("every process has checked the workdir")
     batches = _own_batches(config, train_clips, source, num_frames)
     spec = step_spec_from_config(config, model, examples)
@@ -81,7 +95,7 @@ def run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
             partitioner=partitioner, spec=spec, batches=batches,
             checkpointer=checkpoints, num_frames=num_frames,
         ) as steps:  # fmt: skip
-            for warning in _warnings(config, examples, val_clips):
+            for warning in _warnings(config, examples, train_clips, val_clips):
                 steps.metrics.print(warning)
             scorer = Scorer(
                 model, config, partitioner,
@@ -145,10 +159,17 @@ def _model_spec(model: HVPNet, pretrained: bool) -> ModelSpec:
     return ModelSpec(model.clip_config, model.taps, model.stages, pretrained)
 
 
-def _warnings(config: ConfigDict, examples: int, val_clips: Sequence[Clip]) -> list[str]:
+def _warnings(
+    config: ConfigDict, examples: int, train_clips: Sequence[Clip], val_clips: Sequence[Clip]
+) -> list[str]:
     """What users should know about a run before it starts."""
-    warnings = [schedule_warning(config, examples)]
-    if not val_clips:
+    warnings = [
+        schedule_warning(config, examples),
+        batch_warning(config.train.batch_size, len(train_clips)),
+    ]
+    if val_clips:
+        warnings.append(metrics.small_gallery_warning(val_clips[0].split, len(val_clips)))
+    else:
         warnings.append(
             f"there are no clips in split {config.train.select_on}: the last checkpoint is "
             "evaluated, not the best"

@@ -4,6 +4,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -73,7 +74,13 @@ def draw_contact_sheet(png_path: str | os.PathLike, queries: Sequence[Query | tu
             _draw_query(axes, top, query)
             for position, hit in enumerate(query.hits):
                 _draw_hit(axes, _strip_left(position), top, hit)
-        figure.savefig(png_path, format="png", facecolor=PAPER)
+        # Two evaluations may run in a workdir: a file is complete, whoever wrote it.
+        temporary = Path(f"{os.fspath(png_path)}.{os.getpid()}.tmp")
+        try:
+            figure.savefig(temporary, format="png", facecolor=PAPER)
+            os.replace(temporary, png_path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _strip_left(position: int) -> int:

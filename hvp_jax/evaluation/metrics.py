@@ -91,6 +91,22 @@ def chance(videos: int) -> dict[str, float]:
     return recalls | {"MdR": (videos + 1) / 2, "MnR": (videos + 1) / 2}
 
 
+def small_gallery_warning(split: str, videos: int) -> str:
+    """A warning if there are so few videos that some recalls do not depend on the scores.
+
+    The rank of a query is at most the number of videos, so that R@k of k or fewer videos is 100.
+    An empty string if there are more than the largest k.
+    """
+    constant = [f"R@{k}" for k in RECALLS if k >= videos]
+    if not constant:
+        return ""
+    names = ", ".join(constant[:-1]) + (" and " if constant[1:] else "") + constant[-1]
+    return (
+        f"split {split} has only {videos} video{'s' * (videos > 1)}: {names} "
+        f"{'are' if constant[1:] else 'is'} 100 whatever the model; evaluate on more videos"
+    )
+
+
 def _matrix(similarity: np.ndarray) -> np.ndarray:
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or not similarity.size:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data.batches import frame_sources
 from data.records import Clip
-from hvp_jax.evaluation import report
+from hvp_jax.evaluation import metrics, report
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
 from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.processes import is_primary
@@ -31,11 +31,12 @@ class EvalResult:
     split: str
     checkpoint: dict[str, Any]
     scoring: dict[str, Any]
+    split_warning: dict[str, str] = dataclasses.field(metadata={"json": "**"})  # {}: none
 
     @property
     def text(self) -> str:
         paragraphs = [report.table(self.text_to_video, self.video_to_text, self.counts)]
-        for part in (self.scoring, self.checkpoint):
+        for part in (self.split_warning, self.scoring, self.checkpoint):
             if "warning" in part:
                 paragraphs.append(part["warning"])
         return "\n\n".join(paragraphs)
@@ -70,10 +71,15 @@ def write_results(
     that `data.exclude` removes.
     """
     split = config.eval.split
-    metrics, matrix = evaluate_split(scorer, params, clips, source, progress_label=f"eval {split}")
-    metrics["counts"]["excluded"] = sum(clip.split == split for clip in excluded)
+    scores, matrix = evaluate_split(scorer, params, clips, source, progress_label=f"eval {split}")
+    scores["counts"]["excluded"] = sum(clip.split == split for clip in excluded)
+    warning = metrics.small_gallery_warning(split, len(clips))
     result = EvalResult(
-        **metrics, split=split, checkpoint=checkpoint, scoring=scoring_settings(config)
+        **scores,
+        split=split,
+        checkpoint=checkpoint,
+        scoring=scoring_settings(config),
+        split_warning={"warning": warning} if warning else {},
     )
     if is_primary():
         json_files.write_json(workdir / "eval.json", json_files.to_json_types(result))

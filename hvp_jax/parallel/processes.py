@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+TEXT_BYTES = 4096
+
 
 def process_index_and_count() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
@@ -33,6 +35,15 @@ def broadcast_from_primary(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def broadcast_text(text: str) -> str:
+    """The text that process 0 passes, in all processes; at most `TEXT_BYTES` long."""
+    if jax.process_count() == 1:
+        return text
+    padded = text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+    sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+    return np.asarray(sent, np.uint8).tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from hvp_jax.checkpoints import checkpointer, model_card
 from hvp_jax.config.saved import difference, from_json
 from hvp_jax.models.clip_config import ModelSpec
 from hvp_jax.monitoring import environment, json_files
+from hvp_jax.training.step_spec import schedule_steps, steps_per_epoch
 
 # Keys, or beginnings of keys, that may change when a run resumes: they affect where files are and
 # what is kept, logged or scored, but no update.
@@ -24,6 +25,8 @@ MAY_CHANGE = (
     *("train.max_to_keep", "train.keep_period", "train.select_by"),
     *("train.max_skipped_updates", "train.stall_timeout"),
 )
+# These may change as long as the length of the schedule stays the same.
+SCHEDULE = ("train.steps", "train.epochs", "optim.schedule_epochs")
 
 
 def fingerprint(clips: Sequence[Clip]) -> dict:
@@ -40,14 +43,18 @@ def fingerprint(clips: Sequence[Clip]) -> dict:
     }
 
 
-def check_resumable(config: ConfigDict, data: dict, workdir: Path) -> None:
+def check_resumable(config: ConfigDict, data: dict, workdir: Path, examples: int) -> None:
     """Refuses to resume a run that was started with another config or on other captions.
+
+    The number of steps may change if the learning-rate schedule keeps its length; `examples` is
+    the number of training examples of an epoch.
 
     Raises UsageError that names the difference, or DataError if the run's record is unreadable.
     """
     with checkpointer.Checkpointer(workdir, config.train.max_to_keep) as checkpoints:
-        if checkpoints.latest() is None:
-            return
+        latest = checkpoints.latest()
+    if latest is None:
+        return
     path = workdir / "config.json"
     if not path.exists() and model_card.read_card(workdir).get("ported"):
         return  # the first run in a workdir that `port` wrote
@@ -68,11 +75,39 @@ def check_resumable(config: ConfigDict, data: dict, workdir: Path) -> None:
             f"clips, now {data['clips']}); use another workdir"
         )
     changed = [
-        row for row in difference(config_before, config) if not row[0].startswith(MAY_CHANGE)
+        row
+        for row in difference(config_before, config)
+        if not row[0].startswith(MAY_CHANGE) and row[0] not in SCHEDULE
     ]
     if changed:
         rows = ", ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changed)
         raise UsageError(f"{workdir} holds a run of another config: {rows}; use another workdir")
+    _check_schedule(config_before, config, workdir, examples)
+    if latest > config.train.steps:
+        raise UsageError(
+            f"{workdir} is at step {latest} already, and train.steps is {config.train.steps}; give "
+            "more steps, or use another workdir"
+        )
+
+
+def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examples: int) -> None:
+    """Raises UsageError if the steps done would have had other learning rates."""
+    length, new_length = schedule_steps(before, examples), schedule_steps(config, examples)
+    if length == new_length:
+        return
+    epoch = steps_per_epoch(config, examples)
+    same = ""
+    if length % epoch == 0 and not config.optim.schedule_epochs:
+        same = (
+            f"To go on with the schedule of {length} steps, after which the learning rate rises "
+            f"again, add --config.optim.schedule_epochs={length // epoch}. "
+        )
+    raise UsageError(
+        f"{workdir} holds a run with a learning-rate schedule of {length} steps, now of "
+        f"{new_length}: other steps (train.steps, train.epochs) change it, unless "
+        f"optim.schedule_epochs sets its length. {same}To train with another schedule, start a "
+        f"new run from its weights with --config.model.weights={workdir} and another workdir"
+    )
 
 
 def recorded_num_frames(workdir: Path) -> int:

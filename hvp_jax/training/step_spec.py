@@ -20,10 +20,14 @@ class StepSpec:
     chunk_size: int = 16
 
 
+def steps_per_epoch(config: ConfigDict, examples: int) -> int:
+    """Full batches; the last, incomplete one is dropped."""
+    return max(1, examples // config.train.batch_size)
+
+
 def schedule_steps(config: ConfigDict, examples: int) -> int:
     """The length of the learning-rate schedule; `config.train.steps` must be resolved."""
-    epoch = max(1, examples // config.train.batch_size)
-    return config.optim.schedule_epochs * epoch or config.train.steps
+    return config.optim.schedule_epochs * steps_per_epoch(config, examples) or config.train.steps
 
 
 def schedule_warning(config: ConfigDict, examples: int) -> str:
@@ -35,6 +39,22 @@ def schedule_warning(config: ConfigDict, examples: int) -> str:
         f"the schedule (optim.schedule_epochs={config.optim.schedule_epochs}) ends at step "
         f"{steps} of {config.train.steps}: as in the original, the learning rate rises again after "
         "it"
+    )
+
+
+def batch_warning(batch_size: int, videos: int) -> str:
+    """A warning if the pairs of a batch have no, or false, wrong answers; else an empty string.
+
+    The loss contrasts each caption with the videos of the other captions in its batch.
+    """
+    if batch_size == 1:
+        return "train.batch_size=1: a batch has no wrong answers, so that the loss is always 0"
+    if videos >= batch_size:
+        return ""
+    return (
+        f"there are {videos} training videos for train.batch_size={batch_size}: batches have "
+        "several captions of one video, which count as wrong answers of each other; use a smaller "
+        "batch or more videos"
     )
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from data import inputs
 from data.errors import DataError, UsageError
+from data.records import DatasetLocation
 from tests.helpers import published
 from tests.helpers.published import assert_rejected, clips_by_id, read_annotations, touch
 
@@ -200,3 +202,78 @@ def test_charades_descriptions_are_captions(tmp_path):
     cut = text.replace("A person cooks.; One, in a kitchen,  cooks.", " ; ")
     (tmp_path / "Charades_v1_test.csv").write_text(cut)
     assert read_annotations("charades", tmp_path).uncaptioned == {"train": [], "test": ["te000"]}
+
+
+def change_msrvtt(content, key, name, value):
+    content[key][1][name] = value
+    return content
+
+
+NULLS = {
+    "msrvtt": [
+        ("MSRVTT_data.json", lambda x: change_msrvtt(x, "sentences", "caption", None),
+         "'caption' of item 2 of 'sentences' \\('video0'\\) is null"),
+        ("MSRVTT_data.json", lambda x: change_msrvtt(x, "sentences", "caption", float("nan")),
+         "'caption' of item 2 of 'sentences' \\('video0'\\) is NaN"),
+        ("MSRVTT_data.json", lambda x: change_msrvtt(x, "sentences", "video_id", 7),
+         "'video_id' of item 2 of 'sentences' is 7"),
+        ("MSRVTT_data.json", lambda x: x | {"sentences": None}, "'sentences' of it is null"),
+    ],
+    "activitynet": [
+        ("train.json", lambda x: x | {"v_a": {"sentences": ["b", None]}},
+         "sentence 2 of 'v_a' is null"),
+        ("train.json", lambda x: x | {"v_a": {"sentences": None}}, "'sentences' of 'v_a' is null"),
+        ("train.json", lambda x: x | {"v_a": {}}, "'v_a' has no 'sentences'"),
+        ("train.json", lambda x: x | {"v_a": None}, "'v_a' is null"),
+        ("train_ids.json", lambda x: [*x, None], "id 2 is null"),
+    ],
+    "didemo": [
+        ("val_data.json", lambda x: [*x, x[0] | {"description": None}],
+         "'description' of item 4 \\('.*'\\) is null"),
+        ("val_data.json", lambda x: [*x, x[0] | {"video": 3.5}], "'video' of item 4 is 3.5"),
+        ("val_data.json", lambda x: [*x, None], "item 4 is null"),
+    ],
+    "msvd": [
+        ("captions.json", lambda x: x | {"a": ["b", None]}, "caption 2 of 'a' is null"),
+        ("captions.json", lambda x: x | {"a": None}, "the value of 'a' is null"),
+        ("captions.json", lambda x: x | {"a": [["b", 3]]}, "caption 1, word 2 of 'a' is 3"),
+        ("captions.json", lambda x: x | {"a": [{"b": 1}]}, "caption 1 of 'a' is an object"),
+    ],
+    "vatex": [
+        ("vatex_training_v1.0.json", lambda x: [*x, {"videoID": "a", "enCap": ["b", None]}],
+         "caption 2 of 'a' is null"),
+        ("vatex_training_v1.0.json", lambda x: [*x, {"videoID": "a", "enCap": None}],
+         "the value of 'a' is null"),
+        ("vatex_training_v1.0.json", lambda x: [*x, {"videoID": None, "enCap": ["b"]}],
+         "'videoID' of item 3 is null"),
+    ],
+}  # fmt: skip
+NULL_CASES = [(dataset, *case) for dataset, cases in NULLS.items() for case in cases]
+
+
+@pytest.mark.parametrize(("dataset", "file", "change", "message"), NULL_CASES)
+def test_values_that_are_no_texts_are_named_with_their_rows(
+    tmp_path, dataset, file, change, message
+):
+    counts = {"activitynet": {"train": (1, 1), "test": (1, 1)}}
+    counts["msvd"] = {"train": (1, 1), "val": (1, 1), "test": (1, 1)}
+    getattr(published, dataset)(tmp_path, *(counts[dataset],) if dataset in counts else ())
+    if dataset == "msvd":
+        (tmp_path / "raw-captions.pkl").unlink()
+        (tmp_path / file).write_text("{}")
+    rewrite(tmp_path / file, change)
+    assert_rejected(dataset, tmp_path, f"{file}: is not .*: {message}$")
+
+
+def test_names_with_accents_and_other_case(tmp_path):
+    counts = {"train": (1, 1), "val": (1, 1), "test": (1, 1)}
+    published.msvd(tmp_path, counts)
+    (tmp_path / "raw-captions.pkl").unlink()
+    ids = {"train": "caf\u00e9", "val": "V_1", "test": "none"}
+    (tmp_path / "captions.json").write_text(json.dumps({name: ["x"] for name in ids.values()}))
+    for split, name in ids.items():
+        published.write(tmp_path / f"{split}_list.txt", name)
+    touch(tmp_path / "videos", "cafe\u0301.mp4", "v_1.mp4")
+    location = DatasetLocation("msvd", annotations=str(tmp_path), videos=str(tmp_path / "videos"))
+    with pytest.raises(DataError, match=r"2 of 3 .*: V_1 \(there is 'v_1.mp4'\), none; add"):
+        inputs.read_dataset(location)

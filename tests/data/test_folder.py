@@ -114,6 +114,8 @@ BAD_TABLES = {
     "no id column": (b"id,caption\na,x\n", "no column 'video_id'; .* id, caption"),
     "duplicate column": (b"video_id,caption,caption\na,x,y\n", "more than one column 'caption'"),
     "empty caption": (HEADER + b"a,x\nb,  \n", "row 3: caption is empty"),
+    "missing caption": (HEADER + b"a,x\nb,NaN\n", "row 3: caption of 'b' is 'NaN', as programs"),
+    "end before start": (b"video_id,caption,start,end\na,x,3,2\n", "row 2: start 3 is not before"),
     "empty id": (HEADER + b"a,x\n,y\n", "row 3: video_id is empty"),
     "missing files": (
         HEADER + b"q,1\na,2\nr,3\nq,4\ns,5\nt,6\n",
@@ -182,6 +184,33 @@ def test_clips_are_read_without_video_files(tmp_path):
         ("a", "", ("x", "z")),
         ("b.mp4", "", ("y",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("video_id", "file"),
+    [
+        ("v0.mp4", "v0.MP4"),
+        ("v0.mp4", "V0.mp4"),
+        ("v0", "V0.Mp4"),
+        ("v0.mp4", "v0.mkv"),
+        ("v0.mp4", "v0.mp4 "),
+        ("v0", "v0 .mp4"),
+        ("v0.mp4", "sub/v0.mp4"),
+        ("v0", "v0.jpeg"),
+        ("Caf\u00e9", "cafe\u0301.mp4"),
+    ],
+)
+def test_a_missing_file_that_is_spelled_otherwise_is_named(tmp_path, video_id, file):
+    root = write_folder(tmp_path, f"video_id,caption\na,1\n{video_id},2\n", "a.mp4", file)
+    with pytest.raises(DataError) as caught:
+        read(root)
+    assert f"{video_id} (there is {file!r}); add the files" in str(caught.value)
+
+
+def test_a_similar_name_is_no_hint(tmp_path):
+    root = write_folder(tmp_path, HEADER + b"a.b,1\nb.mp4,2\n", "a.mp4", "b.mp4")
+    with pytest.raises(DataError, match=r": a\.b; add"):
+        read(root)
 
 
 def test_hidden_files_are_skipped(tmp_path):

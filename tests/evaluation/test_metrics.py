@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -133,3 +134,21 @@ def test_chance_is_the_mean_of_random_scores(compute):
         assert np.mean([result[name] for result in results]) == pytest.approx(expected, rel=0.05), (
             name
         )
+
+
+@pytest.mark.parametrize(
+    ("videos", "names"),
+    [
+        (1, "1 video: R@1, R@5, R@10 and R@50 are"),
+        (5, "5 videos: R@5, R@10 and R@50 are"),
+        (10, "10 videos: R@10 and R@50 are"),
+        (11, "11 videos: R@50 is"),
+        (51, None),
+    ],
+)
+def test_a_warning_names_the_recalls_that_do_not_depend_on_the_scores(videos, names):
+    warning = metrics.small_gallery_warning("test", videos)
+    assert warning.startswith(f"split test has only {names} 100") if names else warning == ""
+    worst = metrics.text_to_video(-np.eye(videos), range(videos))
+    constant = [name for name, value in worst.items() if name[:2] == "R@" and value == 100]
+    assert constant == re.findall(r"R@\d+", warning)

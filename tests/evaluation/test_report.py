@@ -201,3 +201,19 @@ def test_draw_retrievals_selects_queries_and_their_best_clips(tmp_path, monkeypa
 def test_line_has_the_main_metrics():
     line = report.line({"text_to_video": METRICS, "video_to_text": METRICS | {"R@1": 12.34}})
     assert line == "T2V R@1 47.0 R@10 90.0 MdR 2.0  V2T R@1 12.3 R@10 90.0 MdR 2.0"
+
+
+def test_a_sheet_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "sheet.png"
+    path.write_bytes(b"the sheet of another evaluation")
+
+    def save_half(figure, file, **options):
+        with open(file, "wb") as half:
+            half.write(b"half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(contact_sheet.Figure, "savefig", save_half)
+    with pytest.raises(KeyboardInterrupt):
+        contact_sheet.draw_contact_sheet(path, [query(2)])
+    assert path.read_bytes() == b"the sheet of another evaluation"
+    assert list(tmp_path.iterdir()) == [path]

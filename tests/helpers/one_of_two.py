@@ -30,9 +30,30 @@ def main(address: str, process: int, out: Path) -> None:
         for key, value in steps(Partitioner(*arguments), process).items():
             results[f"{name}/{key}"] = value
     results["scores"] = scores(Partitioner("shard_map"))
+    share_workdir(Path(out).parent / "run")
     if is_primary():
         np.savez(out, **results)
     barrier("the results are written")
+
+
+def share_workdir(workdir: Path) -> None:
+    """Both processes hold a workdir, and both are refused one that is in use."""
+    from data.errors import UsageError
+    from hvp_jax.parallel.processes import barrier
+    from hvp_jax.training.exclusive import exclusive
+
+    with exclusive(workdir):
+        assert (workdir / "lock.json").exists()
+        barrier("both have seen it")
+        refusal = ""
+        try:
+            with exclusive(workdir):
+                pass
+        except UsageError as error:
+            refusal = str(error)
+        assert refusal.startswith(f"{workdir} is in use by another run: process "), refusal
+    barrier("it is released")
+    assert not workdir.exists()
 
 
 def replay_run(address: str, process: int, golden: Path, out: Path) -> None:

@@ -15,3 +15,9 @@ def test_a_schedule_that_is_shorter_than_the_run_gives_a_warning():
     assert step_spec.schedule_warning(config, 1000) == ""
     config.train.steps, config.optim.schedule_epochs = 300, 0
     assert step_spec.schedule_warning(config, 1000) == ""
+
+
+def test_batches_without_right_wrong_answers_give_a_warning():
+    assert "the loss is always 0" in step_spec.batch_warning(1, 24)
+    assert "5 training videos for train.batch_size=8" in step_spec.batch_warning(8, 5)
+    assert step_spec.batch_warning(8, 8) == ""

@@ -83,6 +83,7 @@ def test_a_run_writes_its_files_and_metrics(uninterrupted):
     assert result["checkpoint"]["chosen_on"] == "val"
     assert set(result["text_to_video"]) == {"R@1", "R@5", "R@10", "R@50", "MdR", "MnR"}
     assert result["text_to_video"]["R@10"] == 100  # there are ten clips
+    assert result["warning"].startswith("split test has only 10 videos: R@10 and R@50 are 100")
     assert result["scoring"]["word_weights"] == "query"
     resolved = json.loads((workdir / "config.json").read_text())
     assert resolved["data"]["max_frames"] == 2  # as configured, however long the clips are

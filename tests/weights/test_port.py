@@ -51,6 +51,22 @@ def test_port_and_export_keep_every_bit(kind, tmp_path):
         assert back[name].dtype == x.dtype and torch.equal(back[name], x), name
 
 
+def test_of_two_that_port_to_one_destination_the_slower_one_is_refused(tmp_path, monkeypatch):
+    source = write(tmp_path / "source", "state_dict", random_state())
+    convert_torch = port.convert.convert_torch
+
+    def convert_slowly(*arguments):
+        (tmp_path / "ported").mkdir()
+        (tmp_path / "ported" / "model.json").touch()
+        return convert_torch(*arguments)
+
+    monkeypatch.setattr(port.convert, "convert_torch", convert_slowly)
+    with pytest.raises(UsageError, match="ported cannot be created: .*another process"):
+        port.run(source, tmp_path / "ported")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ported", "source"]
+    assert [path.name for path in (tmp_path / "ported").iterdir()] == ["model.json"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_towers_match_pytorch_layer_by_layer(kind, tmp_path):
     source = write(tmp_path, kind, state_for(kind))
