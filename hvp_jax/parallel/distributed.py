@@ -53,7 +53,6 @@ def initialize(flags: dict | None) -> None:
 
     `flags` are of `parse_flags`; without them, Slurm and TPU VMs are detected.
     """
-    _check_variables()
     # An empty dict counts: JAX then detects everything itself.
     arguments = flags if flags is not None else _slurm()
     if arguments is None:
@@ -61,6 +60,7 @@ def initialize(flags: dict | None) -> None:
     if arguments is None:
         _refuse_other_launchers()
         return
+    _check_variables()
     import jax
 
     try:

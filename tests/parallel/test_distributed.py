@@ -48,6 +48,7 @@ def calls(monkeypatch):
 
 
 STEP = {"JOB_ID": "7", "NTASKS": "2", "PROCID": "0", "LOCALID": "0", "STEP_NODELIST": "a,b"}
+SRUN = {f"SLURM_{name}": value for name, value in STEP.items()} | {"SLURM_STEP_NUM_TASKS": "2"}
 
 
 def set_slurm(monkeypatch, **values):
@@ -97,11 +98,10 @@ def test_a_failed_connection_names_the_coordinator(monkeypatch):
     [
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_JOB_ID is not set: start every process with `srun`"),
         ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'.*not a whole number"),
-        ({"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
-        ({"JAX_COORDINATOR_PORT": "http"}, "JAX_COORDINATOR_PORT is 'http'"),
-        ({"JAX_LOCAL_DEVICE_IDS": "0-3"}, "JAX_LOCAL_DEVICE_IDS is '0-3'; .* such as 0,1"),
-        ({f"SLURM_{key}": value for key, value in STEP.items()} | {"SLURM_LOCALID": ""},
-         "SLURM_LOCALID is set and empty"),
+        (SRUN | {"SLURM_LOCALID": ""}, "SLURM_LOCALID is not set"),
+        (SRUN | {"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
+        (SRUN | {"JAX_COORDINATOR_PORT": "http"}, "JAX_COORDINATOR_PORT is 'http'"),
+        (SRUN | {"JAX_LOCAL_DEVICE_IDS": "0-3"}, "JAX_LOCAL_DEVICE_IDS is '0-3'; .* such as 0,1"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2 processes.*--coordinator"),
         ({"PMI_SIZE": "4"}, "mpiexec started 4 processes"),
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "give --coordinator=a:1 with --processes"),
@@ -132,3 +132,11 @@ def test_a_variable_that_jax_misses_is_named(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(UsageError, match="OMPI_COMM_WORLD_LOCAL_RANK is not set in the environ"):
         distributed.initialize(distributed.parse_flags("host:1", "2", "1"))
+
+
+def test_variables_that_jax_reads_beside_the_flags(calls, monkeypatch):
+    set_slurm(monkeypatch, **STEP | {"LOCALID": ""})
+    with pytest.raises(UsageError, match="SLURM_LOCALID is set and empty"):
+        distributed.initialize(distributed.parse_flags("host:1", "2", "1"))
+    distributed.initialize(None)  # one process reads none of them
+    assert calls == []
