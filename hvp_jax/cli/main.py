@@ -21,8 +21,7 @@ from hvp_jax.cli import console
 from hvp_jax.cli.flags import DISTRIBUTED, VERBS
 from hvp_jax.config import overrides
 from hvp_jax.config.schema import validate
-from hvp_jax.monitoring import machine_errors
-from hvp_jax.parallel import distributed
+from hvp_jax.parallel import distributed, machine_errors
 
 DISTRIBUTED_FLAGS = tuple(name.removeprefix("--") for name, _ in DISTRIBUTED)
 

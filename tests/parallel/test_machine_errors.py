@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from data.errors import DataError, UsageError
-from hvp_jax.monitoring.machine_errors import explain
+from hvp_jax.parallel.machine_errors import explain
 
 # As JAX 0.10.2 and its users' reports have them.
 NO_TPU = (
