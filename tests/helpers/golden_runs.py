@@ -30,8 +30,7 @@ def shortened(steps: int) -> tuple[dict[str, np.ndarray], dict]:
     kept = {k: x for k, x in kept.items() if not k.startswith(("eval/", *late))}
     metadata = {k: v for k, v in metadata.items() if not k.startswith("metrics_")}
     measured = {k: v for k, v in metadata["measured"].items() if k != "mean_loss_of_quarters"}
-    optimizer = metadata["optimizer"] | {"steps": steps}
-    return kept, metadata | {"stable_steps": steps, "measured": measured, "optimizer": optimizer}
+    return kept, metadata | {"stable_steps": steps, "measured": measured}
 
 
 def open_shortened(steps: int) -> GoldenRun:

@@ -17,7 +17,7 @@ and what is compared:
     eval/similarity[_half]              test captions x test clips after the last step
 
 The JSON beside it has `layers_zero_based` (the taps), `optimizer` (lr, coef_lr, weight_decay,
-warmup, t_total, b1, b2, eps, and optionally max_grad_norm and steps), `frozen` (names of tensors)
+warmup, t_total, b1, b2, eps, and optionally max_grad_norm), `frozen` (names of tensors)
 and, where there are scores, `test` ({"clips": [first, end], "captions": [first, end]}). Optional:
 `stable_steps` (leading steps in which rounding has no effect), `metrics_t2v`, `metrics_v2t` and
 `metrics_half_*`, `measured` (PyTorch's own float32 run: `float32`, `mean_loss_of_quarters`),
@@ -80,8 +80,12 @@ class GoldenRun:
     @functools.cached_property
     def expected(self) -> dict[str, np.ndarray]:
         """The arrays that PyTorch computed, by name."""
-        inputs = ("state/", "data/", "batches")
-        return {name: x for name, x in self.arrays.items() if not name.startswith(inputs)}
+        inputs = ("state/", "data/")
+        return {
+            name: x
+            for name, x in self.arrays.items()
+            if name != "batches" and not name.startswith(inputs)
+        }
 
     @functools.cached_property
     def snapshots(self) -> dict[int, list[str]]:
