@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     # A workdir or a checkpoint that `port` reads; empty: random weights.
     config.model.weights = ""
     # quick_gelu, gelu: the activation of both towers; None: that of the weights, or quick_gelu from
-    # scratch. Needed only where nothing in or beside the weights tells it.
+    # scratch. Needed only where nothing in or beside the weights states it.
     config.model.activation = placeholder(str)
     # Freezes the patch convolution; None: true on a pretrained CLIP, false from scratch.
     config.model.freeze_patches = placeholder(bool)

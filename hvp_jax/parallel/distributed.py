@@ -144,7 +144,7 @@ def _number(name: str, default: int = 0) -> int:
 
 
 def _refuse_other_launchers() -> None:
-    """Raises UsageError if this looks like one of several processes, none of which can tell.
+    """Raises UsageError if this looks like one of several processes, none of which can detect it.
 
     Each would train alone, and all would write to the same workdir.
     """

@@ -99,7 +99,7 @@ def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examp
     same = ""
     if length % epoch == 0 and not config.optim.schedule_epochs:
         same = (
-            f"To go on with the schedule of {length} steps, after which the learning rate rises "
+            f"To keep the schedule of {length} steps, after which the learning rate rises "
             f"again, add --config.optim.schedule_epochs={length // epoch}. "
         )
     raise UsageError(

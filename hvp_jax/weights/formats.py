@@ -181,7 +181,7 @@ def _scheme(format: str, tensors: Mapping) -> NamingScheme:
 def _evidence(
     files: tuple[Path, ...], format: str, tensors: Mapping, extras: Mapping
 ) -> Evidence | None:
-    """What tells the activation of a checkpoint without a config of Hugging Face or open_clip."""
+    """What states the activation of a checkpoint without a config of Hugging Face or open_clip."""
     file = files[0]
     card = read_if_there(file.parent / CARD_FILE)  # written by `port --export`
     stated = section(card, "clip_config", "sizes").get("activation")

@@ -123,7 +123,7 @@ def write(folder: Path, kind: str, state: dict, config: ClipConfig = SMALL) -> P
         write_torchscript(folder / "ViT.pt", flat)
         return folder / "ViT.pt"
     if kind == "state_dict":
-        torch.save(flat, folder / "ViT-B-32.pt")  # OpenAI's name tells the activation
+        torch.save(flat, folder / "ViT-B-32.pt")  # OpenAI's name states the activation
         return folder / "ViT-B-32.pt"
     if kind == "huggingface":
         save_file(hugging_face_names(state), folder / "model.safetensors", {"format": "pt"})

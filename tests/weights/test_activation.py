@@ -1,4 +1,4 @@
-"""QuickGELU or GELU: what tells it, `model.activation`, and how it is kept."""
+"""QuickGELU or GELU: what states it, `model.activation`, and how it is kept."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,9 @@ def config_with(path: Path | str, activation: str | None = None, **model):
 def test_where_nothing_tells_it_is_asked(name, directory, state, tmp_path, caplog):
     path = save(tmp_path / "weights" / name, state)
     source = path.parent if directory else path
-    with pytest.raises(UsageError, match="nothing tells whether it has QuickGELU or GELU") as error:
+    with pytest.raises(
+        UsageError, match="nothing states whether it has QuickGELU or GELU"
+    ) as error:
         initial.find_initial_weights(config_with(source))
     assert str(path) in str(error.value) and "config.model.activation" in str(error.value)
     assert "\n" not in str(error.value)
@@ -126,7 +128,7 @@ def test_the_name_of_a_run_tells_only_quickgelu(state, tmp_path):
             source = formats.open_checkpoint(tmp_path / "epoch_1.pt")
             assert source.clip_config.activation == QUICK and "is assumed" in source.notes[0]
         else:
-            with pytest.raises(UsageError, match="nothing tells"):
+            with pytest.raises(UsageError, match="nothing states"):
                 formats.open_checkpoint(tmp_path / "epoch_1.pt")
 
 
@@ -153,7 +155,7 @@ def test_the_config_of_hugging_face_beside_open_clips_file(state, tmp_path):
 
 def test_clip_alone_with_the_names_of_hvpnet_is_asked(state, tmp_path):
     torch.save(state, tmp_path / "lightning.ckpt")
-    with pytest.raises(UsageError, match="nothing tells"):
+    with pytest.raises(UsageError, match="nothing states"):
         formats.open_checkpoint(tmp_path / "lightning.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""The activation of a checkpoint: QuickGELU or GELU, which its tensors do not tell."""
+"""The activation of a checkpoint: QuickGELU or GELU, which its tensors do not show."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from data.errors import UsageError
 
 NAMES = {"quick_gelu": "QuickGELU", "gelu": "GELU"}
-# What the names of public checkpoints tell. The tags are those of open_clip; MetaCLIP's files are
-# called b32_400m.pt and the like. LAION-400M alone tells nothing: its B/32 has QuickGELU, the
+# What the names of public checkpoints say. The tags are those of open_clip; MetaCLIP's files are
+# called b32_400m.pt and the like. LAION-400M alone says nothing: its B/32 has QuickGELU, the
 # others GELU.
 QUICK_GELU = re.compile(
     r"openai|long-?clip|metaclip(?!.*altogether)|fullcc|(?<![a-z0-9])[blhg](14|16|32)_400m"
@@ -27,9 +27,9 @@ class Evidence(NamedTuple):
 
 
 def from_names(path: Path, run_name: Any = None) -> Evidence | None:
-    """What the name of a file, its folder or its repository in the hub's cache tells.
+    """What the name of a file, its folder or its repository in the hub's cache says.
 
-    `run_name`: that of open_clip's trainer. It tells only that a model is a `-quickgelu` one:
+    `run_name`: that of open_clip's trainer. It says only that a model is a `-quickgelu` one:
     without that word, a run that started from OpenAI's weights had QuickGELU nevertheless.
     """
     if re.search(r"quick[-_]?gelu", str(run_name or "").lower()):
@@ -56,7 +56,7 @@ def settle(path: Path, found: Evidence | None, asked: str | None) -> tuple[str, 
     """The activation, and a note if the checkpoint does not state it.
 
     `asked`: the config's `model.activation`. Raises UsageError if it contradicts what the
-    checkpoint states, or if nothing tells the activation.
+    checkpoint states, or if nothing states the activation.
     """
     if found and found.certain:
         require(asked, found.activation, found.reason)
@@ -69,7 +69,7 @@ def settle(path: Path, found: Evidence | None, asked: str | None) -> tuple[str, 
             "config.model.activation replaces that"
         )
     raise UsageError(
-        f"{path}: nothing tells whether it has QuickGELU or GELU, and with the wrong one its "
+        f"{path}: nothing states whether it has QuickGELU or GELU, and with the wrong one its "
         "features are wrong: set config.model.activation to quick_gelu (OpenAI, MetaCLIP, DFN) or "
         "gelu (LAION, DataComp), or put its open_clip_config.json beside it, at least "
         '{"quick_gelu": false}'
