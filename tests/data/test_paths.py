@@ -133,7 +133,7 @@ def test_a_video_id_that_is_an_address(folder):
     (folder / "videos").mkdir()
     (folder / "videos/a.mp4").write_text("x")
     (folder / "captions.csv").write_text("video_id,caption\ngs://bucket/a.mp4,a cat\n")
-    with pytest.raises(DataError, match=r"gs://bucket/a\.mp4; .*video_id as a path inside videos/"):
+    with pytest.raises(DataError, match=r"gs://bucket/a\.mp4 .*video_id as a path inside videos/"):
         read_dataset(DatasetLocation("folder", str(folder)))
 
 
