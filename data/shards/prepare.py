@@ -100,6 +100,11 @@ def prepare(
         is_inside = str(error.filename or "").startswith(destination)
         if not is_inside and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
+        if isinstance(error, FileNotFoundError) and "/incomplete." in str(error.filename):
+            raise UsageError(
+                f"{destination}: another `prepare` works there, and has moved {error.filename}; "
+                "wait until it ends"
+            ) from None
         raise UsageError(f"cannot write shards to {destination}: {error}") from error
     return {
         "directory": destination,

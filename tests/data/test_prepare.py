@@ -311,3 +311,14 @@ def test_an_error_outside_of_the_destination_is_not_its_error(clips, tmp_path, m
     monkeypatch.undo()
     with pytest.raises(UsageError, match="cannot write shards to .*file"):
         prepare.prepare(clips, str(tmp_path / "file" / "shards"), SIZE, FRAMES, workers=1)
+
+
+def test_another_run_in_the_same_folder_is_named(clips, tmp_path, monkeypatch):
+    destination = tmp_path / "shards"
+
+    def moved(tasks, *arguments, **options):
+        raise FileNotFoundError(2, "No such file or directory", str(tasks[0].folder / "x.partial"))
+
+    monkeypatch.setattr(writer, "write_shards", moved)
+    with pytest.raises(UsageError, match="another `prepare` works there"):
+        prepare.prepare(clips, str(destination), SIZE, FRAMES, workers=1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from hvp_jax.cli import port
@@ -58,3 +59,13 @@ def test_it_runs_an_export(tmp_path):
     port.run(source, tmp_path / "b", export="huggingface")
     report = torch_checkpoint.compare_checkpoint(tmp_path / "b", "huggingface", "float32")
     assert report.ok and report.against.startswith("transformers"), report.text
+
+
+def test_a_logit_scale_of_shape_1_can_be_compared(model, tmp_path):
+    """As FSDP writes it; `transformers` alone refuses it."""
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    report = torch_checkpoint.compare_checkpoint(tmp_path, "auto", "float32")
+    assert report.ok and report.against.startswith("transformers ")
