@@ -122,6 +122,18 @@ def test_a_stretch_is_decoded_from_the_access_point_before_it(files, monkeypatch
     assert decoded == [(0, [0]), (60, [70]), (140, [140])]
 
 
+def test_a_frame_is_decoded_from_an_access_point_that_is_shown_before_it(files):
+    """Frames that follow a key frame and are shown before it may refer to earlier ones."""
+    timeline, leading = timeline_of(files("hevc.mp4")), 0
+    packets = timeline.packets
+    for number in range(timeline.num_frames):
+        (run,) = seeking.plan_runs(timeline, [number])
+        assert packets.pts[run.first] <= timeline.pts[number]
+        before = np.flatnonzero(packets.access[: packets.of_frame[number] + 1])[-1]
+        leading += int(packets.pts[before] > timeline.pts[number])
+    assert leading > 5  # the file has such frames
+
+
 def test_damage_outside_a_stretch_is_no_fault_and_inside_it_is(tmp_path):
     path = tmp_path / "a.mov"
     write_video(path, moving(100), "mjpeg", "yuvj420p")

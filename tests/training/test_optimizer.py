@@ -122,6 +122,17 @@ def test_three_updates_match_numpy():
             np.testing.assert_allclose(updated[path], value, rtol=1e-6, atol=1e-7, err_msg=path)
 
 
+@pytest.mark.parametrize("norm", [0.5, 1.0, 2.0, 300.0])
+def test_gradients_are_clipped_as_in_pytorch(norm):
+    with jax.enable_x64(True):
+        gradient = {"a": np.array([0.6, 0.0]) * norm, "b": np.array([[0.8]]) * norm}
+        clip = optimizer.clip_by_known_norm(1.0)
+        clipped, _ = clip.update(gradient, clip.init(gradient))
+        factor = min(1 / (norm + 1e-6), 1)  # torch.nn.utils.clip_grad_norm_
+        np.testing.assert_allclose(clipped["a"], gradient["a"] * factor, rtol=1e-14)
+        np.testing.assert_allclose(clipped["b"], gradient["b"] * factor, rtol=1e-14)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_first_update_is_zero_and_frozen_patches_never_change(frozen):
     params, gradient = tree_of(0), tree_of(100)
