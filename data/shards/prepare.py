@@ -96,22 +96,30 @@ def prepare(
             )
         _remove_staging(destination)
     except OSError as error:
-        # Others, such as too many open files, are not of the destination.
-        is_inside = str(error.filename or "").startswith(destination)
-        if not is_inside and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        explained = _explain(error, destination)
+        if explained is None:
             raise
-        if isinstance(error, FileNotFoundError) and "/incomplete." in str(error.filename):
-            raise UsageError(
-                f"{destination}: another `prepare` works there, and has moved {error.filename}; "
-                "wait until it ends"
-            ) from None
-        raise UsageError(f"cannot write shards to {destination}: {error}") from error
+        raise explained from error
     return {
         "directory": destination,
         "splits": {split: len(ids) for split, ids in wanted["clip_ids"].items()},
         "bytes": sum(path.stat().st_size for path in location_of(destination).iterdir()),
         "written": not existing,
     }
+
+
+def _explain(error: OSError, destination: str) -> UsageError | None:
+    """What an error means if it is of the destination; None if it is not."""
+    # Such as too many open files.
+    is_inside = str(error.filename or "").startswith(destination)
+    if not is_inside and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    if isinstance(error, FileNotFoundError) and "/incomplete." in str(error.filename):
+        return UsageError(
+            f"{destination}: another `prepare` works there, and has moved {error.filename}; "
+            "wait until it ends"
+        )
+    return UsageError(f"cannot write shards to {destination}: {error}")
 
 
 def _write(
