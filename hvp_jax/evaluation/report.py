@@ -133,11 +133,16 @@ def _draw_recalls(axes: Axes, rows: list[dict[str, Any]]) -> None:
         axes.plot([], [], color=GREY, lw=1, ls=":", label="chance")
     axes.set_ylim(bottom=0)
     set_style(axes, "Held-out text to video, %")
+    draw_legend(axes, columns=3)
+
+
+def draw_legend(axes: Axes, columns: int) -> None:
+    """Draws the legend between the title and the panel."""
     axes.legend(
         frameon=False,
         fontsize=8.5,
         labelcolor=GREY,
-        ncols=3,
+        ncols=columns,
         loc="lower left",
         bbox_to_anchor=(0, 1),
         borderaxespad=0.2,

@@ -6,7 +6,6 @@ shapes in the file. The error of an array is its greatest absolute difference ov
 greatest magnitude in the golden array; ids and clusters must be equal.
 """
 
-import json
 import re
 import zlib
 from pathlib import Path
@@ -21,6 +20,7 @@ from hvp_jax.parity.compare import TOLERANCE, compare_arrays
 from hvp_jax.parity.model_arrays import compute_arrays
 from hvp_jax.parity.report import GoldenReport
 from hvp_jax.weights import torch_params
+from hvp_jax.weights.identity.beside import read_json
 from hvp_jax.weights.infer_config import infer_config
 
 INPUTS = ("input/", "eval/text", "eval/video")
@@ -44,13 +44,7 @@ def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise UsageError(
             f"{json_path}: no such file; a golden file needs a JSON file of the same name"
         )
-    try:
-        metadata = json.loads(json_path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{json_path}: not JSON ({error})") from None
-    if not isinstance(metadata, dict):
-        raise DataError(f"{json_path}: not a JSON object")
-    return arrays, metadata
+    return arrays, read_json(json_path)
 
 
 def synthetic_weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:

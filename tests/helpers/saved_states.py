@@ -83,3 +83,9 @@ def rewrite_as_old(step: Path) -> None:
     record = json.loads(file.read_text())
     record["item_handlers"]["seal"] = record["item_handlers"].pop("manifest")
     file.write_text(json.dumps(record))
+
+
+def metrics(t2v_r1, rank=5.0, split="val"):
+    """Metrics of a validation, as a checkpoint's manifest records them."""
+    direction = {"R@1": t2v_r1, "R@5": 50.0, "R@10": 60.0, "R@50": 90.0, "MdR": rank, "MnR": rank}
+    return {"split": split, "text_to_video": direction, "video_to_text": direction}

@@ -38,7 +38,7 @@ def test_invalid_files(golden, tmp_path, capsys):
 
     no_json.with_suffix(".json").write_text("{")
     status, error = parity_error(capsys, no_json)
-    assert status == 1 and "no_json.json: not JSON" in error
+    assert status == 1 and "no_json.json: not readable as JSON" in error
 
     valid = SMALL.read_bytes()
     for content in (b"", b"text", valid[:5000], valid[:-30], valid[:90000] + b"x" + valid[90001:]):

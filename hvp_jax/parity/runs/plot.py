@@ -6,8 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from hvp_jax.evaluation.contact_sheet import GREY, INK, ORANGE, PAPER
-from hvp_jax.evaluation.report import BLUE, set_style
+from hvp_jax.evaluation.contact_sheet import INK, ORANGE, PAPER
+from hvp_jax.evaluation.report import BLUE, draw_legend, set_style
 from hvp_jax.parity.compare import relative_error
 from hvp_jax.parity.runs.compare import TOLERANCE
 
@@ -34,15 +34,6 @@ def draw_curves(
             errors.hlines(tolerance, 1, judged, color=ORANGE, lw=1, ls=":", label=label)
         set_style(errors, "Difference, of the greatest loss")
         for axes in (losses, errors):
-            axes.legend(
-                frameon=False,
-                fontsize=8.5,
-                labelcolor=GREY,
-                ncols=2,
-                loc="lower left",
-                bbox_to_anchor=(0, 1),
-                borderaxespad=0.2,
-                borderpad=0,
-            )
+            draw_legend(axes, columns=2)
         figure.tight_layout(pad=1.6, w_pad=3)
         figure.savefig(png_path, format="png")

@@ -14,7 +14,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DataError that names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a JSON object")
