@@ -60,8 +60,8 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
     optimizer = make_optimizer(LEARNING_RATE, LEARNING_RATE, steps, freeze_patches=False)
 
     def logits(model, batch):
-        pixels = hvpnet.normalize_pixels(batch["video"], jnp.ones((BATCH, 1), bool))[:, 0]
-        clip = l2_normalize(model.clip.visual(pixels)[-1, :, 0])
+        pixels = batch["video"].reshape(BATCH, batch["video"].shape[2], -1)
+        clip = l2_normalize(model.clip.visual(pixels, jnp.ones(BATCH, bool))[-1, :, 0])
         text = l2_normalize(model.clip.text(batch["ids"], batch["mask"])[1])
         return jnp.exp(model.clip.logit_scale) * text @ clip.T
 

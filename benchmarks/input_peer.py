@@ -30,7 +30,7 @@ from data.records import (
     DatasetLocation,
 )
 from data.shards import prepare
-from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
+from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 
 SIZE, FRAMES, WORDS, BATCH, REPEATS = 224, 12, 24, 32, 5
 

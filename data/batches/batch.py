@@ -1,7 +1,8 @@
 """The batches that the pipeline produces and a training or evaluation step consumes.
 
-Dimensions: b examples, w tokens of a caption, t frames of a clip, height x width pixels. A mask is
-True for valid tokens or frames and False for padding.
+Dimensions: b examples, w tokens of a caption, t frames of a clip, height x width pixels of 3
+channels, which are one axis of 3 width columns on the devices. A mask is True for valid tokens or
+frames and False for padding.
 
 The pipeline fills the fields with NumPy arrays. The partitioner returns the same batch with
 arrays on the devices; tests and `bench` also use batches of `jax.ShapeDtypeStruct`. So the
@@ -23,7 +24,7 @@ class TextBatch(NamedTuple):
 class VideoBatch(NamedTuple):
     """Frames of clips, RGB; the padding of a row comes after its valid frames."""
 
-    video: UInt8[Any, "b t height width 3"]
+    video: UInt8[Any, "b t height *columns"]
     video_mask: Bool[Any, "b t"]
 
 
@@ -32,5 +33,5 @@ class Batch(NamedTuple):
 
     text_ids: Int32[Any, "b w"]
     text_mask: Bool[Any, "b w"]
-    video: UInt8[Any, "b t height width 3"]
+    video: UInt8[Any, "b t height *columns"]
     video_mask: Bool[Any, "b t"]

@@ -35,8 +35,8 @@ from hvp_jax.bench.result import BenchResult, describe_run
 from hvp_jax.config.precision import cast_params
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
-from hvp_jax.models.clip import REMAT
 from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
+from hvp_jax.models.tower.tower import REMAT
 from hvp_jax.monitoring.accelerators import PEAKS
 from hvp_jax.parallel.partitioner import Partitioner, make_mesh
 from hvp_jax.training import train_state

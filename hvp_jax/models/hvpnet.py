@@ -17,25 +17,16 @@ from hvp_jax.models.clip_config import VARIANTS, ClipConfig
 from hvp_jax.models.distillation import TokenDistillation
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-Frames = UInt8[Array, "b t height width 3"] | Float[Array, "b t height width 3"]
+# The axes of width and channels may be one: an array in a TPU's memory whose last axis has 3
+# elements takes 42 times its size.
+Frames = (
+    UInt8[Array, "b t height width 3"]
+    | UInt8[Array, "b t height columns"]
+    | Float[Array, "b t height width 3"]
+    | Float[Array, "b t height columns"]
+)
 WordMask = Bool[Array, "b w"] | Int[Array, "b w"]
 FrameMask = Bool[Array, "b t"] | Int[Array, "b t"]
-
-
-def normalize_pixels(
-    video: Frames, mask: Bool[Array, "b t"], dtype: DTypeLike = jnp.float32
-) -> Float[Array, "b t height width 3"]:
-    """Normalises uint8 frames, in at least float32; float frames are normalised already.
-
-    Padding becomes 0.
-    """
-    if video.dtype == jnp.uint8:
-        dtype = jnp.promote_types(dtype, jnp.float32)
-        mean, std = jnp.array(PIXEL_MEAN, dtype), jnp.array(PIXEL_STD, dtype)
-        video = (video.astype(dtype) / 255 - mean) / std
-    return jnp.where(mask[:, :, None, None, None], video, 0)
 
 
 class TokenWeight(nn.Module):
@@ -62,6 +53,7 @@ class HVPNet(nn.Module):
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
     freeze_patches: bool = True
+    fused: bool = False  # the vision tower for TPUs, `hvp_jax/models/tower/fused.py`
 
     def setup(self) -> None:
         self.clip = CLIP(
@@ -70,6 +62,7 @@ class HVPNet(nn.Module):
             remat=self.remat,
             dtype=self.dtype,
             freeze_patches=self.freeze_patches,
+            fused=self.fused,
         )
         self.distill = TokenDistillation(
             stages=self.stages, dtype=self.dtype, remat=self.remat == "full"
@@ -103,8 +96,8 @@ class HVPNet(nn.Module):
         """
         mask = mask.astype(bool)
         batch, frames = mask.shape
-        pixels = normalize_pixels(video, mask, self.dtype)
-        x = self.clip.visual(pixels.reshape(-1, *pixels.shape[2:]))  # [L, B T, P, D]
+        pixels = video.reshape(batch * frames, video.shape[2], -1)
+        x = self.clip.visual(pixels, mask.reshape(-1))  # [L, B T, P, D]
         taps, _, tokens, dim = x.shape
         frame = x[:, :, 0].reshape(taps, batch, frames, dim)
         patch = x.reshape(taps * batch, frames * tokens, dim)

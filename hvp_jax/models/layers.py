@@ -1,11 +1,18 @@
 """Layers shared by CLIP's towers and the distillation."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, UInt8
+
+# CLIP's, of pixels from 0 to 1.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+Pixels = UInt8[Array, "n height columns"] | Float[Array, "n height columns"]
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -35,6 +42,41 @@ def by_row(
     that of the same product with more axes; on other backends the reshape is free.
     """
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def embed_patches(
+    pixels: Pixels, kernel: Float[Array, "inputs width"], valid: Bool[Array, " n"], dtype: DTypeLike
+) -> Float[Array, "n patches width"]:
+    """The patch convolution: a product of every patch of a frame with its weights.
+
+    A row of `pixels` has the three channels of every pixel: columns = 3 width. uint8 frames are
+    normalised by the weights (0 to 255 are exact in bfloat16); float frames are normalised
+    already. A frame that is not `valid` counts as normalised zeros.
+    """
+    patch = math.isqrt(kernel.shape[0] // 3)
+    rows, columns = pixels.shape[1] // patch, pixels.shape[2] // (3 * patch)
+    bias = jnp.zeros(kernel.shape[1:], dtype)
+    if pixels.dtype == jnp.uint8:
+        kernel, bias = fold_normalization(kernel)
+    else:
+        pixels = jnp.where(valid[:, None, None], pixels, 0)
+    # Three channels as an axis of their own would be padded to 128 in a TPU's memory.
+    x = pixels.reshape(-1, rows, patch, columns, 3 * patch).swapaxes(2, 3)
+    x = x.reshape(-1, kernel.shape[0]).astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)
+    return jnp.where(valid[:, None, None], x.reshape(-1, rows * columns, kernel.shape[1]), 0)
+
+
+def fold_normalization(
+    kernel: Float[Array, "inputs width"],
+) -> tuple[Float[Array, "inputs width"], Float[Array, " width"]]:
+    """Weights and bias for pixels from 0 to 255 that equal `kernel` for normalised pixels."""
+    kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    mean, std = (
+        jnp.tile(jnp.array(channels, kernel.dtype), kernel.shape[0] // 3)
+        for channels in (PIXEL_MEAN, PIXEL_STD)
+    )
+    bias = -jnp.einsum("i,iw->w", mean / std, kernel, precision=jax.lax.Precision.HIGHEST)
+    return kernel / (255 * std[:, None]), bias
 
 
 def attention(

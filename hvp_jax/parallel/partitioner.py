@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data.errors import UsageError
-from hvp_jax.parallel.sharding import Collectives, shard_axis
+from hvp_jax.parallel.sharding import Collectives, merge_channels, shard_axis
 
 AXIS = "batch"
 
@@ -87,6 +87,7 @@ class Partitioner:
         """Shapes of a global batch -> the second argument of a step compiled by `shard_map`."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         stop = jax.ShapeDtypeStruct(jax.tree.leaves(batch)[0].shape[:1], bool)
+        batch = jax.eval_shape(merge_channels, batch)
         return jax.tree.map(lambda x: _abstract(x, sharding), (batch, stop))
 
     def shard_state(self, tree: Any) -> Any:
@@ -136,7 +137,7 @@ class Partitioner:
 
         It carries the flag `stop`: the metric `stop` of the step is 1 if any process set it.
         """
-        batch = batch, np.full(len(jax.tree.leaves(batch)[0]), stop)
+        batch = merge_channels(batch), np.full(len(jax.tree.leaves(batch)[0]), stop)
         if self.kind == "pmap":  # takes an axis of local devices first
             n = len(self.local_devices)
             batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
@@ -192,4 +193,9 @@ class Partitioner:
             )
         )
         sharding = NamedSharding(self.local_mesh, sharded)
-        return lambda params, batch: jax.device_get(mapped(params, jax.device_put(batch, sharding)))
+
+        def run(params, batch):
+            batch = jax.device_put(merge_channels(batch), sharding)
+            return jax.device_get(mapped(params, batch))
+
+        return run

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hvp_jax.models import clip, layers
+from hvp_jax.models.tower.tower import REMAT, Tower
 from tests.helpers.small import normal, random_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -47,8 +48,8 @@ def numpy_block(x: np.ndarray, params: dict, bias=None) -> np.ndarray:
     return x + dense(y / (1 + np.exp(-1.702 * y)), "mlp_out")
 
 
-def tower(remat: str = "none", dtype=jnp.float32) -> clip.Tower:
-    return clip.Tower(
+def tower(remat: str = "none", dtype=jnp.float32) -> Tower:
+    return Tower(
         width=WIDTH,
         head_dim=64,
         mlp_dim=None,
@@ -99,7 +100,7 @@ def test_every_remat_policy_gives_the_same_values_and_gradients():
     probe = normal(1, 2, 2, 5, WIDTH).astype(np.float32)
     params = random_params(tower(), x)
     results = {}
-    for remat in clip.REMAT:
+    for remat in REMAT:
         module = tower(remat)
 
         def weighted_sum(params, x, module=module):
@@ -171,14 +172,14 @@ def test_only_the_patch_embedding_is_frozen(frozen):
         taps=(1, 2),
         freeze_patches=frozen,
     )
-    pixels = jnp.float32(normal(0, 2, 32, 32, 3))
-    params = random_params(module, pixels)
+    inputs = jnp.float32(normal(0, 2, 32, 96)), jnp.ones(2, bool)
+    params = random_params(module, *inputs)
     probe = normal(1, 2, 2, 5, 32).astype(np.float32)
 
     @jax.jit
     @jax.grad
     def gradient(params):
-        return (module.apply({"params": params}, pixels) * probe).sum()
+        return (module.apply({"params": params}, *inputs) * probe).sum()
 
     flat = jax.tree_util.tree_flatten_with_path(gradient(params))[0]
     greatest = {jax.tree_util.keystr(path): float(jnp.abs(g).max()) for path, g in flat}
@@ -194,12 +195,13 @@ def test_patches_are_in_row_order_after_the_class_token():
     )
     pixels = np.zeros((2, 48, 48, 3), np.float32)
     pixels[1, 16:32, 32:48] = normal(0, 16, 16, 3)  # row 1, column 2 of 3 x 3
-    params = random_params(module, pixels)
+    inputs = pixels.reshape(2, 48, -1), np.ones(2, bool)
+    params = random_params(module, *inputs)
     for name in ("attention_out", "mlp_out"):
         params["tower"]["blocks"][name] = jax.tree.map(
             np.zeros_like, params["tower"]["blocks"][name]
         )
-    (tokens,) = jax.jit(module.apply)({"params": params}, pixels)
+    (tokens,) = jax.jit(module.apply)({"params": params}, *inputs)
     change = np.abs(tokens[1] - tokens[0]).max(-1)
     assert np.flatnonzero(change > 1e-6).tolist() == [1 + 3 * 1 + 2]
 
@@ -213,7 +215,7 @@ def test_the_two_activations_match_their_formulas_and_differ():
         np.testing.assert_allclose(quick, x / (1 + np.exp(-1.702 * x)), atol=1e-12)
     y, outputs = normal(0, 1, 3, 64).astype(np.float32), {}
     for name in layers.ACTIVATIONS:
-        module = clip.Tower(
+        module = Tower(
             width=64,
             head_dim=64,
             mlp_dim=None,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from data.errors import DataError
 from hvp_jax.cli import port
-from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
+from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.weights import formats, optimizer_state
 from tests.helpers.checkpoints import (
     KINDS,

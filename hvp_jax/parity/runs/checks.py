@@ -8,7 +8,7 @@ import numpy as np
 
 from data.errors import DataError
 from hvp_jax.models.clip_config import ClipConfig
-from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
+from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.parity.golden import METRIC_GROUPS
 from hvp_jax.training.optimizer import MAX_LOG_SCALE
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from hvp_jax.models.hvpnet import PIXEL_MEAN, PIXEL_STD
+from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.weights.identity.beside import OPEN_CLIP_CONFIG, read_if_there, section
 
 

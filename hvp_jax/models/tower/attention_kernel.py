@@ -1,0 +1,210 @@
+"""Self-attention of short sequences as one TPU kernel, with its gradient.
+
+Written for XLA, attention over the 50 tokens of a frame goes through memory a dozen times: logits
+padded to tiles of 128, their maximum, exponentials, sums, each a pass of its own, and again in
+the gradient. Here the tokens of some frames and of one tile of heads stay on the chip from the
+products that give queries, keys and values to the weighted sum.
+
+The rows of all frames form one matrix, [frames tokens, width], so that no axis is padded and
+nothing is transposed. A tile is 128 columns: the heads of a tile are separated by masks instead of
+slices, which the matrix unit takes at the same cost. Frames of at most 64 tokens share a product,
+with a mask that is block-diagonal.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+LANES = 128  # columns of a tile
+MASKED = -1e30  # a logit; -inf would make 0 times infinity in the gradient
+MAX_TOKENS = 640  # of a sequence whose logits, with their gradient, fit into a chip's fast memory
+
+
+def supports(width: int, head_dim: int, tokens: int) -> bool:
+    """Whether the kernel can compute the attention of a tower of these sizes."""
+    return width % LANES == 0 and LANES % head_dim == 0 and tokens <= MAX_TOKENS
+
+
+def group_columns(x: Float[Array, "*shape three_width"]) -> Float[Array, "*shape three_width"]:
+    """Columns [query, key, value] -> for each tile of heads its query, key and value columns."""
+    grouped = x.reshape(*x.shape[:-1], 3, -1, LANES).swapaxes(-3, -2)
+    return grouped.reshape(x.shape)
+
+
+def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+    """Product of two matrices, contracted over the axes given; float32."""
+    dimensions = (((axis_a,), (axis_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _split_heads(x: jax.Array, head_dim: int) -> jax.Array:
+    """[C, 128] -> [H C, 128]: a copy for each head of the tile, 0 outside the head's columns."""
+    head = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1), head_dim)
+    return jnp.concatenate([jnp.where(head == h, x, 0) for h in range(LANES // head_dim)])
+
+
+def _join_heads(x: jax.Array, head_dim: int) -> jax.Array:
+    """[H C, 128] -> [C, 128]: of each copy the columns of its head."""
+    copies = jnp.split(x, LANES // head_dim)
+    head = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, copies[0].shape, 1), head_dim)
+    joined = copies[0]
+    for h, copy in enumerate(copies[1:], 1):
+        joined = jnp.where(head == h, copy, joined)
+    return joined
+
+
+def _same_frame(tokens: int, chunk: int, copies: int) -> jax.Array:
+    """[copies C, C]: whether a query and a key are of the same frame."""
+    shape = (copies * chunk, chunk)
+    query = jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, shape, 0), chunk)
+    key = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    return jax.lax.div(query, tokens) == jax.lax.div(key, tokens)
+
+
+def _rows_per_chunk(tokens: int) -> int:
+    """Rows of the frames that share a product: 1, 2, 4 or 8 frames of one tile if they fit."""
+    return tokens * next(
+        frames for frames in (8, 4, 2, 1) if frames * tokens <= LANES or frames == 1
+    )
+
+
+def _chunks(qkv_ref, bias_ref, tokens: int, head_dim: int):
+    """For each chunk of frames: its rows, query (a copy for each head), key, value and weights.
+
+    The weights are exp(logit - maximum) [H C, C] and their sums [H C, 1].
+    """
+    chunk = _rows_per_chunk(tokens)
+    mask = _same_frame(tokens, chunk, LANES // head_dim) if chunk > tokens else None
+    for first in range(0, qkv_ref.shape[0], chunk):
+        rows = pl.ds(first, chunk)
+        query, key, value = (
+            qkv_ref[rows, pl.ds(i * LANES, LANES)] + bias_ref[:, pl.ds(i * LANES, LANES)]
+            for i in range(3)
+        )
+        query = _split_heads(query, head_dim)
+        logits = _dot(query, key, 1, 1) * head_dim**-0.5
+        if mask is not None:
+            logits = jnp.where(mask, logits, MASKED)
+        weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+        yield rows, query, key, value, weights, weights.sum(axis=1, keepdims=True)
+
+
+def _weighted_sum(weights: jax.Array, total: jax.Array, value: jax.Array, head_dim: int):
+    summed = _dot(weights.astype(value.dtype), value, 1, 0) / total
+    return _join_heads(summed, head_dim).astype(value.dtype)
+
+
+def _forward_kernel(qkv_ref, bias_ref, out_ref, *, tokens: int, head_dim: int) -> None:
+    chunks = _chunks(qkv_ref, bias_ref, tokens, head_dim)
+    for rows, _, _, value, weights, total in chunks:
+        out_ref[rows, :] = _weighted_sum(weights, total, value, head_dim)
+
+
+def _gradient_kernel(
+    qkv_ref, bias_ref, d_out_ref, out_ref, d_qkv_ref, d_bias_ref, *, tokens: int, head_dim: int
+) -> None:
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        d_bias_ref[...] = jnp.zeros_like(d_bias_ref)
+
+    for rows, query, key, value, weights, total in _chunks(qkv_ref, bias_ref, tokens, head_dim):
+        out_ref[rows, :] = _weighted_sum(weights, total, value, head_dim)
+        weights /= total
+        d_out = _split_heads(d_out_ref[rows, :], head_dim)
+        d_weights = _dot(d_out, value, 1, 1)
+        d_logits = weights * (d_weights - (weights * d_weights).sum(axis=1, keepdims=True))
+        d_logits = (d_logits * head_dim**-0.5).astype(key.dtype)
+        grads = (
+            _join_heads(_dot(d_logits, key, 1, 0), head_dim),
+            # The sum over the copies keeps the heads apart, as a copy is 0 outside its head.
+            _dot(d_logits, query, 0, 0),
+            _dot(weights.astype(value.dtype), d_out, 0, 0),
+        )
+        for i, grad in enumerate(grads):
+            columns = pl.ds(i * LANES, LANES)
+            d_qkv_ref[rows, columns] = grad.astype(d_qkv_ref.dtype)
+            d_bias_ref[:, columns] += grad.sum(axis=0, keepdims=True)
+
+
+def _frames_per_block(frames: int, tokens: int) -> int:
+    """Frames that the kernel holds at once: a multiple of 8, about 2,000 rows at most."""
+    most = 8 if tokens > LANES // 2 else 32
+    return min(most, -(-frames // 8) * 8)
+
+
+def _call(kernel, arrays: tuple, tokens: int, head_dim: int) -> tuple[jax.Array, ...]:
+    """Runs a kernel over all blocks of frames and all tiles of heads.
+
+    `arrays`: queries, keys and values, their bias and, for the gradient, that of the output.
+    """
+    qkv, bias, *d_out = arrays
+    rows, width = qkv.shape[0], qkv.shape[1] // 3
+    block = tokens * _frames_per_block(rows // tokens, tokens)
+    chunk, copies = _rows_per_chunk(tokens), LANES // head_dim
+    three = pl.BlockSpec((block, 3 * LANES), lambda tile, i: (i, tile))
+    one = pl.BlockSpec((block, LANES), lambda tile, i: (i, tile))
+    of_bias = pl.BlockSpec((1, 3 * LANES), lambda tile, i: (0, tile))
+    shapes = [(one, jax.ShapeDtypeStruct((rows, width), qkv.dtype))]
+    if d_out:
+        shapes += [(three, jax.ShapeDtypeStruct(qkv.shape, qkv.dtype))]
+        shapes += [(of_bias, jax.ShapeDtypeStruct(bias.shape, jnp.float32))]
+    products = 6 if d_out else 2  # of [copies * chunk, chunk, 128] for each chunk and tile
+    out_specs, out_shapes = zip(*shapes, strict=True)
+    call = pl.pallas_call(
+        functools.partial(kernel, tokens=tokens, head_dim=head_dim),
+        grid=(width // LANES, rows // block),
+        in_specs=[three, of_bias, *([one] if d_out else [])],
+        out_specs=out_specs,
+        out_shape=out_shapes,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        # The compiler does not look into a kernel: what it computes, masked products included.
+        cost_estimate=pl.CostEstimate(
+            flops=products * 2 * copies * rows * chunk * width,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *out_shapes)),
+            transcendentals=copies * rows * chunk * (width // LANES),
+        ),
+        name="attention_gradient" if d_out else "attention",
+    )
+    return tuple(call(*arrays))
+
+
+def _pad(x: Float[Array, "rows d"], tokens: int) -> Float[Array, "padded d"]:
+    """Adds frames of zeros up to a multiple of the frames of a block."""
+    frames = x.shape[0] // tokens
+    extra = -frames % _frames_per_block(frames, tokens)
+    return jnp.pad(x, ((0, extra * tokens), (0, 0)))
+
+
+def self_attention(
+    qkv: Float[Array, "rows three_width"],
+    bias: Float[Array, " three_width"],
+    tokens: int,
+    head_dim: int,
+) -> Float[Array, "rows width"]:
+    """Softmax attention among the `tokens` rows of each frame, for every head.
+
+    `qkv`: queries, keys and values without their bias, in the order of `group_columns`, as is
+    `bias`. Products take their factors in the dtype of `qkv`; all else is float32.
+    """
+    arrays = _pad(qkv, tokens), bias.astype(qkv.dtype)[None]
+    (out,) = _call(_forward_kernel, arrays, tokens, head_dim)
+    return out[: qkv.shape[0]]
+
+
+def self_attention_gradient(
+    qkv: Float[Array, "rows three_width"],
+    bias: Float[Array, " three_width"],
+    d_out: Float[Array, "rows width"],
+    tokens: int,
+    head_dim: int,
+) -> tuple[
+    Float[Array, "rows width"], Float[Array, "rows three_width"], Float[Array, " three_width"]
+]:
+    """The output of `self_attention`, and the gradients of `qkv` and, in float32, of `bias`."""
+    arrays = _pad(qkv, tokens), bias.astype(qkv.dtype)[None], _pad(d_out, tokens)
+    out, d_qkv, d_bias = _call(_gradient_kernel, arrays, tokens, head_dim)
+    return out[: qkv.shape[0]], d_qkv[: qkv.shape[0]], d_bias[0]
