@@ -24,6 +24,7 @@ WordMask = Bool[Array, "b w"] | Int[Array, "b w"]
 FrameMask = Bool[Array, "b t"] | Int[Array, "b t"]
 
 
+@jax.named_scope("pixels")
 def normalize_pixels(
     video: Frames, mask: Bool[Array, "b t"], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "b t height width 3"]:

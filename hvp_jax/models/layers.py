@@ -37,6 +37,7 @@ def by_row(
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
+@jax.named_scope("attention")
 def attention(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b n h d"],
