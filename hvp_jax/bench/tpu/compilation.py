@@ -54,7 +54,7 @@ def compile_step(
 
 def used_memory(message: str) -> float | None:
     """The bytes that the program would need, by the compiler's message about them."""
-    match = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    match = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
     return float(match[1]) * UNITS[match[2]] if match else None
 
 

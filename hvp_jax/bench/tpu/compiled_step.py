@@ -20,6 +20,7 @@ from hvp_jax.bench.tpu.estimate import (
     BYTES,
     COLLECTIVE,
     COPY,
+    CYCLES,
     KERNEL,
     Estimator,
     Tally,
@@ -97,7 +98,8 @@ def with_estimates(
         parts={part: 1000 * amount.seconds for part, amount in tally.by("part").items()},
         kernels={name: 1000 * amount.seconds for name, amount in tally.by("name", KERNEL).items()},
         collectives=collectives_of(tally),
-        ms_without_cycles=1000 * tally.seconds(BYTES),
+        cycles_ms=1000 * tally.seconds(CYCLES),
+        bytes_ms=1000 * tally.seconds(BYTES),
         copies_ms=1000 * tally.seconds(COPY),
         loops_without_count=estimator.loops_without_count,
     )

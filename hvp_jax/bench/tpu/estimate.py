@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from data.errors import DataError
 from hvp_jax.bench.tpu.parts import EXCHANGE, part_of
-from hvp_jax.bench.tpu.program import Instruction, Program, array_bytes, trip_count
+from hvp_jax.bench.tpu.program import Instruction, Program, array_bytes, root, trip_count
 from hvp_jax.monitoring.accelerators import Peak, Tpu
 
 CYCLES, KERNEL, BYTES, COPY = "cycles", "kernel", "bytes", "copy"
@@ -28,7 +28,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"}
 FREE |= {"partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done", "async-done"}
 FREE |= {"async-update", *(f"{kind}-done" for kind in COLLECTIVES)}
-FREE_CALLS = ("AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked")
+FREE_CALLS = ("AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked")
 
 
 class Item(NamedTuple):
@@ -110,7 +110,7 @@ class Estimator:
             return max(tallies, key=Tally.seconds)
         if x.opcode in ("call", "async-start"):
             return self.tally(x.called("to_apply") or x.called("calls"), name)
-        if x.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in x.rest:
+        if _is_kernel(x):
             return self._kernel(x, computation, name)
         kind = x.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
@@ -127,7 +127,7 @@ class Estimator:
             return Tally()  # a call without operands allocates a buffer
         arrays = array_bytes(x.shape)
         if x.opcode in ("copy-start", "slice-start"):
-            moved = arrays[0] if arrays else 0.0
+            moved = min(arrays[:2], default=0.0)  # of the source and what is made of it
             seconds = moved / self.peak.bandwidth
             return Tally({Item(COPY, part, ""): Amount(1, moved, seconds)})
         if x.opcode == "dynamic-update-slice" and x.operands[1] in computation:
@@ -145,6 +145,8 @@ class Estimator:
         ends = x.name.startswith("async-collective-done")
         chained = called.startswith("async_collective_fusion") or ends
         for inner in fused.values():
+            if _is_kernel(inner):
+                total.add(self._kernel(inner, fused, name))
             if inner.opcode in COLLECTIVES and not chained:
                 total.add(self._collective(inner, fused, starts))
         if not (starts or ends) and (x.cycles is not None or not total):
@@ -153,6 +155,8 @@ class Estimator:
 
     def _collective(self, x: Instruction, computation: dict, asynchronous: bool) -> Tally:
         kind = x.opcode.removesuffix("-start")
+        if kind == "all-reduce" and root(computation).opcode == "dynamic-slice":
+            kind = "reduce-scatter"  # so the compiler writes one that pads its operand
         arrays = [b for o in x.operands if o in computation for b in operand_bytes(computation, o)]
         size, n = sum(arrays), self.chips
         # In a ring, a chip sends all shards but one of the complete array.
@@ -179,6 +183,10 @@ class Estimator:
         moved += sum(b for o in x.operands for b in operand_bytes(computation, o))
         seconds = int(flops) / self.peak.flops + moved / self.peak.bandwidth
         return Tally({Item(KERNEL, part_of(name), kernel): Amount(1, moved, seconds)})
+
+
+def _is_kernel(x: Instruction) -> bool:
+    return x.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in x.rest
 
 
 def operand_bytes(computation: dict[str, Instruction], name: str) -> list[float]:

@@ -36,8 +36,9 @@ class SliceResult:
     parts: dict[str, float] = dataclasses.field(default_factory=dict)  # ms by part of the model
     kernels: dict[str, float] = dataclasses.field(default_factory=dict)  # ms of Pallas' kernels
     collectives: dict[str, CollectiveUse] = dataclasses.field(default_factory=dict)
-    ms_without_cycles: float | None = None  # part of estimated_ms, by bytes alone
-    copies_ms: float | None = None  # not part of estimated_ms
+    cycles_ms: float | None = None  # the part of estimated_ms that the compiler estimates
+    bytes_ms: float | None = None  # the part of instructions without cycles, by their bytes
+    copies_ms: float | None = None  # not a part: copies that run beside other instructions
     loops_without_count: list[str] = dataclasses.field(default_factory=list)
 
 
