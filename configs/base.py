@@ -37,6 +37,9 @@ def get_config() -> ConfigDict:
     config.model.activation = placeholder(str)
     # Freezes the patch convolution; None: true on a pretrained CLIP, false from scratch.
     config.model.freeze_patches = placeholder(bool)
+    # The vision tower as `hvp_jax/models/tower/fused.py` computes it for TPUs; None: on a TPU with
+    # precision=bfloat16.
+    config.model.fused = None
     config.model.remat = "dots"  # none, dots, full: how much the backward pass recomputes
 
     config.distill = ConfigDict()
@@ -104,7 +107,10 @@ def get_config() -> ConfigDict:
     config.eval.split = "test"  # train, val, test
     config.eval.batch_size = 32  # on each device
 
-    config.bench = "step"  # step, similarity, input, memory, plan: what `bench` measures
+    config.bench = "step"  # step, similarity, input, memory, plan, tpu: what `bench` measures
+    # Of `bench=tpu`, the slices to compile for: generation and chips along each axis, such as
+    # v5e:4x4; several are separated by commas. v4, v5e, v5p, v6e.
+    config.topology = "v5e:2x2"
     # "from:to", steps counted from 1, whose trace `train` writes to workdir/profile; empty: none.
     config.profile = ""
     return config

@@ -21,11 +21,9 @@ class Machine(NamedTuple):
     link: float  # published bandwidth: bytes per second that a device sends
 
 
-# Links: Google, cloud.google.com/tpu/docs/v5e and /v4, "Interchip Interconnect BW" per chip, 1,600
-# and 2,400 Gbit/s; NVIDIA H100 data sheet, NVLink 900 GB/s, which counts both directions.
+# NVIDIA H100 data sheet: NVLink 900 GB/s, which counts both directions. For TPUs there is
+# `bench=tpu`, which has their own compiler.
 MACHINES = {
-    "v5e-16": Machine("TPU v5 lite", 16, 200e9),
-    "v4-32": Machine("TPU v4", 16, 300e9),  # named after its 32 cores: 16 chips
     "8 x H100": Machine("NVIDIA H100 80GB HBM3", 8, 450e9),
 }
 

@@ -1,6 +1,6 @@
-"""`bench --config.bench=plan`: estimates of a training step on machines that are not available.
+"""`bench --config.bench=plan`: estimates of a training step on GPUs that are not available.
 
-Nothing is run.
+Nothing is run. For TPUs, `bench=tpu` has the estimates of their own compiler.
 
 Memory per device is the sum of two parts, both from the compiler's memory analysis:
 the step without the loss, which is linear in the examples per device (a line through two batch
@@ -14,15 +14,13 @@ without overlap of the two.
 """
 
 import dataclasses
-import functools
 import logging
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data.batches.batch import Batch
+from hvp_jax.bench.lowering import lower_step
 from hvp_jax.bench.machines import MACHINES, SHARE, step_seconds
 from hvp_jax.bench.memory import (
     feature_shapes,
@@ -32,16 +30,12 @@ from hvp_jax.bench.memory import (
     temp_bytes,
 )
 from hvp_jax.bench.result import BenchResult, describe_run
-from hvp_jax.config.precision import cast_params
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
-from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
+from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.models.tower.tower import REMAT
 from hvp_jax.monitoring.accelerators import PEAKS
-from hvp_jax.parallel.partitioner import Partitioner, make_mesh
-from hvp_jax.training import train_state
-from hvp_jax.training.step_spec import step_spec_from_config
-from hvp_jax.training.train_step import train_step
+from hvp_jax.parallel.partitioner import make_mesh
 
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 FITTED = (16, 32)  # examples per device in the two steps that determine the line
@@ -60,34 +54,6 @@ class PlanResult(BenchResult):
     sum_over_whole_step: float
     count_over_cost_analysis: float
     share_of_peak_assumed: float
-
-
-def lower_step(
-    config: ConfigDict, model: HVPNet, batch: int, devices: list[jax.Device]
-) -> jax.stages.Lowered:
-    """The complete training step of a global batch on `devices`, lowered from shapes."""
-    partitioner = Partitioner("shard_map", config.fsdp, devices)
-    spec = step_spec_from_config(config, model, batch)
-    optimizer = spec.optimizer
-    assert optimizer is not None, "the spec of a run has one"
-    state = jax.eval_shape(
-        lambda: train_state.create_train_state(
-            cast_params(init_params(model, config.seed), model.dtype), optimizer
-        )
-    )
-    side, frames, words = (
-        model.clip_config.image_size,
-        config.data.max_frames,
-        config.data.max_words,
-    )
-    shapes = Batch(
-        text_ids=jax.ShapeDtypeStruct((batch, words), jnp.int32),
-        text_mask=jax.ShapeDtypeStruct((batch, words), bool),
-        video=jax.ShapeDtypeStruct((batch, frames, side, side, 3), jnp.uint8),
-        video_mask=jax.ShapeDtypeStruct((batch, frames), bool),
-    )
-    step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
-    return step.lower(partitioner.abstract_state(state), partitioner.abstract_batch(shapes))
 
 
 def step_memory(config: ConfigDict, model: HVPNet, batch: int, devices: list[jax.Device]) -> float:
@@ -136,6 +102,7 @@ def counted_over_cost_analysis(config: ConfigDict, model: HVPNet) -> float:
 def bench_plan(config: ConfigDict, model: HVPNet) -> PlanResult:
     """Memory and time for every machine and global batch size: computed, not measured."""
     config.train.steps = config.train.steps or 1000
+    config.parallel = "shard_map"  # compiles for any number of simulated devices
     lines, models = {}, {}
     for remat in REMAT:
         log.info("compiling the step, remat %s, with %d and %d examples per device", remat, *FITTED)

@@ -12,6 +12,7 @@ from hvp_jax.bench.plan import bench_plan
 from hvp_jax.bench.result import BenchResult
 from hvp_jax.bench.similarity import bench_similarity
 from hvp_jax.bench.step import bench_step
+from hvp_jax.bench.tpu.compiled_step import bench_tpu
 from hvp_jax.config.precision import enable_float64
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.hvpnet import HVPNet, from_config
@@ -25,15 +26,16 @@ PARTS: dict[str, Callable[[ConfigDict, HVPNet], BenchResult]] = {
     "input": bench_input,
     "memory": bench_memory,
     "plan": bench_plan,
+    "tpu": bench_tpu,
 }
 # These parts only compile programs: the number of devices to simulate for them.
-SIMULATED_DEVICES = {"memory": 8, "plan": 16}
+SIMULATED_DEVICES = {"memory": 8, "plan": 8}
 
 
 def run(config: ConfigDict, workdir: Path | None = None) -> BenchResult:
     """Runs the part that `config.bench` names; writes bench_PART.json to a workdir if given."""
-    if config.bench == "plan" and config.precision == "float64":
-        raise UsageError("config.bench=plan has no rates for config.precision=float64")
+    if config.bench in ("plan", "tpu") and config.precision == "float64":
+        raise UsageError(f"config.bench={config.bench} has no rates for config.precision=float64")
     if config.bench in SIMULATED_DEVICES:
         simulate_devices(SIMULATED_DEVICES[config.bench])
     enable_float64(config)

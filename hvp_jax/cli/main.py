@@ -21,7 +21,7 @@ from hvp_jax.cli import console
 from hvp_jax.cli.flags import DISTRIBUTED, VERBS
 from hvp_jax.config import overrides
 from hvp_jax.config.schema import validate
-from hvp_jax.parallel import distributed, machine_errors
+from hvp_jax.parallel import distributed, libtpu, machine_errors
 
 DISTRIBUTED_FLAGS = tuple(name.removeprefix("--") for name, _ in DISTRIBUTED)
 
@@ -110,6 +110,7 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         validate(config)
         values["config"] = config
     console.quiet_libraries()
+    libtpu.quiet_without_chips()
     if flags:
         distributed.initialize(cluster)
     module, _, function = VERBS[verb].target.partition(":")

@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from data.errors import UsageError
 from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.models.tower import fused
+from hvp_jax.models.tower.attention_kernel import MAX_TOKENS
 
 STAGES = 3  # paper section 3.2
 DEFAULT_VARIANT = "ViT-B/32"
@@ -47,6 +49,11 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
     if stages and config.distill.stages != stages:
         raise UsageError(
             f"config.distill.stages is {config.distill.stages}; the weights have {stages}"
+        )
+    if config.model.fused and not fused.supports(clip_config):
+        raise UsageError(
+            "config.model.fused=True needs a vision tower whose width is a multiple of 128, with "
+            f"heads that divide 128 and at most {MAX_TOKENS} tokens for each frame"
         )
     _validate_taps(config.model.taps, clip_config.vision_layers)
     if config.data.max_words > clip_config.context_length:

@@ -29,7 +29,7 @@ CHOICES = {
     "train.select_on": ("val", "test"),
     "train.select_by": SELECT_BY,
     "eval.split": ("train", "val", "test"),
-    "bench": ("step", "similarity", "input", "memory", "plan"),
+    "bench": ("step", "similarity", "input", "memory", "plan", "tpu"),
 }
 
 MINIMUM = {
@@ -74,6 +74,7 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.taps": tuple,
     "model.activation": str,
     "model.freeze_patches": bool,
+    "model.fused": bool,
     "distill.stages": int,
     "optim.learning_rate": float,
     "optim.clip_learning_rate": float,
@@ -99,7 +100,9 @@ RENAMED = {  # former name of a key -> its name
 }
 
 # Keys that the config.json of an older run does not have; None there, as it is not recorded.
-ADDED = ("model.activation",)
+ADDED = ("model.activation", "model.fused", "topology")
+
+GENERATIONS = ("v4", "v5e", "v5p", "v6e")  # of TPUs, that `topology` may name
 
 AUGMENT = ("augment.rand_augment", "augment.crop", "augment.flip")
 
@@ -121,7 +124,7 @@ def validate(config: ConfigDict) -> None:
     for key in flat:
         if key in RENAMED:
             raise UsageError(f"config.{key} is now called config.{RENAMED[key]}; use that name")
-    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile"):
+    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile", "topology"):
         if key not in flat:
             raise UsageError(f"the config has no key config.{key}; build it from configs/base.py")
     for key, choices in CHOICES.items():
@@ -149,6 +152,7 @@ def validate(config: ConfigDict) -> None:
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if flat["profile"]:
         parse_profile(flat["profile"])
+    _validate_topology(flat["topology"])
     if not flat["model.weights"]:  # else the sizes are known only once the weights are opened
         resolve(config)
 
@@ -165,6 +169,16 @@ def _validate_augment(rand_augment: str, crop: float) -> None:
             parse(rand_augment)
         except UsageError as error:
             raise UsageError(f"config.augment.rand_augment {error}") from None
+
+
+def _validate_topology(text: str) -> None:
+    one = rf"({'|'.join(GENERATIONS)}):[1-9][0-9]*(x[1-9][0-9]*){{1,2}}"
+    if not re.fullmatch(rf"{one}(,{one})*", text):
+        raise UsageError(
+            f"config.topology is {text!r}; it must be {', '.join(GENERATIONS[:-1])} or "
+            f"{GENERATIONS[-1]} and the chips along each axis, such as v5e:4x4, or several with "
+            "commas between, such as v5e:4x4,v4:2x2x4"
+        )
 
 
 def parse_profile(text: str) -> tuple[int, int] | None:

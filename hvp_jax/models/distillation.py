@@ -56,6 +56,7 @@ def mean_of_smallest(values: Float[Array, "b n m"], k: int) -> Float[Array, "b m
     return total / jnp.maximum(taken, 1)
 
 
+@jax.named_scope("cluster")
 def dpc_knn_cluster(
     x: Float[Array, "b n d"],
     count: Int[Array, " b"],
@@ -104,6 +105,7 @@ def dpc_knn_cluster(
     return jnp.argmin(to_centre, axis=1).astype(jnp.int32), clusters
 
 
+@jax.named_scope("merge")
 def merge_clusters(
     x: Float[Array, "b n d"],
     score: Float[Array, "b n"],

@@ -16,6 +16,7 @@ from hvp_jax.models.clip import CLIP
 from hvp_jax.models.clip_config import VARIANTS, ClipConfig
 from hvp_jax.models.distillation import TokenDistillation
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures
+from hvp_jax.models.tower import fused
 
 # The axes of width and channels may be one: an array in a TPU's memory whose last axis has 3
 # elements takes 42 times its size.
@@ -144,11 +145,21 @@ class HVPNet(nn.Module):
         return text, self.encode_video(video, video_mask, key), self.clip.logit_scale
 
 
-def from_config(config: Any, clip_config: ClipConfig | None = None) -> HVPNet:
-    """The model of a resolved ConfigDict; `clip_config` is that of its weights, if it has any."""
+def from_config(
+    config: Any, clip_config: ClipConfig | None = None, platform: str | None = None
+) -> HVPNet:
+    """The model of a resolved ConfigDict; `clip_config` is that of its weights, if it has any.
+
+    `platform`: what it is compiled for, "tpu", "gpu" or "cpu"; None: JAX's default.
+    """
     # Any: this layer does not import ml_collections.
+    clip_config = clip_config or VARIANTS[config.model.variant]
+    use_fused = config.model.fused
+    if use_fused is None:
+        on_tpu = (platform or jax.default_backend()) == "tpu"
+        use_fused = on_tpu and config.precision == "bfloat16" and fused.supports(clip_config)
     return HVPNet(
-        clip_config or VARIANTS[config.model.variant],
+        clip_config,
         tuple(config.model.taps),
         stages=config.distill.stages,
         normalize=config.similarity.normalize,
@@ -156,6 +167,7 @@ def from_config(config: Any, clip_config: ClipConfig | None = None) -> HVPNet:
         remat=config.model.remat,
         dtype=jnp.dtype(config.precision),
         freeze_patches=config.model.freeze_patches,
+        fused=use_fused,
     )
 
 

@@ -44,6 +44,7 @@ def by_row(
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
+@jax.named_scope("pixels")
 def embed_patches(
     pixels: Pixels, kernel: Float[Array, "inputs width"], valid: Bool[Array, " n"], dtype: DTypeLike
 ) -> Float[Array, "n patches width"]:
@@ -79,6 +80,7 @@ def fold_normalization(
     return kernel / (255 * std[:, None]), bias
 
 
+@jax.named_scope("attention")
 def attention(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b n h d"],

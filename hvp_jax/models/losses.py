@@ -32,6 +32,7 @@ def info_nce(
     return jax.lax.psum((rows + columns - 2 * matched).sum(axis=-1), axis) / texts
 
 
+@jax.named_scope("loss")
 def contrastive(
     scores: Float[Array, "3 l texts clips"],
     log_scale: Float[Array, ""],

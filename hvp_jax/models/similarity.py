@@ -137,6 +137,7 @@ def word_patch(
     return scores.reshape(scores.shape[0] * scores.shape[1], -1)[:texts, :clips]
 
 
+@jax.named_scope("scoring")
 def scores(
     text: TextFeatures,
     video: VideoFeatures,

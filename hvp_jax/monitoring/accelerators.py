@@ -17,6 +17,11 @@ class Peak(NamedTuple):
     bandwidth: float  # bytes/s of device memory
 
 
+class Tpu(NamedTuple):
+    clock: float  # Hz
+    link: float  # bytes/s that a chip sends over all its links to other chips
+
+
 # Google, cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e}, "Key chip specifications".
 _V4 = Peak(275e12, 275e12, 32 * 2**30, 1200e9)
 _V5P = Peak(459e12, 459e12, 95e9, 2765e9)
@@ -42,4 +47,15 @@ PEAKS: dict[str, Peak] = {
     "NVIDIA H200": Peak(989e12, 494e12, 141e9, 4800e9),
     # NVIDIA L4 Tensor Core GPU data sheet, halved too.
     "NVIDIA L4": Peak(121e12, 60e12, 24e9, 300e9),
+}
+
+# By the name of the generation in a topology, such as v5e:4x4.
+# Clocks: the peak of bfloat16 products divided by the products of the matrix units in a cycle, of
+# 128 x 128 each: v4 and v5p have 8, v5e 4, v6e as many as 16 (4 of 256 x 256).
+# Links: the same pages, "Interchip Interconnect BW" per chip: 2,400, 4,800, 1,600 and 3,584 Gbit/s.
+TPUS = {
+    "v4": Tpu(1.05e9, 300e9),
+    "v5p": Tpu(1.75e9, 600e9),
+    "v5e": Tpu(1.5e9, 200e9),
+    "v6e": Tpu(1.75e9, 448e9),
 }

@@ -80,14 +80,20 @@ class Partitioner:
         return jax.tree.map(lambda spec: NamedSharding(self._state_mesh, spec), self._specs(tree))
 
     def abstract_state(self, tree: Any) -> Any:
-        """Shapes of a state -> the same with shardings, to lower a step without arrays."""
-        return jax.tree.map(_abstract, tree, self.shardings(tree))
+        """Shapes of a state -> the first argument of a compiled step, to lower one."""
+        return tree if self.kind == "pmap" else jax.tree.map(_abstract, tree, self.shardings(tree))
 
     def abstract_batch(self, batch: Any) -> Any:
-        """Shapes of a global batch -> the second argument of a step compiled by `shard_map`."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        """Shapes of a global batch -> the second argument of a compiled step, likewise."""
         stop = jax.ShapeDtypeStruct(jax.tree.leaves(batch)[0].shape[:1], bool)
         batch = jax.eval_shape(merge_channels, batch)
+        if self.kind == "pmap":
+            n = len(self.devices)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype),
+                (batch, stop),
+            )
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         return jax.tree.map(lambda x: _abstract(x, sharding), (batch, stop))
 
     def shard_state(self, tree: Any) -> Any:

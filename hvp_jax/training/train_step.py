@@ -103,17 +103,18 @@ def train_step(
         axis=collectives.axis,
         all_gather_params=collectives.all_gather_params,
     )
-    grads = collectives.mean_gradients(grads)
-    norm = collectives.global_norm(grads)
-    updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params, norm=norm)
-    params = apply_updates_and_clamp(state.params, updates)
-
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (params, opt_state),
-        (state.params, state.opt_state),
-    )
+    with jax.named_scope("exchange"):
+        grads = collectives.mean_gradients(grads)
+    with jax.named_scope("optimizer"):
+        norm = collectives.global_norm(grads)
+        updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params, norm=norm)
+        params = apply_updates_and_clamp(state.params, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
     skipped = state.skipped + (1 - finite.astype(jnp.int32))
     metrics = {
         "loss": loss,

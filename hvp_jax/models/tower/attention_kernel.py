@@ -24,11 +24,6 @@ MASKED = -1e30  # a logit; -inf would make 0 times infinity in the gradient
 MAX_TOKENS = 640  # of a sequence whose logits, with their gradient, fit into a chip's fast memory
 
 
-def supports(width: int, head_dim: int, tokens: int) -> bool:
-    """Whether the kernel can compute the attention of a tower of these sizes."""
-    return width % LANES == 0 and LANES % head_dim == 0 and tokens <= MAX_TOKENS
-
-
 def group_columns(x: Float[Array, "*shape three_width"]) -> Float[Array, "*shape three_width"]:
     """Columns [query, key, value] -> for each tile of heads its query, key and value columns."""
     grouped = x.reshape(*x.shape[:-1], 3, -1, LANES).swapaxes(-3, -2)

@@ -20,12 +20,15 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from hvp_jax.models.clip_config import ClipConfig
+from hvp_jax.models.layers import ACTIVATIONS
 from hvp_jax.models.tower.attention_kernel import (
+    LANES,
+    MAX_TOKENS,
     group_columns,
     self_attention,
     self_attention_gradient,
 )
-from hvp_jax.models.layers import ACTIVATIONS
 
 HIGHEST = jax.lax.Precision.HIGHEST
 EPSILON = 1e-5  # of CLIP's layer norms
@@ -257,6 +260,13 @@ def _run(x: jax.Array, layers: Layers, spec: Spec) -> jax.Array:
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+def supports(config: ClipConfig) -> bool:
+    """Whether the kernel takes the vision tower of a model."""
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    width, head_dim = config.vision_width, config.vision_head_dim
+    return width % LANES == 0 and LANES % head_dim == 0 and tokens <= MAX_TOKENS
 
 
 def run_blocks(

@@ -1,0 +1,53 @@
+"""TPU slices to compile for, on a machine that has none."""
+
+import importlib.util
+import re
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from data.errors import UsageError
+from hvp_jax.monitoring.accelerators import PEAKS, TPUS, Peak, Tpu
+from hvp_jax.parallel import libtpu
+
+# The two cores of a chip are one device, as on the machines themselves. Other generations have one
+# core a chip, or are like this without being told.
+CHIP_CONFIG = {"v4": "megacore"}
+
+
+class Slice(NamedTuple):
+    name: str  # such as v5e:4x4
+    devices: list[jax.Device]  # one a chip
+    peak: Peak
+    chip: Tpu
+
+
+def describe(name: str) -> Slice:
+    """The slice of a topology such as v5e:4x4.
+
+    Raises UsageError if TPU's compiler is not installed, or does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError(
+            "config.bench=tpu needs TPU's compiler, which needs no TPU: pip install "
+            "-r requirements.txt -r requirements-tpu.txt"
+        )
+    libtpu.quiet_without_chips()
+    generation = name.partition(":")[0]
+    options = {"chip_config_name": CHIP_CONFIG[generation]} if generation in CHIP_CONFIG else {}
+    try:
+        topology = topologies.get_topology_desc(name, platform="tpu", **options)
+    except (RuntimeError, NotImplementedError) as error:  # JaxRuntimeError is a RuntimeError
+        reason = re.sub(r"^[A-Z_]+: ", "", str(error).strip().splitlines()[0])
+        raise UsageError(f"config.topology: the compiler does not take {name}: {reason}") from None
+    devices = list(topology.devices)
+    return Slice(name, devices, PEAKS[devices[0].device_kind], TPUS[generation])
+
+
+def is_here(target: Slice) -> bool:
+    """Whether JAX runs on the slice itself."""
+    here = jax.devices()
+    return len(here) == len(target.devices) and (
+        here[0].device_kind == target.devices[0].device_kind
+    )
