@@ -6,9 +6,13 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
-from hvp_jax.models.clip_config import VARIANTS, ModelSpec
-from hvp_jax.models.tower import fused
-from hvp_jax.models.tower.attention_kernel import MAX_TOKENS
+from hvp_jax.models.clip_config import (
+    LANES,
+    MAX_FUSED_TOKENS,
+    VARIANTS,
+    ModelSpec,
+    fits_fused_tower,
+)
 
 STAGES = 3  # paper section 3.2
 DEFAULT_VARIANT = "ViT-B/32"
@@ -50,10 +54,10 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
         raise UsageError(
             f"config.distill.stages is {config.distill.stages}; the weights have {stages}"
         )
-    if config.model.fused and not fused.supports(clip_config):
+    if config.model.fused and not fits_fused_tower(clip_config):
         raise UsageError(
-            "config.model.fused=True needs a vision tower whose width is a multiple of 128, with "
-            f"heads that divide 128 and at most {MAX_TOKENS} tokens for each frame"
+            f"config.model.fused=True needs a vision tower whose width is a multiple of {LANES}, "
+            f"whose heads divide {LANES}, and at most {MAX_FUSED_TOKENS} tokens for each frame"
         )
     _validate_taps(config.model.taps, clip_config.vision_layers)
     if config.data.max_words > clip_config.context_length:

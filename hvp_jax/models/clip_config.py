@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 ACTIVATIONS = ("quick_gelu", "gelu")
+LANES = 128  # columns that a TPU's units work on
+# Of a frame whose attention, with its gradient, fits into a TPU core's fast memory.
+MAX_FUSED_TOKENS = 640
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,13 @@ class ClipConfig:
     text_head_dim: int = 64
     vision_mlp_dim: int | None = None  # None: four times the width
     text_mlp_dim: int | None = None
+
+
+def fits_fused_tower(config: ClipConfig) -> bool:
+    """Whether `hvp_jax/models/tower/fused.py` can compute the vision tower."""
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    width, head_dim = config.vision_width, config.vision_head_dim
+    return width % LANES == 0 and LANES % head_dim == 0 and tokens <= MAX_FUSED_TOKENS
 
 
 class ModelSpec(NamedTuple):

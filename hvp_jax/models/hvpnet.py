@@ -13,10 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from hvp_jax.models import similarity
 from hvp_jax.models.clip import CLIP
-from hvp_jax.models.clip_config import VARIANTS, ClipConfig
+from hvp_jax.models.clip_config import VARIANTS, ClipConfig, fits_fused_tower
 from hvp_jax.models.distillation import TokenDistillation
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures
-from hvp_jax.models.tower import fused
 
 # The axes of width and channels may be one: an array in a TPU's memory whose last axis has 3
 # elements takes 42 times its size.
@@ -157,7 +156,7 @@ def from_config(
     use_fused = config.model.fused
     if use_fused is None:
         on_tpu = (platform or jax.default_backend()) == "tpu"
-        use_fused = on_tpu and config.precision == "bfloat16" and fused.supports(clip_config)
+        use_fused = on_tpu and config.precision == "bfloat16" and fits_fused_tower(clip_config)
     return HVPNet(
         clip_config,
         tuple(config.model.taps),

@@ -19,9 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-LANES = 128  # columns of a tile
+from hvp_jax.models.clip_config import LANES
+
 MASKED = -1e30  # a logit; -inf would make 0 times infinity in the gradient
-MAX_TOKENS = 640  # of a sequence whose logits, with their gradient, fit into a chip's fast memory
 
 
 def group_columns(x: Float[Array, "*shape three_width"]) -> Float[Array, "*shape three_width"]:
@@ -174,6 +174,7 @@ def _pad(x: Float[Array, "rows d"], tokens: int) -> Float[Array, "padded d"]:
     return jnp.pad(x, ((0, extra * tokens), (0, 0)))
 
 
+@jax.named_scope("attention")
 def self_attention(
     qkv: Float[Array, "rows three_width"],
     bias: Float[Array, " three_width"],
@@ -190,6 +191,7 @@ def self_attention(
     return out[: qkv.shape[0]]
 
 
+@jax.named_scope("attention")
 def self_attention_gradient(
     qkv: Float[Array, "rows three_width"],
     bias: Float[Array, " three_width"],

@@ -1,7 +1,7 @@
 """The blocks of a vision tower, arranged for a TPU.
 
-It computes what `hvp_jax.models.tower.tower.Tower` computes from the same parameters, with less traffic
-between the chip and its memory:
+It computes what the plain tower computes from the same parameters, with less traffic between the
+chip and its memory:
 
 - all tokens of all frames are the rows of one matrix, which needs no padding and no transpose;
 - attention is one kernel;
@@ -17,21 +17,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.layers import ACTIVATIONS
 from hvp_jax.models.tower.attention_kernel import (
-    LANES,
-    MAX_TOKENS,
-    group_columns,
     self_attention,
     self_attention_gradient,
 )
-
-HIGHEST = jax.lax.Precision.HIGHEST
-EPSILON = 1e-5  # of CLIP's layer norms
+from hvp_jax.models.tower.folding import Layers, fold_layers
+from hvp_jax.models.tower.row_norm import (
+    RowStats,
+    normalize_rows,
+    normalize_rows_gradient,
+    row_stats,
+)
 
 
 class Spec(NamedTuple):
@@ -44,229 +43,168 @@ class Spec(NamedTuple):
     save_hidden: bool  # False: save only the output of every layer for the gradient
 
 
-class Layers(NamedTuple):
-    """The weights of all layers, stacked; the norms' scale and bias are in `qkv` and `mlp_in`."""
-
-    qkv: jax.Array  # [L, width, 3 width], columns as `group_columns` orders them
-    qkv_bias: jax.Array
-    attention_out: jax.Array
-    attention_out_bias: jax.Array
-    mlp_in: jax.Array
-    mlp_in_bias: jax.Array
-    mlp_out: jax.Array
-    mlp_out_bias: jax.Array
-
-
-class RowStats(NamedTuple):
-    """Mean of every row, and the inverse of its standard deviation; float32."""
-
-    mean: jax.Array  # [rows]
-    inverse: jax.Array  # [rows]
-
-
-def _fold(norm: dict, dense: dict) -> tuple[jax.Array, jax.Array]:
-    """The dense layer that takes a norm's output before its scale and bias."""
-    kernel = norm["scale"][..., None] * dense["kernel"]
-    bias = jnp.einsum("lw,lwf->lf", norm["bias"], dense["kernel"], precision=HIGHEST)
-    return kernel, bias + dense["bias"]
-
-
-def fold_layers(blocks: dict, dtype: DTypeLike) -> Layers:
-    """The parameters of `tower.Tower`, stacked by layer -> the weights that the loop uses."""
-    qkv, qkv_bias = _fold(blocks["norm_1"], blocks["qkv"])
-    mlp_in, mlp_in_bias = _fold(blocks["norm_2"], blocks["mlp_in"])
-    layers = Layers(
-        group_columns(qkv),
-        group_columns(qkv_bias),
-        *(blocks["attention_out"][name] for name in ("kernel", "bias")),
-        mlp_in,
-        mlp_in_bias,
-        *(blocks["mlp_out"][name] for name in ("kernel", "bias")),
-    )
-    return jax.tree.map(lambda x: x.astype(dtype), layers)
-
-
-def row_stats(x: Float[Array, "rows width"]) -> RowStats:
-    """Mean and inverse standard deviation of every row, in float32.
-
-    One pass for bfloat16: the error of E[x²] - E[x]² is far below the rounding of x itself.
-    """
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axis=1)
-    if x.dtype == jnp.bfloat16:
-        variance = jnp.maximum(jnp.square(wide).mean(axis=1) - jnp.square(mean), 0)
-    else:
-        variance = jnp.square(wide - mean[:, None]).mean(axis=1)
-    return RowStats(mean, jax.lax.rsqrt(variance + EPSILON))
-
-
-def _centre(x: jax.Array, stats: RowStats) -> jax.Array:
-    return (x.astype(jnp.float32) - stats.mean[:, None]) * stats.inverse[:, None]
-
-
-def normalize_rows(x: Float[Array, "rows width"], stats: RowStats) -> Float[Array, "rows width"]:
-    """Layer norm without scale and bias, in float32."""
-    return (x.astype(jnp.float32) - stats.mean[:, None]) * stats.inverse[:, None]
-
-
-def normalize_rows_gradient(
-    x: Float[Array, "rows width"], stats: RowStats, grad: Float[Array, "rows width"]
-) -> Float[Array, "rows width"]:
-    """The gradient of `x` from that of `normalize_rows`, through the statistics too."""
-    normed, grad = normalize_rows(x, stats), grad.astype(jnp.float32)
-    along = (grad * normed).mean(axis=1, keepdims=True)
-    return (grad - grad.mean(axis=1, keepdims=True) - normed * along) * stats.inverse[:, None]
-
-
 class Saved(NamedTuple):
     """What the forward pass saves for the gradient, stacked by layer."""
 
     inputs: jax.Array  # [L, rows, width]
     stats: RowStats  # of `inputs`
-    middles: jax.Array  # [L, rows, width], the inputs of the MLPs
-    middle_stats: RowStats
-    hiddens: jax.Array  # [L, rows, mlp width], before the activation
+    # Of the MLPs; None if the gradient computes them again.
+    middles: jax.Array | None  # [L, rows, width], the inputs
+    middle_stats: RowStats | None
+    hiddens: jax.Array | None  # [L, rows, mlp width], before the activation
 
 
-def _write(stack: jax.Array, value: jax.Array, i: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), i, 0)
+def _empty(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jax.lax.empty(x.shape, x.dtype), shapes)
+
+
+def _write(stacks: Any, values: Any, i: jax.Array) -> Any:
+    """Writes values, cast to the dtype of their stacks, at layer i."""
+    put = jax.lax.dynamic_update_index_in_dim
+    return jax.tree.map(lambda stack, x: put(stack, x.astype(stack.dtype), i, 0), stacks, values)
 
 
 def _at(stacks: Any, i: jax.Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), stacks)
 
 
-def _stacked(count: int, *values: Any) -> Any:
-    """Memory for `count` values of the shape and dtype of each argument."""
-    return jax.tree.map(lambda x: jax.lax.empty((count, *x.shape), x.dtype), values)
-
-
 def _attend(x: jax.Array, stats: RowStats, layer: Layers, spec: Spec) -> jax.Array:
     """The first half of a block: x plus its attention."""
     with jax.named_scope("qkv"):
         qkv = normalize_rows(x, stats).astype(x.dtype) @ layer.qkv
-    with jax.named_scope("attention"):
-        y = self_attention(qkv, layer.qkv_bias, spec.tokens, spec.head_dim)
+    y = self_attention(qkv, layer.qkv_bias, spec.tokens, spec.head_dim)
     with jax.named_scope("attention_out"):
         return x + (y @ layer.attention_out + layer.attention_out_bias)
 
 
+@jax.named_scope("mlp_in")
 def _mlp_in(x: jax.Array, stats: RowStats, layer: Layers) -> jax.Array:
-    """The second half of a block up to the hidden layer, before its activation."""
-    with jax.named_scope("mlp_in"):
-        return normalize_rows(x, stats).astype(x.dtype) @ layer.mlp_in + layer.mlp_in_bias
+    """The second half of a block up to its hidden layer, before the activation."""
+    return normalize_rows(x, stats).astype(x.dtype) @ layer.mlp_in + layer.mlp_in_bias
 
 
+@jax.named_scope("mlp_out")
 def _mlp_out(x: jax.Array, hidden: jax.Array, layer: Layers, spec: Spec) -> jax.Array:
     """The rest of a block."""
-    with jax.named_scope("mlp_out"):
-        y = ACTIVATIONS[spec.activation](hidden)
-        return x + (y @ layer.mlp_out + layer.mlp_out_bias)
+    y = ACTIVATIONS[spec.activation](hidden)
+    return x + (y @ layer.mlp_out + layer.mlp_out_bias)
 
 
-def _run_forward(x, layers, spec):
-    depth = layers.qkv.shape[0]
-    stats = row_stats(x)
-    hidden = jax.ShapeDtypeStruct((x.shape[0], layers.mlp_in.shape[2]), x.dtype)
-    empty = Saved(*_stacked(depth, x, stats, x, stats, hidden))
+def _run_blocks(
+    x: jax.Array, layers: Layers, spec: Spec, save_hidden: bool
+) -> tuple[jax.Array, Saved]:
+    """The taps, and what is saved."""
+    depth, rows = layers.qkv.shape[0], x.shape[0]
+    of_inputs = x, row_stats(x)
+    of_mlp = (*of_inputs, jax.ShapeDtypeStruct((rows, layers.mlp_in.shape[2]), x.dtype))
+    stacks = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((depth, *x.shape), x.dtype),
+        Saved(*of_inputs, *(of_mlp if save_hidden else (None, None, None))),
+    )
 
     def block(i, carry):
         x, stats, saved = carry
         layer = _at(layers, i)
         middle = _attend(x, stats, layer, spec)
         middle_stats = row_stats(middle)
-        hiddens = _write(saved.hiddens, _mlp_in(middle, middle_stats, layer), i)
-        # Read back where it was written, so that no second copy is written for the next product.
-        hiddens = jax.lax.optimization_barrier(hiddens)
-        out = _mlp_out(middle, _at(hiddens, i), layer, spec)
-        values = x, stats, middle, middle_stats
-        *others, _ = saved
-        written = jax.tree.map(lambda stack, value: _write(stack, value, i), tuple(others), values)
-        return out, row_stats(out), Saved(*written, hiddens)
+        hidden, hiddens = _mlp_in(middle, middle_stats, layer), None
+        if save_hidden:
+            # Read back where it was written, so that no copy is written for the next product.
+            hiddens = jax.lax.optimization_barrier(_write(saved.hiddens, hidden, i))
+            hidden = _at(hiddens, i)
+        out = _mlp_out(middle, hidden, layer, spec)
+        of_mlp = (middle, middle_stats) if save_hidden else (None, None)
+        return out, row_stats(out), Saved(*_write(saved[:4], (x, stats, *of_mlp), i), hiddens)
 
-    out, _, saved = jax.lax.fori_loop(0, depth, block, (x, stats, empty))
+    out, _, saved = jax.lax.fori_loop(0, depth, block, (*of_inputs, _empty(stacks)))
     # The output of layer t, counted from 1, is the input of the next one.
     taps = [saved.inputs[tap] if tap < depth else out for tap in spec.taps]
-    return jnp.stack(taps), (layers, saved)
+    return jnp.stack(taps), saved
 
 
-def _run_backward(spec, residuals, d_taps):
+def _column_sum(x: jax.Array) -> jax.Array:
+    return x.sum(axis=0, dtype=jnp.float32)
+
+
+def _mlp_gradient(
+    d_out: jax.Array, x: jax.Array, stats: RowStats, hidden: jax.Array, layer: Layers, spec: Spec
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """From the gradient of a block's output, that of its middle and of the MLP's weights."""
+    with jax.named_scope("mlp_out"):
+        y, activation_vjp = jax.vjp(ACTIVATIONS[spec.activation], hidden)
+        grads = {"mlp_out": y.T @ d_out, "mlp_out_bias": _column_sum(d_out)}
+        (d_hidden,) = activation_vjp(d_out @ layer.mlp_out.T)
+    with jax.named_scope("mlp_in"):
+        normed = normalize_rows(x, stats).astype(x.dtype)
+        grads |= {"mlp_in": normed.T @ d_hidden, "mlp_in_bias": _column_sum(d_hidden)}
+        d_norm = normalize_rows_gradient(x, stats, d_hidden @ layer.mlp_in.T)
+        return (d_out + d_norm).astype(x.dtype), grads
+
+
+def _attention_gradient(
+    d_middle: jax.Array, x: jax.Array, stats: RowStats, layer: Layers, spec: Spec
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """From the gradient of a block's middle, that of its input and of the attention's weights."""
+    with jax.named_scope("attention_out"):
+        d_y = d_middle @ layer.attention_out.T
+    with jax.named_scope("qkv"):
+        normed = normalize_rows(x, stats).astype(x.dtype)
+        qkv = normed @ layer.qkv
+    y, d_qkv, d_qkv_bias = self_attention_gradient(
+        qkv, layer.qkv_bias, d_y, spec.tokens, spec.head_dim
+    )
+    with jax.named_scope("attention_out"):
+        grads = {"attention_out": y.T @ d_middle, "attention_out_bias": _column_sum(d_middle)}
+    with jax.named_scope("qkv"):
+        grads |= {"qkv": normed.T @ d_qkv, "qkv_bias": d_qkv_bias}
+        return d_middle + normalize_rows_gradient(x, stats, d_qkv @ layer.qkv.T), grads
+
+
+def _run_backward(
+    spec: Spec, residuals: tuple[Layers, Saved], d_taps: jax.Array
+) -> tuple[jax.Array, Layers]:
     layers, saved = residuals
-    depth = layers.qkv.shape[0]
-    slots = np.full(depth + 1, len(spec.taps), np.int32)
+    depth, last_slot = layers.qkv.shape[0], len(spec.taps) - 1
+    slots = np.full(depth + 1, -1, np.int32)
     slots[np.array(spec.taps)] = np.arange(len(spec.taps))
-    slots = jnp.asarray(slots)
 
-    def tap(i):
-        """The gradient of the output of layer i that comes from its tap, if it has one."""
-        slot = jnp.minimum(slots[i], len(spec.taps) - 1)
-        return jnp.where(slots[i] < len(spec.taps), _at(d_taps, slot).astype(jnp.float32), 0)
+    def of_tap(i):
+        """The gradient of the output of layer i, counted from 1, that comes from its tap."""
+        slot = jnp.asarray(slots)[i]
+        return jnp.where(slot >= 0, _at(d_taps, jnp.clip(slot, 0, last_slot)), 0)
 
     def block(step, carry):
         dx, grads = carry
         i = depth - 1 - step
-        layer, x, stats = _at((layers, saved.inputs, saved.stats), i)
+        layer, (x, stats, *of_mlp) = _at((layers, saved), i)
+        # A copy of its own is read faster than a layer of the stack, by three products.
         x = jax.lax.optimization_barrier(x)
-        middle, middle_stats, hidden = _at((saved.middles, saved.middle_stats, saved.hiddens), i)
-        dtype = x.dtype
+        if saved.hiddens is None:
+            middle = _attend(x, stats, layer, spec)
+            middle_stats = row_stats(middle)
+            of_mlp = middle, middle_stats, _mlp_in(middle, middle_stats, layer)
+        d_middle, of_weights = _mlp_gradient(dx, *of_mlp, layer, spec)
+        dx, rest = _attention_gradient(d_middle, x, stats, layer, spec)
+        dx = (dx + of_tap(i)).astype(x.dtype)
+        return dx, _write(grads, Layers(**of_weights, **rest), i)
 
-        with jax.named_scope("mlp_out"):
-            y, activation_vjp = jax.vjp(ACTIVATIONS[spec.activation], hidden)
-            d_mlp_out, d_mlp_out_bias = y.T @ dx, dx.sum(axis=0, dtype=jnp.float32)
-            (d_hidden,) = activation_vjp(dx @ layer.mlp_out.T)
-        with jax.named_scope("mlp_in"):
-            d_mlp_in = normalize_rows(middle, middle_stats).astype(dtype).T @ d_hidden
-            d_mlp_in_bias = d_hidden.sum(axis=0, dtype=jnp.float32)
-            d_norm = normalize_rows_gradient(middle, middle_stats, d_hidden @ layer.mlp_in.T)
-            d_middle = (dx + d_norm).astype(dtype)
-        with jax.named_scope("qkv"):
-            normed = normalize_rows(x, stats).astype(dtype)
-            qkv = normed @ layer.qkv
-        with jax.named_scope("attention"):
-            d_y = d_middle @ layer.attention_out.T
-            y, d_qkv, d_qkv_bias = self_attention_gradient(
-                qkv, layer.qkv_bias, d_y, spec.tokens, spec.head_dim
-            )
-        with jax.named_scope("attention_out"):
-            d_attention_out, d_attention_out_bias = (
-                y.T @ d_middle,
-                d_middle.sum(axis=0, dtype=jnp.float32),
-            )
-        with jax.named_scope("qkv"):
-            d_qkv_kernel = normed.T @ d_qkv
-            d_norm = normalize_rows_gradient(x, stats, d_qkv @ layer.qkv.T)
-            dx = (d_middle + d_norm + tap(i)).astype(dtype)
-        grad = Layers(
-            d_qkv_kernel,
-            d_qkv_bias,
-            d_attention_out,
-            d_attention_out_bias,
-            d_mlp_in,
-            d_mlp_in_bias,
-            d_mlp_out,
-            d_mlp_out_bias,
-        )
-        return dx, jax.tree.map(lambda stack, g: _write(stack, g, i), grads, grad)
-
-    grads = jax.tree.map(lambda x: jax.lax.empty(x.shape, x.dtype), layers)
-    last = tap(depth).astype(saved.inputs.dtype)
-    return jax.lax.fori_loop(0, depth, block, (last, grads))
+    return jax.lax.fori_loop(0, depth, block, (of_tap(depth), _empty(layers)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _run(x: jax.Array, layers: Layers, spec: Spec) -> jax.Array:
     """[rows, width] -> [taps, rows, width]: the outputs of the tapped layers."""
-    return _run_forward(x, layers, spec)[0]
+    return _run_blocks(x, layers, spec, save_hidden=False)[0]
+
+
+def _run_forward(
+    x: jax.Array, layers: Layers, spec: Spec
+) -> tuple[jax.Array, tuple[Layers, Saved]]:
+    taps, saved = _run_blocks(x, layers, spec, spec.save_hidden)
+    return taps, (layers, saved)
 
 
 _run.defvjp(_run_forward, _run_backward)
-
-
-def supports(config: ClipConfig) -> bool:
-    """Whether the kernel takes the vision tower of a model."""
-    tokens = (config.image_size // config.patch_size) ** 2 + 1
-    width, head_dim = config.vision_width, config.vision_head_dim
-    return width % LANES == 0 and LANES % head_dim == 0 and tokens <= MAX_TOKENS
 
 
 def run_blocks(

@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from hvp_jax.models.layers import ACTIVATIONS, attention, by_row, layer_norm
-from hvp_jax.models.tower import fused
 
 # What a block saves for the gradient: everything, its matrix products, or only its input.
 REMAT = {
@@ -84,6 +83,8 @@ class Tower(nn.Module):
     ) -> Float[Array, "l b n width"]:
         """Hidden states at the taps; `bias` as in `attention`."""
         if self.fused and not self.is_initializing():
+            from hvp_jax.models.tower import fused  # Pallas: only if needed
+
             return fused.run_blocks(
                 x,
                 self.variables["params"]["blocks"],
