@@ -100,7 +100,10 @@ RENAMED = {  # former name of a key -> its name
 }
 
 # Keys that the config.json of an older run does not have; None there, as it is not recorded.
-ADDED = ("model.activation", "model.fused", "topology")
+ADDED = (
+    "model.activation",
+    "model.fused",
+)
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")  # of TPUs, that `topology` may name
 
@@ -124,7 +127,7 @@ def validate(config: ConfigDict) -> None:
     for key in flat:
         if key in RENAMED:
             raise UsageError(f"config.{key} is now called config.{RENAMED[key]}; use that name")
-    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile", "topology"):
+    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile"):
         if key not in flat:
             raise UsageError(f"the config has no key config.{key}; build it from configs/base.py")
     for key, choices in CHOICES.items():
@@ -152,7 +155,8 @@ def validate(config: ConfigDict) -> None:
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if flat["profile"]:
         parse_profile(flat["profile"])
-    _validate_topology(flat["topology"])
+    if "topology" in flat:  # the config.json of an older run does not have it
+        _validate_topology(flat["topology"])
     if not flat["model.weights"]:  # else the sizes are known only once the weights are opened
         resolve(config)
 

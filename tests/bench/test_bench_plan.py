@@ -42,16 +42,16 @@ def test_text_features_and_parameters_are_exchanged(config):
 
 
 def test_step_time_from_peak_and_links(config):
-    machine = machines.MACHINES["v4-32"]
+    machine = machines.MACHINES["8 x H100"]
     operations = flops.training_step(MODEL, 64, 2, 4)
     times = machines.step_seconds(config, MODEL, machine, 64)
-    expected = 1000 * operations / 16 / (0.4 * PEAKS["TPU v4"].flops_float32)
+    expected = 1000 * operations / 8 / (0.4 * PEAKS["NVIDIA H100 80GB HBM3"].flops_float32)
     np.testing.assert_allclose(times["compute_ms"], expected)
-    assert times["links_ms"] == 1000 * machines.bytes_sent(config, MODEL, 64, 16) / 300e9
+    assert times["links_ms"] == 1000 * machines.bytes_sent(config, MODEL, 64, 8) / 450e9
 
 
 def test_memory_is_the_sum_of_line_and_loss_and_struck_out_if_it_does_not_fit(config, monkeypatch):
-    each = {"none": 0.25, "dots": 0.125, "full": 0.0625}  # GiB per example
+    each = {"none": 1.0, "dots": 0.5, "full": 0.25}  # GiB per example
 
     def loss(config, model, batch, devices):
         return batch / 1024 / devices * GIB
@@ -66,11 +66,10 @@ def test_memory_is_the_sum_of_line_and_loss_and_struck_out_if_it_does_not_fit(co
     monkeypatch.setattr(plan, "some_devices", lambda count: [None] * count)
     result = plan.bench_plan(config, MODEL)
     np.testing.assert_allclose(result.gib_without_examples["none"], 2)
-    np.testing.assert_allclose(result.mib_each_example["dots"], 128)
+    np.testing.assert_allclose(result.mib_each_example["dots"], 512)
     np.testing.assert_allclose(result.sum_over_whole_step, 1)
-    row = result.machines["v5e-16"][1024]["GiB"]
-    np.testing.assert_allclose([row[r] for r in each], [18.0625, 10.0625, 6.0625])
-    table = result.text.split("v4-32")[0]
-    (line,) = [line for line in table.splitlines() if line.startswith("| 1,024 | 64 |")]
-    assert line.endswith("| ~~18.1~~ | 10.1 | 6.1 |")
+    row = result.machines["8 x H100"][1024]["GiB"]
+    np.testing.assert_allclose([row[r] for r in each], [130.125, 66.125, 34.125])
+    (line,) = [line for line in result.text.splitlines() if line.startswith("| 1,024 | 128 |")]
+    assert line.endswith("| ~~130.1~~ | 66.1 | 34.1 |")
     assert "Computed, not measured" in result.text

@@ -244,3 +244,12 @@ def test_validation_imports_no_jax():
     code = "import sys, hvp_jax.config.schema, hvp_jax.config.overrides; "
     code += "sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["v5e", "v5e:2", "v3:2x2", "v5e:2x2,", "v5e:0x2", "v5e:2x2 v4:2x2x1"]
+)
+def test_a_topology_names_a_generation_and_the_chips_along_each_axis(text):
+    schema.validate(changed(topology="v5e:4x4,v4:2x2x4,v5p:2x2x1,v6e:4x4"))
+    with pytest.raises(UsageError, match="config.topology is .* such as v5e:4x4"):
+        schema.validate(changed(topology=text))

@@ -111,8 +111,8 @@ def collectives_of(tally: Tally) -> dict[str, CollectiveUse]:
     asynchronous = tally.by("name", ASYNC_COLLECTIVE)
     return {
         kind: CollectiveUse(
-            count=amount.count,
-            asynchronous=asynchronous[kind].count if kind in asynchronous else 0,
+            count=amount.times,
+            asynchronous=asynchronous[kind].times if kind in asynchronous else 0,
             bytes=amount.bytes,
             largest_bytes=amount.largest,
             ms=1000 * amount.seconds,

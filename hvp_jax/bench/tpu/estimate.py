@@ -17,7 +17,7 @@ not in the sum.
 from typing import NamedTuple
 
 from data.errors import DataError
-from hvp_jax.bench.tpu.parts import EXCHANGE, part_of
+from hvp_jax.bench.tpu.parts import EXCHANGE, OTHER, part_of
 from hvp_jax.bench.tpu.program import Instruction, Program, array_bytes, root, trip_count
 from hvp_jax.monitoring.accelerators import Peak, Tpu
 
@@ -38,14 +38,18 @@ class Item(NamedTuple):
 
 
 class Amount(NamedTuple):
-    count: float
+    times: float
     bytes: float
     seconds: float
     largest: float = 0  # bytes of the largest array
 
     def plus(self, other: "Amount", times: float) -> "Amount":
-        sums = (a + times * b for a, b in zip(self[:3], other[:3], strict=True))
-        return Amount(*sums, max(self.largest, other.largest))
+        return Amount(
+            self.times + times * other.times,
+            self.bytes + times * other.bytes,
+            self.seconds + times * other.seconds,
+            max(self.largest, other.largest),
+        )
 
 
 class Tally(dict[Item, Amount]):
@@ -95,7 +99,9 @@ class Estimator:
         return self._tallies[name, scope]
 
     def _cost(self, x: Instruction, computation: dict, scope: str) -> Tally:
-        name = _name(x, computation) or scope
+        name = _name(x, computation)
+        if part_of(name) == OTHER and scope:
+            name = scope
         if x.opcode == "while":
             trips = trip_count(self.program, computation, x)
             if trips is None:
@@ -199,4 +205,4 @@ def _name(x: Instruction, computation: dict[str, Instruction]) -> str:
         if x.op_name or not x.operands or x.operands[0] not in computation:
             break
         x = computation[x.operands[0]]
-    return x.op_name if "/" in x.op_name else ""
+    return x.op_name

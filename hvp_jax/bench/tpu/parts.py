@@ -19,23 +19,28 @@ _PATTERNS = (
     (r"\bdistill/.*\bmerge\b", "distillation_merging"),
     (r"\bdistill/.*/conv/", "distillation_convolution"),
     (r"\bdistill/.*/(norm|score)/", "distillation_score"),
-    (r"\bdistill/.*(\battention\b|/(query|key_value|attention_\w+)/)", "distillation_attention"),
+    (
+        r"\bdistill/.*(\battention\b|/(query|key_value|attention_\w+)/|/(split|concatenate)$)",
+        "distillation_attention",
+    ),
     (r"\bdistill/.*(uniform|threefry|random)", "distillation_clustering"),
     (r"\bdistill\b", "distillation_other"),
     (r"\bpixels\b|/visual/(?!tower|norm)", "patches"),
     (rf"\bvisual/tower/.*{_PRODUCT}", "vision_products"),
     (rf"\btext/tower/.*{_PRODUCT}", "text_products"),
-    (r"\bvisual/.*\battention\b", "vision_attention"),
-    (r"\btext/.*\battention\b", "text_attention"),
+    (r"\bvisual/tower/.*(\battention\b|blocks/(split|concatenate|reshape))", "vision_attention"),
+    (r"\btext/tower/.*(\battention\b|blocks/(split|concatenate|reshape))", "text_attention"),
     (r"\bvisual/.*norm_", "vision_norms"),
     (r"\btext/.*norm_", "text_norms"),
-    (r"\bvisual/tower/.*dynamic_(update_)?(index|slice)", "vision_residuals"),
-    (r"\btext/tower/.*dynamic_(update_)?(index|slice)", "text_residuals"),
+    # What a loop over the layers stacks for the backward pass, and takes from the stack.
+    (r"\bvisual/tower/(while$|.*dynamic_(update_)?(index|slice))", "vision_residuals"),
+    (r"\btext/tower/(while$|.*dynamic_(update_)?(index|slice))", "text_residuals"),
     (r"\bvisual/", "vision_activations"),
     (r"\btext/", "text_activations"),
     (r"\bscoring\b", "scoring"),
     (r"\bloss\b", "loss"),
     (r"\bHVPNet\.encode_(text|video)\b", "features"),
+    (r"\bparams\[", "weights"),  # changed to another type or layout
 )
 _COMPILED = tuple((re.compile(pattern), part) for pattern, part in _PATTERNS)
 PARTS = (*dict.fromkeys(part for _, part in _PATTERNS), OTHER)

@@ -127,8 +127,9 @@ def trip_count(
         fused = program.computations[compare.called("calls")]
         limits += [constant(fused, name) for name in fused]
         compare = root(fused)
-    counter, *others = [index for index in counters if index is not None] or [None]
-    limits += [entering(index) for index in others]
+    indices = [index for index in counters if index is not None]
+    counter = indices[0] if indices else None
+    limits += [entering(index) for index in indices[1:]]
     limit = next((value for value in limits if value is not None), None)
     if counter is None or limit is None or compare.attribute(r"direction=(\w\w)") != "LT":
         return None

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -41,7 +41,7 @@ def describe(name: str) -> Slice:
     except (RuntimeError, NotImplementedError) as error:  # JaxRuntimeError is a RuntimeError
         reason = re.sub(r"^[A-Z_]+: ", "", str(error).strip().splitlines()[0])
         raise UsageError(f"config.topology: the compiler does not take {name}: {reason}") from None
-    devices = list(topology.devices)
+    devices: list[Any] = list(topology.devices)
     return Slice(name, devices, PEAKS[devices[0].device_kind], TPUS[generation])
 
 
