@@ -186,7 +186,8 @@ class Estimator:
                 "bytes_accessed=...)"
             )
         moved = sum(array_bytes(x.shape))
-        moved += sum(b for o in x.operands for b in operand_bytes(computation, o))
+        # An operand that is given several times is read in parts, once.
+        moved += sum(b for o in set(x.operands) for b in operand_bytes(computation, o))
         seconds = int(flops) / self.peak.flops + moved / self.peak.bandwidth
         return Tally({Item(KERNEL, part_of(name), kernel): Amount(1, moved, seconds)})
 

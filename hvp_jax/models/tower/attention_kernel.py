@@ -24,12 +24,6 @@ from hvp_jax.models.clip_config import LANES
 MASKED = -1e30  # a logit; -inf would make 0 times infinity in the gradient
 
 
-def group_columns(x: Float[Array, "*shape three_width"]) -> Float[Array, "*shape three_width"]:
-    """Columns [query, key, value] -> for each tile of heads its query, key and value columns."""
-    grouped = x.reshape(*x.shape[:-1], 3, -1, LANES).swapaxes(-3, -2)
-    return grouped.reshape(x.shape)
-
-
 def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     """Product of two matrices, contracted over the axes given; float32."""
     dimensions = (((axis_a,), (axis_b,)), ((), ()))
@@ -67,18 +61,17 @@ def _rows_per_chunk(tokens: int) -> int:
     )
 
 
-def _chunks(qkv_ref, bias_ref, tokens: int, head_dim: int):
+def _chunks(qkv_refs, bias_ref, tokens: int, head_dim: int):
     """For each chunk of frames: its rows, query (a copy for each head), key, value and weights.
 
     The weights are exp(logit - maximum) [H C, C] and their sums [H C, 1].
     """
     chunk = _rows_per_chunk(tokens)
     mask = _same_frame(tokens, chunk, LANES // head_dim) if chunk > tokens else None
-    for first in range(0, qkv_ref.shape[0], chunk):
+    for first in range(0, qkv_refs[0].shape[0], chunk):
         rows = pl.ds(first, chunk)
         query, key, value = (
-            qkv_ref[rows, pl.ds(i * LANES, LANES)] + bias_ref[:, pl.ds(i * LANES, LANES)]
-            for i in range(3)
+            ref[rows, :] + bias_ref[pl.ds(part, 1), :] for part, ref in enumerate(qkv_refs)
         )
         query = _split_heads(query, head_dim)
         logits = _dot(query, key, 1, 1) * head_dim**-0.5
@@ -93,36 +86,47 @@ def _weighted_sum(weights: jax.Array, total: jax.Array, value: jax.Array, head_d
     return _join_heads(summed, head_dim).astype(value.dtype)
 
 
-def _forward_kernel(qkv_ref, bias_ref, out_ref, *, tokens: int, head_dim: int) -> None:
-    chunks = _chunks(qkv_ref, bias_ref, tokens, head_dim)
-    for rows, _, _, value, weights, total in chunks:
+def _forward_kernel(*refs, tokens: int, head_dim: int) -> None:
+    """Refs: query, key, value [rows, 128], their bias [3, 128] -> output [rows, 128]."""
+    *qkv_refs, bias_ref, out_ref = refs
+    for rows, _, _, value, weights, total in _chunks(qkv_refs, bias_ref, tokens, head_dim):
         out_ref[rows, :] = _weighted_sum(weights, total, value, head_dim)
 
 
-def _gradient_kernel(
-    qkv_ref, bias_ref, d_out_ref, out_ref, d_qkv_ref, d_bias_ref, *, tokens: int, head_dim: int
-) -> None:
-    @pl.when(pl.program_id(1) == 0)
+def _gradient_kernel(*refs, tokens: int, head_dim: int) -> None:
+    """Refs: as forward, the output's gradient -> output, gradients of query, key or value, of bias.
+
+    The last axis of the grid is the part, query, key or value, whose gradient is written: all are
+    computed in the first of its three steps and kept in `parts_ref` [3, rows, 128].
+    """
+    *qkv_refs, bias_ref, d_out_ref, out_ref, d_qkv_ref, d_bias_ref, parts_ref = refs
+
+    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
     def _():
         d_bias_ref[...] = jnp.zeros_like(d_bias_ref)
 
-    for rows, query, key, value, weights, total in _chunks(qkv_ref, bias_ref, tokens, head_dim):
-        out_ref[rows, :] = _weighted_sum(weights, total, value, head_dim)
-        weights /= total
-        d_out = _split_heads(d_out_ref[rows, :], head_dim)
-        d_weights = _dot(d_out, value, 1, 1)
-        d_logits = weights * (d_weights - (weights * d_weights).sum(axis=1, keepdims=True))
-        d_logits = (d_logits * head_dim**-0.5).astype(key.dtype)
-        grads = (
-            _join_heads(_dot(d_logits, key, 1, 0), head_dim),
-            # The sum over the copies keeps the heads apart, as a copy is 0 outside its head.
-            _dot(d_logits, query, 0, 0),
-            _dot(weights.astype(value.dtype), d_out, 0, 0),
-        )
-        for i, grad in enumerate(grads):
-            columns = pl.ds(i * LANES, LANES)
-            d_qkv_ref[rows, columns] = grad.astype(d_qkv_ref.dtype)
-            d_bias_ref[:, columns] += grad.sum(axis=0, keepdims=True)
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        for rows, query, key, value, weights, total in _chunks(
+            qkv_refs, bias_ref, tokens, head_dim
+        ):
+            out_ref[rows, :] = _weighted_sum(weights, total, value, head_dim)
+            weights /= total
+            d_out = _split_heads(d_out_ref[rows, :], head_dim)
+            d_weights = _dot(d_out, value, 1, 1)
+            d_logits = weights * (d_weights - (weights * d_weights).sum(axis=1, keepdims=True))
+            d_logits = (d_logits * head_dim**-0.5).astype(key.dtype)
+            grads = (
+                _join_heads(_dot(d_logits, key, 1, 0), head_dim),
+                # The sum over the copies keeps the heads apart: a copy is 0 outside its head.
+                _dot(d_logits, query, 0, 0),
+                _dot(weights.astype(value.dtype), d_out, 0, 0),
+            )
+            for part, grad in enumerate(grads):
+                parts_ref[part, rows, :] = grad.astype(parts_ref.dtype)
+                d_bias_ref[pl.ds(part, 1), :] += grad.sum(axis=0, keepdims=True)
+
+    d_qkv_ref[...] = parts_ref[pl.program_id(2)]
 
 
 def _frames_per_block(frames: int, tokens: int) -> int:
@@ -131,40 +135,47 @@ def _frames_per_block(frames: int, tokens: int) -> int:
     return min(most, -(-frames // 8) * 8)
 
 
-def _call(kernel, arrays: tuple, tokens: int, head_dim: int) -> tuple[jax.Array, ...]:
+def _call(arrays: tuple, tokens: int, head_dim: int) -> tuple[jax.Array, ...]:
     """Runs a kernel over all blocks of frames and all tiles of heads.
 
     `arrays`: queries, keys and values, their bias and, for the gradient, that of the output.
     """
     qkv, bias, *d_out = arrays
     rows, width = qkv.shape[0], qkv.shape[1] // 3
-    block = tokens * _frames_per_block(rows // tokens, tokens)
+    tiles, block = width // LANES, tokens * _frames_per_block(rows // tokens, tokens)
     chunk, copies = _rows_per_chunk(tokens), LANES // head_dim
-    three = pl.BlockSpec((block, 3 * LANES), lambda tile, i: (i, tile))
-    one = pl.BlockSpec((block, LANES), lambda tile, i: (i, tile))
-    of_bias = pl.BlockSpec((1, 3 * LANES), lambda tile, i: (0, tile))
-    shapes = [(one, jax.ShapeDtypeStruct((rows, width), qkv.dtype))]
+    of_part = [
+        pl.BlockSpec((block, LANES), lambda tile, i, *_, part=part: (i, part * tiles + tile))
+        for part in range(3)
+    ]
+    of_bias = pl.BlockSpec((3, LANES), lambda tile, i, *_: (0, tile))
+    outs = [(of_part[0], jax.ShapeDtypeStruct((rows, width), qkv.dtype))]
     if d_out:
-        shapes += [(three, jax.ShapeDtypeStruct(qkv.shape, qkv.dtype))]
-        shapes += [(of_bias, jax.ShapeDtypeStruct(bias.shape, jnp.float32))]
+        by_part = pl.BlockSpec((block, LANES), lambda tile, i, part: (i, part * tiles + tile))
+        outs += [(by_part, jax.ShapeDtypeStruct(qkv.shape, qkv.dtype))]
+        outs += [(of_bias, jax.ShapeDtypeStruct(bias.shape, jnp.float32))]
     products = 6 if d_out else 2  # of [copies * chunk, chunk, 128] for each chunk and tile
-    out_specs, out_shapes = zip(*shapes, strict=True)
+    out_specs, out_shapes = zip(*outs, strict=True)
+    kernel = _gradient_kernel if d_out else _forward_kernel
     call = pl.pallas_call(
         functools.partial(kernel, tokens=tokens, head_dim=head_dim),
-        grid=(width // LANES, rows // block),
-        in_specs=[three, of_bias, *([one] if d_out else [])],
+        grid=(tiles, rows // block, *([3] if d_out else [])),
+        in_specs=[*of_part, of_bias, *([of_part[0]] if d_out else [])],
         out_specs=out_specs,
         out_shape=out_shapes,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        scratch_shapes=[pltpu.VMEM((3, block, LANES), qkv.dtype)] if d_out else [],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", *(["arbitrary"] * (2 if d_out else 1)))
+        ),
         # The compiler does not look into a kernel: what it computes, masked products included.
         cost_estimate=pl.CostEstimate(
             flops=products * 2 * copies * rows * chunk * width,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *out_shapes)),
-            transcendentals=copies * rows * chunk * (width // LANES),
+            transcendentals=copies * rows * chunk * tiles,
         ),
         name="attention_gradient" if d_out else "attention",
     )
-    return tuple(call(*arrays))
+    return tuple(call(qkv, qkv, qkv, bias, *d_out))
 
 
 def _pad(x: Float[Array, "rows d"], tokens: int) -> Float[Array, "padded d"]:
@@ -183,11 +194,11 @@ def self_attention(
 ) -> Float[Array, "rows width"]:
     """Softmax attention among the `tokens` rows of each frame, for every head.
 
-    `qkv`: queries, keys and values without their bias, in the order of `group_columns`, as is
-    `bias`. Products take their factors in the dtype of `qkv`; all else is float32.
+    `qkv`: queries, keys and values without their `bias`. Products take their factors in the dtype
+    of `qkv`; all else is float32.
     """
-    arrays = _pad(qkv, tokens), bias.astype(qkv.dtype)[None]
-    (out,) = _call(_forward_kernel, arrays, tokens, head_dim)
+    arrays = _pad(qkv, tokens), bias.astype(qkv.dtype).reshape(3, -1)
+    (out,) = _call(arrays, tokens, head_dim)
     return out[: qkv.shape[0]]
 
 
@@ -202,6 +213,6 @@ def self_attention_gradient(
     Float[Array, "rows width"], Float[Array, "rows three_width"], Float[Array, " three_width"]
 ]:
     """The output of `self_attention`, and the gradients of `qkv` and, in float32, of `bias`."""
-    arrays = _pad(qkv, tokens), bias.astype(qkv.dtype)[None], _pad(d_out, tokens)
-    out, d_qkv, d_bias = _call(_gradient_kernel, arrays, tokens, head_dim)
-    return out[: qkv.shape[0]], d_qkv[: qkv.shape[0]], d_bias[0]
+    arrays = _pad(qkv, tokens), bias.astype(qkv.dtype).reshape(3, -1), _pad(d_out, tokens)
+    out, d_qkv, d_bias = _call(arrays, tokens, head_dim)
+    return out[: qkv.shape[0]], d_qkv[: qkv.shape[0]], d_bias.reshape(-1)

@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hvp_jax.models.tower.attention_kernel import group_columns
-
 
 class Layers(NamedTuple):
     """The weights of all layers, stacked; the norms' scale and bias are in `qkv` and `mlp_in`."""
 
-    qkv: jax.Array  # [L, width, 3 width], columns as `group_columns` orders them
+    qkv: jax.Array  # [L, width, 3 width]
     qkv_bias: jax.Array
     attention_out: jax.Array
     attention_out_bias: jax.Array
@@ -36,8 +34,8 @@ def fold_layers(blocks: dict, dtype: DTypeLike) -> Layers:
     qkv, qkv_bias = _fold(blocks["norm_1"], blocks["qkv"])
     mlp_in, mlp_in_bias = _fold(blocks["norm_2"], blocks["mlp_in"])
     layers = Layers(
-        group_columns(qkv),
-        group_columns(qkv_bias),
+        qkv,
+        qkv_bias,
         *(blocks["attention_out"][name] for name in ("kernel", "bias")),
         mlp_in,
         mlp_in_bias,

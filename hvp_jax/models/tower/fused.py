@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from hvp_jax.models.layers import ACTIVATIONS
@@ -164,14 +163,13 @@ def _run_backward(
     spec: Spec, residuals: tuple[Layers, Saved], d_taps: jax.Array
 ) -> tuple[jax.Array, Layers]:
     layers, saved = residuals
-    depth, last_slot = layers.qkv.shape[0], len(spec.taps) - 1
-    slots = np.full(depth + 1, -1, np.int32)
-    slots[np.array(spec.taps)] = np.arange(len(spec.taps))
+    depth = layers.qkv.shape[0]
 
-    def of_tap(i):
-        """The gradient of the output of layer i, counted from 1, that comes from its tap."""
-        slot = jnp.asarray(slots)[i]
-        return jnp.where(slot >= 0, _at(d_taps, jnp.clip(slot, 0, last_slot)), 0)
+    def add_tap(dx, i):
+        """Adds the gradient of the output of layer i, counted from 1, that comes from its tap."""
+        slot = sum(jnp.int32(i > tap) for tap in spec.taps[:-1])
+        tapped = functools.reduce(jnp.logical_or, [i == tap for tap in spec.taps])
+        return jax.lax.cond(tapped, lambda: dx + _at(d_taps, slot), lambda: dx)
 
     def block(step, carry):
         dx, grads = carry
@@ -183,12 +181,13 @@ def _run_backward(
             middle = _attend(x, stats, layer, spec)
             middle_stats = row_stats(middle)
             of_mlp = middle, middle_stats, _mlp_in(middle, middle_stats, layer)
-        d_middle, of_weights = _mlp_gradient(dx, *of_mlp, layer, spec)
-        dx, rest = _attention_gradient(d_middle, x, stats, layer, spec)
-        dx = (dx + of_tap(i)).astype(x.dtype)
-        return dx, _write(grads, Layers(**of_weights, **rest), i)
+        d_middle, of_mlp = _mlp_gradient(dx, *of_mlp, layer, spec)
+        d_input, of_attention = _attention_gradient(d_middle, x, stats, layer, spec)
+        dx = add_tap(d_input.astype(x.dtype), i)
+        return dx, _write(grads, Layers(**of_mlp, **of_attention), i)
 
-    return jax.lax.fori_loop(0, depth, block, (of_tap(depth), _empty(layers)))
+    last = add_tap(jnp.zeros(d_taps.shape[1:], d_taps.dtype), depth)
+    return jax.lax.fori_loop(0, depth, block, (last, _empty(layers)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
