@@ -104,7 +104,7 @@ class TokenDistillation(nn.Module):
 
     stages: int
     dtype: DTypeLike = jnp.float32
-    remat: bool = False  # save only a stage's input and clusters, none of its [N, N/2] arrays
+    remat: bool = False  # save only a stage's input and clusters
 
     @nn.compact
     def __call__(
