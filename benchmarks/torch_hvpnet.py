@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from hvp_jax.models.clip_config import ClipConfig
-from hvp_jax.models.distillation import EPSILON, HEADS, NEIGHBOURS
+from hvp_jax.models.clustering import EPSILON, NEIGHBOURS
+from hvp_jax.models.distillation import HEADS
 from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.models.similarity import TERMS
 from hvp_jax.parity.torch_clip import (

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.models import distillation
+from hvp_jax.models import clustering
 from tests.helpers.small import normal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 WIDTH = 16
-cluster = jax.jit(distillation.dpc_knn_cluster)
-merge = jax.jit(distillation.merge_clusters)
+cluster = jax.jit(clustering.dpc_knn_cluster)
+merge = jax.jit(clustering.merge_clusters)
 
 
 def numpy_cluster(x: np.ndarray) -> tuple[list[int], float]:
@@ -153,7 +153,7 @@ def test_noise_does_not_change_clusters_without_ties():
 
 
 def test_squared_distances_are_never_negative_and_0_between_equal_tokens():
-    squared_distances = jax.jit(distillation.squared_distances)
+    squared_distances = jax.jit(clustering.squared_distances)
     x = np.float32(300 + 1e-4 * normal(0, 2, 40, WIDTH))  # everything cancels
     assert (squared_distances(x) == 0).all()
     x = np.tile(np.float32(normal(1, 1, 200, 512)), (1, 3, 1))
@@ -164,6 +164,53 @@ def test_squared_distances_are_never_negative_and_0_between_equal_tokens():
     x = normal(1, 2, 9, WIDTH).astype(np.float32)
     direct = ((x[:, :, None] - x[:, None]) ** 2).sum(-1)
     np.testing.assert_allclose(squared_distances(x), direct, atol=1e-4)
+
+
+def mirrored(seed: int, tokens: int) -> np.ndarray:
+    """Integer tokens and their negatives, some twice: float32 computes all distances exactly."""
+    half = np.random.default_rng(seed).integers(-1, 2, (tokens // 2, WIDTH)).astype(np.float32)
+    half[::3] = half[0]
+    return np.concatenate([half, -half])
+
+
+@pytest.mark.parametrize("pairs", [1, 2 * 20 * 20, 1 << 20])
+def test_the_size_of_a_group_changes_no_cluster_also_with_ties(monkeypatch, pairs):
+    """Groups of one, two and all samples, where many distances and densities are equal."""
+    x, count = np.stack([mirrored(seed, 20) for seed in range(6)]), np.full(6, 20)
+    # Far more than the rounding error of the densities, which differs between programs.
+    noise = 1000 * np.random.default_rng(0).random((6, 20), np.float32)
+    expected, with_noise = cluster(x, count)[0], cluster(x, count, noise)[0]
+    monkeypatch.setattr(clustering, "GROUP", pairs)
+    grouped = jax.jit(lambda *inputs: clustering.dpc_knn_cluster(*inputs)[0])  # compiled anew
+    np.testing.assert_array_equal(grouped(x, count), expected)
+    np.testing.assert_array_equal(grouped(x, count, noise), with_noise)
+
+
+def test_the_distances_of_padding_are_infinite():
+    x, valid = np.float32(normal(0, 2, 5, WIDTH)), np.arange(5) < np.array([[5], [3]])
+    x[1, 3:] = 50
+    squared = jax.jit(clustering.squared_distances)(x, valid)
+    both = valid[:, :, None] & valid[:, None]
+    assert (np.isinf(squared) == ~both).all()
+    direct = ((x[0, :, None] - x[0]) ** 2).sum(-1)
+    np.testing.assert_allclose(squared[0], direct, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [1, 1 << 20])
+def test_both_sums_of_clusters_have_the_values_and_the_gradient_of_a_loop(monkeypatch, pairs):
+    monkeypatch.setattr(clustering, "GROUP", pairs)
+    x, probe = np.float32(normal(0, 3, 9, WIDTH)), np.float32(normal(1, 3, 5, WIDTH))
+    labels = np.random.default_rng(2).integers(-1, 5, (3, 9))
+    expected, gradient = np.zeros_like(probe), np.zeros_like(x)
+    for b, n in np.argwhere(labels >= 0):
+        expected[b, labels[b, n]] += x[b, n]
+        gradient[b, n] = probe[b, labels[b, n]]
+    labels, x = jnp.asarray(labels), jnp.asarray(x)
+    for form in (clustering.sum_by_product, clustering.sum_by_scatter, clustering.sum_clusters):
+        ours = jax.jit(form, static_argnums=2)(x, labels, 5)
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+    _, pull = jax.vjp(lambda x: clustering.sum_clusters(x, labels, 5), x)
+    np.testing.assert_array_equal(pull(jnp.asarray(probe))[0], gradient)
 
 
 def test_bfloat16_tokens_are_clustered_in_float32():
@@ -177,7 +224,7 @@ def test_mean_of_smallest_counts_duplicates(k):
     values = np.random.default_rng(0).integers(0, 4, (3, 6, 40)).astype(np.float32)
     values[0, 2:, :10] = np.inf  # two finite ones
     values[1, :, :5] = np.inf  # none
-    ours = jax.jit(distillation.mean_of_smallest, static_argnums=1)(values, k)
+    ours = jax.jit(clustering.mean_of_smallest, static_argnums=1)(values, k)
     for b in range(3):
         for m in range(40):
             smallest = np.sort(values[b, :, m])[:k]
@@ -192,12 +239,12 @@ def test_no_gradient_flows_through_the_clustering():
 
     def with_clustering(x):
         return (
-            distillation.merge_clusters(x, score, distillation.dpc_knn_cluster(x, count)[0], count)
+            clustering.merge_clusters(x, score, clustering.dpc_knn_cluster(x, count)[0], count)
             * probe
         ).sum()
 
     def with_fixed_clusters(x):
-        return (distillation.merge_clusters(x, score, fixed, count) * probe).sum()
+        return (clustering.merge_clusters(x, score, fixed, count) * probe).sum()
 
     gradient = jax.jit(jax.grad(with_clustering))(x)
     np.testing.assert_allclose(gradient, jax.jit(jax.grad(with_fixed_clusters))(x), atol=1e-6)
@@ -205,8 +252,8 @@ def test_no_gradient_flows_through_the_clustering():
     # Nor is a gradient computed for the distances, the only differentiable part.
     jaxpr = str(
         jax.make_jaxpr(
-            lambda x, t: jax.jvp(lambda x: distillation.dpc_knn_cluster(x, count), (x,), (t,))
+            lambda x, t: jax.jvp(lambda x: clustering.dpc_knn_cluster(x, count), (x,), (t,))
         )(x, x)
     )
-    plain = str(jax.make_jaxpr(lambda x: distillation.dpc_knn_cluster(x, count))(x))
+    plain = str(jax.make_jaxpr(lambda x: clustering.dpc_knn_cluster(x, count))(x))
     assert jaxpr.count("dot_general") == plain.count("dot_general")

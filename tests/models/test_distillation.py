@@ -1,19 +1,21 @@
 """Merging and the hierarchy: the formula, padding, noise and rematerialisation."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.models import distillation
+from hvp_jax.models import clustering, distillation
+from hvp_jax.models.layers import attention
 from tests.helpers.small import normal, random_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 WIDTH = 16
-merge = jax.jit(distillation.merge_clusters)
+merge = jax.jit(clustering.merge_clusters)
 
 
 def numpy_merge(x, score, labels) -> np.ndarray:
@@ -49,7 +51,7 @@ def test_merge_and_its_gradient_stay_finite(level):
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
     def weighted_sum(x, score, bias):
-        merged = distillation.merge_clusters(x, score, labels, jnp.array([4]), bias=bias)
+        merged = clustering.merge_clusters(x, score, labels, jnp.array([4]), bias=bias)
         return (merged * probe).sum()
 
     for score in (level, [[level, -level, 0, level]], [[level, 0, -level, 1]]):
@@ -69,7 +71,7 @@ def test_merge_has_the_gradient_of_the_formula_also_for_the_bias():
         return ((weight / (weight.sum(0) + 1e-6)).T @ x[0] * probe[0]).sum()
 
     def ours(x, score, bias):
-        merged = distillation.merge_clusters(x, score, jnp.asarray(labels), count, bias=bias)
+        merged = clustering.merge_clusters(x, score, jnp.asarray(labels), count, bias=bias)
         return (merged * probe).sum()
 
     with jax.enable_x64(True):
@@ -163,9 +165,31 @@ def test_noise_depends_only_on_the_key():
     np.testing.assert_array_equal(clusters(jnp.array([3, 1, 4]))[:2], first[jnp.array([2, 0])])
 
 
+@pytest.mark.parametrize("pairs", [1, 3 * 11 * 6, 1 << 20])
+def test_attention_by_groups_equals_the_whole_and_has_its_gradient(monkeypatch, pairs):
+    monkeypatch.setattr(clustering, "GROUP", pairs)
+    inputs = [normal(seed, 3, n, 4, 5) for seed, n in enumerate((6, 11, 11))]
+    bias = np.where(np.arange(11) < np.array([[11], [7], [1]]), normal(3, 3, 11), -np.inf)
+    probe = normal(4, 3, 6, 4, 5)
+
+    def whole(query, key, value, bias):
+        return (attention(query, key, value, bias[:, None, None]) * probe).sum()
+
+    def grouped(query, key, value, bias):
+        return (distillation.grouped_attention(query, key, value, bias) * probe).sum()
+
+    with jax.enable_x64(True):
+        ours, expected = (
+            jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2, 3)))(*inputs, bias)
+            for f in (grouped, whole)
+        )
+        for a, b in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_remat_changes_no_gradient_and_saves_fewer_residuals():
     x, count = np.float32(normal(0, 2, 64, WIDTH)), jnp.array([64, 50])
-    gradients, pair_residuals = [], []
+    gradients, pair_residuals, sizes = [], [], []
     params = random_params(distillation.TokenDistillation(stages=2), x, count)
     for remat in (False, True):
         module = distillation.TokenDistillation(stages=2, remat=remat)
@@ -181,6 +205,8 @@ def test_remat_changes_no_gradient_and_saves_fewer_residuals():
         shapes = [r.shape for r in jax.tree.leaves(jax.eval_shape(residuals, params, x))]
         # Arrays over all pairs of a token and a cluster.
         pair_residuals.append([s for s in shapes if 64 in s and 32 in s])
-    assert pair_residuals[0] and not pair_residuals[1]
+        sizes.append(sum(math.prod(s) for s in shapes))
+    assert pair_residuals == [[], []]
+    assert sizes[1] < sizes[0] / 2
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
