@@ -1,7 +1,7 @@
-"""The persistent compilation cache: a run that resumes loads its programs instead of compiling them.
+"""The persistent compilation cache: a run that resumes loads its programs, and compiles none.
 
-It is JAX's own: one file for each program. Its name is a hash of the program, its compiler options,
-the devices and the version of XLA, so that a file is never used for anything else.
+It is JAX's own: one file for each program. Its name is a hash of the program, its compiler
+options, the devices and the version of XLA, so that a file is never used for anything else.
 """
 
 import logging
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 def use_compile_cache(setting: str, workdir: Path | None) -> None:
     """Keeps compiled programs where `setting` says, and loads those that are there already.
 
-    `setting` is "none", a folder, a bucket, or "auto": on an accelerator a folder in the workdir, if
-    there is one; on a CPU none. Where JAX_COMPILATION_CACHE_DIR is set, "auto" leaves it as it is.
-    All processes of a run call this, before they compile anything large; process 0 alone writes, so
-    that the place must be one that all of them see. If it cannot be written to, that is logged and
-    the run does without.
+    `setting` is "none", a folder, a bucket, or "auto": on an accelerator a folder in the workdir,
+    if there is one; on a CPU none. Where JAX_COMPILATION_CACHE_DIR is set, "auto" leaves it as it
+    is. All processes of a run call this, before they compile anything large; process 0 alone
+    writes, so that the place must be one that all of them see. If it cannot be written to, that is
+    logged and the run does without.
     """
     if setting in ("none", ""):
         jax.config.update("jax_enable_compilation_cache", False)
@@ -41,7 +41,8 @@ def use_compile_cache(setting: str, workdir: Path | None) -> None:
     place = _default_place(workdir) if setting == "auto" else setting
     if place is None:
         return
-    is_set = setting == "auto" and bool(jax.config.jax_compilation_cache_dir)
+    before = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 - undeclared
+    is_set = setting == "auto" and bool(before)
     # All or none, as process 0 says: processes that compile for several GPUs share the work.
     if not broadcast_from_primary(not is_set and (not is_primary() or _prepare(place))):
         return
@@ -69,7 +70,7 @@ def _prepare(place: str) -> bool:
     except Exception as error:  # of the client library of a bucket too, which may be missing
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         log.warning(
-            "compile_cache=%s cannot be written (%s): this run compiles its programs and keeps none",
+            "compile_cache=%s cannot be written (%s): compiled programs are not kept",
             place,
             " ".join(reason.split()),
         )
@@ -78,7 +79,7 @@ def _prepare(place: str) -> bool:
 
 
 def _log_cache_warnings(place: str, show: Callable[..., None]) -> Callable[..., None]:
-    """A `warnings.showwarning` that logs JAX's warnings of the cache in a line; `show` has the rest.
+    """A `warnings.showwarning` that logs JAX's warnings of the cache in a line; `show` the rest.
 
     JAX warns of a file that it cannot write or read, and then uses what it has compiled.
     """

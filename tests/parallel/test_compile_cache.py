@@ -74,7 +74,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     use_compile_cache(str(tmp_path / "file" / "cache"), None)
     [line] = caplog.messages
-    assert line.startswith(f"compile_cache={tmp_path}/file/cache cannot be written (Not a directory")
+    assert line.startswith(
+        f"compile_cache={tmp_path}/file/cache cannot be written (Not a directory"
+    )
     assert jax.config.jax_compilation_cache_dir is None
 
 
