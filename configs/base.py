@@ -20,6 +20,9 @@ def get_config() -> ConfigDict:
     # float32, bfloat16: the type in which the towers compute; float64: weights and moments too, to
     # compare a run with PyTorch's on a CPU.
     config.precision = "float32"
+    # Where compiled programs are kept for the next start: a folder that all hosts see, a bucket
+    # (gs://, s3://), none, or auto: compile_cache in the workdir on an accelerator, none on a CPU.
+    config.compile_cache = "auto"
 
     config.model = ConfigDict()
     # ViT-B/32, ViT-B/16, ViT-L/14, tiny; None: that of the weights, or ViT-B/32 from scratch.

@@ -17,6 +17,7 @@ from hvp_jax.config.precision import enable_float64
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.monitoring import json_files
+from hvp_jax.parallel.compile_cache import use_compile_cache
 from hvp_jax.parallel.simulated import simulate_devices
 from hvp_jax.weights import initial
 
@@ -45,6 +46,7 @@ def run(config: ConfigDict, workdir: Path | None = None) -> BenchResult:
     model = from_config(config, initial_weights.spec.clip_config)
     if workdir is not None:
         json_files.make_workdir(workdir)
+    use_compile_cache(config.compile_cache, workdir)
     result = PARTS[config.bench](config, model)
     if workdir is not None:
         written = json_files.to_json_types(result)

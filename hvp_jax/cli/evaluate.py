@@ -13,6 +13,7 @@ from hvp_jax.evaluation.results import EvalResult, write_results
 from hvp_jax.evaluation.scorer import Scorer
 from hvp_jax.models.hvpnet import from_config
 from hvp_jax.monitoring import json_files
+from hvp_jax.parallel.compile_cache import use_compile_cache
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import is_primary, primary_first
 from hvp_jax.training import resume
@@ -45,6 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> EvalResult:
             json_files.make_workdir(workdir)
     if not initial_weights.spec.stages:
         selected["warning"] = UNTRAINED
+    use_compile_cache(config.compile_cache, workdir)
     params = partitioner.replicate_params(
         partitioner.shard_state(initial.init_or_load_params(initial_weights, model, config.seed))
     )

@@ -22,6 +22,7 @@ from hvp_jax.evaluation import metrics, report, results
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
 from hvp_jax.models.clip_config import ModelSpec
 from hvp_jax.models.hvpnet import HVPNet, from_config
+from hvp_jax.parallel.compile_cache import use_compile_cache
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
 from hvp_jax.training import loop, resume, train_state
@@ -82,6 +83,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     data = resume.fingerprint([*train_clips, *val_clips])
     resume.check_resumable(config, data, workdir, examples)
     barrier("every process has checked the workdir")
+    use_compile_cache(config.compile_cache, workdir)
     batches = _own_batches(config, train_clips, source, num_frames)
     spec = step_spec_from_config(config, model, examples)
     state = _initial_state(initial_weights, model, spec, partitioner)

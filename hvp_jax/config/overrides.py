@@ -19,7 +19,7 @@ from configs.base import UnknownForm
 from data.errors import DataError, UsageError
 from data.paths import check_path
 from hvp_jax.config.saved import from_json
-from hvp_jax.config.schema import OPTIONAL, PATHS, RENAMED, flatten
+from hvp_jax.config.schema import NOT_PATHS, OPTIONAL, PATHS, RENAMED, flatten
 
 EXPECTED = {
     bool: "true or false",
@@ -124,9 +124,11 @@ def check_paths(config: ConfigDict) -> None:
     """Replaces each path in a config by what it means, in place; UsageError names the key."""
     flat = flatten(config)
     for key, kind in PATHS.items():
-        if flat.get(key) and isinstance(flat[key], str):
-            group, _, name = key.partition(".")
-            config[group][name] = check_path(f"config.{key}", flat[key], kind)
+        value = flat.get(key)
+        if isinstance(value, str) and value and (key, value) not in NOT_PATHS:
+            group, _, name = key.rpartition(".")
+            node = config[group] if group else config
+            node[name] = check_path(f"config.{key}", value, kind)
 
 
 def _hint(key: str, known: list[str]) -> str:

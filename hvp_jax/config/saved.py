@@ -30,11 +30,12 @@ def from_json(text: str) -> ConfigDict:
 
 
 def _add_new_keys(config: ConfigDict) -> None:
-    """Adds, as None, the keys that an earlier version did not have, to groups that exist."""
-    for key in ADDED:
+    """Adds the keys that an earlier version did not have, to groups that exist."""
+    for key, value in ADDED.items():
         group, _, name = key.rpartition(".")
-        if isinstance(config.get(group), ConfigDict) and name not in config[group]:
-            config[group][name] = placeholder(OPTIONAL[key])
+        node = config.get(group) if group else config
+        if isinstance(node, ConfigDict) and name not in node:
+            node[name] = placeholder(OPTIONAL[key]) if value is None else value
 
 
 def _rename_old_keys(config: ConfigDict) -> None:

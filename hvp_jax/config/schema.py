@@ -66,7 +66,10 @@ PATHS: dict[str, paths.Kind] = {  # the keys that name a file or a folder
     "data.videos": "folder",
     "data.shards": "folder",
     "data.exclude": "file",
+    "compile_cache": "folder or bucket",
 }
+# Values of these keys that are no path.
+NOT_PATHS = {("compile_cache", "auto"), ("compile_cache", "none")}
 
 OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.variant": str,
@@ -99,11 +102,8 @@ RENAMED = {  # former name of a key -> its name
     "train.stall_seconds": "train.stall_timeout",
 }
 
-# Keys that the config.json of an older run does not have; None there, as it is not recorded.
-ADDED = (
-    "model.activation",
-    "model.fused",
-)
+# Keys that the config.json of an older run does not have, and what they are then.
+ADDED = {"model.activation": None, "model.fused": None, "compile_cache": "auto"}
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")  # of TPUs, that `topology` may name
 
@@ -127,7 +127,7 @@ def validate(config: ConfigDict) -> None:
     for key in flat:
         if key in RENAMED:
             raise UsageError(f"config.{key} is now called config.{RENAMED[key]}; use that name")
-    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile"):
+    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile", "compile_cache"):
         if key not in flat:
             raise UsageError(f"the config has no key config.{key}; build it from configs/base.py")
     for key, choices in CHOICES.items():

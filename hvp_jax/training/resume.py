@@ -19,7 +19,7 @@ from hvp_jax.training.step_spec import schedule_steps, steps_per_epoch
 # Keys, or beginnings of keys, that may change when a run resumes: they affect where files are and
 # what is kept, logged or scored, but no update.
 MAY_CHANGE = (
-    *("eval.", "bench", "parallel", "fsdp", "profile", "topology"),
+    *("eval.", "bench", "parallel", "fsdp", "profile", "topology", "compile_cache", "model.fused"),
     *("data.root", "data.videos", "data.shards", "data.annotations", "data.exclude"),
     *("data.beam_options", "train.checkpoint_every", "train.eval_every", "train.log_every"),
     *("train.max_to_keep", "train.keep_period", "train.select_by"),

@@ -193,14 +193,14 @@ def test_a_config_json_without_a_new_key_is_read_and_is_no_difference(key):
     """A run of an earlier version is evaluated and resumed, whatever the key is resolved to."""
     resolved = resolve.resolve(changed())
     values = resolved.to_dict()
-    group, name = key.split(".")
-    assert values[group].pop(name) is not None
+    group, _, name = key.rpartition(".")
+    assert (values[group] if group else values).pop(name) is not None
     old = saved.from_json(json.dumps(values))
-    assert old[group][name] is None and old.is_locked
+    assert schema.flatten(old)[key] == schema.ADDED[key] and old.is_locked
     schema.validate(old)
     assert saved.difference(old, resolved) == [] == saved.difference(resolved, old)
     assert resolve.resolve(old) == resolved
-    override(old, key, str(resolved[group][name]))
+    override(old, key, str(schema.flatten(resolved)[key]))
     override(old, key, "none")
     for text in ("{}", '{"model": 3}'):  # no config of a run, but no crash
         saved.from_json(text)

@@ -16,7 +16,7 @@ if "TEST_COMPILATION_CACHE" not in os.environ:
     os.environ["TEST_COMPILATION_CACHE"] = CACHE.name
 COMPILED = {
     "JAX_COMPILATION_CACHE_DIR": os.environ["TEST_COMPILATION_CACHE"],
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     # Halves the compile time; no test depends on how fast a command's step is.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }

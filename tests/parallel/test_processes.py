@@ -38,7 +38,7 @@ def run_two(command, devices: int) -> list[str]:
         for i in (0, 1)
     ]
     try:
-        outputs = [p.communicate(timeout=300) for p in processes]
+        outputs = [p.communicate(timeout=600) for p in processes]
     finally:
         for p in processes:
             p.kill()

@@ -103,12 +103,16 @@ def test_eval_gives_exactly_the_metrics_of_train(uninterrupted, run_cli):
 def test_a_stopped_run_resumes_with_the_numbers_of_an_uninterrupted_one(
     clips, uninterrupted, tmp_path
 ):
-    """SIGTERM once the second step is logged; then the same command again."""
+    """SIGTERM once the second step is logged; then the same command again.
+
+    It compiles nothing large: the uninterrupted run has kept its programs.
+    """
     workdir = tmp_path / "run"
     command = [sys.executable, "run.py", "train", *TINY, f"--config.data.root={clips}"]
     command += [f"--workdir={workdir}", "--config.train.steps=6", "--json"]
     command += ["--config.train.checkpoint_every=2", "--config.train.eval_every=3"]
     environment = os.environ | COMPILED | {"JAX_NUM_CPU_DEVICES": "1"}
+    command.append(f"--config.compile_cache={environment.pop('JAX_COMPILATION_CACHE_DIR')}")
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     metrics, begin = workdir / "metrics.jsonl", time.monotonic()
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
@@ -119,8 +123,13 @@ def test_a_stopped_run_resumes_with_the_numbers_of_an_uninterrupted_one(
     stopped = json.loads(out)
     assert first.returncode == 1 and stopped["ok"] is False and 2 <= stopped["step"] < 6
 
+    environment |= {"JAX_LOG_COMPILES": "1", "JAX_EXPLAIN_CACHE_MISSES": "1"}
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
+    loaded = set(re.findall(r"compilation cache hit for 'jit_(\w+)'", second.stderr))
+    compiled = set(re.findall(r"COMPILATION CACHE MISS for 'jit_(\w+)'", second.stderr))
+    large = {"encode_text", "encode_video", "_score_block", "_fun"}  # _fun: the step of pmap
+    assert large <= loaded and not large & compiled, (loaded, compiled)
     assert json.loads(second.stdout)["text_to_video"] == uninterrupted[1]["text_to_video"]
     # Every row of an uninterrupted run, once, with exactly the same numbers.
     assert rows(workdir) == rows(uninterrupted[0])
