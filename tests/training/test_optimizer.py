@@ -199,3 +199,26 @@ def test_moments_are_float32_even_for_bfloat16_weights():
     assert float(adam.nu["distill"]["stage_0"]["norm"]["scale"][0, 0]) == pytest.approx(
         square, rel=1e-3
     )
+
+
+def test_a_cpu_updates_the_moments_in_place():
+    """Without an order of reads and writes, the compiler copies all moments first."""
+    params = {"clip": {"logit_scale": jnp.ones(()), "kernel": jnp.ones((256, 256))}}
+    adam = optimizer.make_optimizer(1e-3, 1e-3, 100)
+
+    def step(params, state, grads):
+        finite = jnp.isfinite(grads["clip"]["kernel"]).all()
+        updates, state = adam.update(grads, state, params, norm=jnp.ones(()), finite=finite)
+        return optimizer.apply_updates_and_clamp(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, adam.init(params), params)
+    assert compiled.compile().memory_analysis().temp_size_in_bytes < 256 * 256 * 4
+
+
+def test_gradients_that_are_not_finite_change_no_state():
+    params = {"clip": {"logit_scale": jnp.ones(()), "kernel": jnp.ones((4, 4))}}
+    adam = optimizer.make_optimizer(1e-3, 1e-3, 100)
+    _, state = adam.update(params, adam.init(params), params)
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    _, after = adam.update(broken, state, params, finite=jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
