@@ -79,24 +79,13 @@ class BertAdamState(NamedTuple):
     nu: optax.Updates
 
 
-def _computed_before_use(moments: BertAdamState) -> BertAdamState:
-    """The same moments; on a CPU, what uses them reads them from memory.
-
-    Otherwise XLA computes the new moments a second time, from the old ones, where it changes the
-    weights. It then copies all old moments at the start of the step, so that the new ones may take
-    their memory. On other backends the update is one pass, which this would split.
-    """
-    return jax.lax.platform_dependent(
-        moments, cpu=jax.lax.optimization_barrier, default=lambda moments: moments
-    )
-
-
 def scale_by_bert_adam(
     b1: float, b2: float, epsilon: float
 ) -> optax.GradientTransformationExtraArgs:
     """Adam without bias correction; moments are at least float32, whatever the weights are.
 
-    `update` takes `finite`, a scalar: if it is false the moments do not change.
+    `update` takes `finite`, a scalar: if it is false the moments do not change. The choice is made
+    here, before the moments are used: made afterwards, XLA copies all old moments on a CPU.
     """
 
     def zeros(params):
@@ -115,8 +104,8 @@ def scale_by_bert_adam(
 
         mu = jax.tree.map(first_moment, state.mu, grads)
         nu = jax.tree.map(second_moment, state.nu, grads)
-        mu, nu = moments = _computed_before_use(BertAdamState(mu, nu))
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu), moments
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return updates, BertAdamState(mu, nu)
 
     return optax.GradientTransformationExtraArgs(
         lambda p: BertAdamState(zeros(p), zeros(p)), update
