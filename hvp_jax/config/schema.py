@@ -103,7 +103,12 @@ RENAMED = {  # former name of a key -> its name
 }
 
 # Keys that the config.json of an older run does not have, and what they are then.
-ADDED = {"model.activation": None, "model.fused": None, "compile_cache": "auto"}
+ADDED = {
+    "model.activation": None,
+    "model.fused": None,
+    "compile_cache": "auto",
+    "topology": "v5e:2x2",
+}
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")  # of TPUs, that `topology` may name
 
@@ -155,8 +160,7 @@ def validate(config: ConfigDict) -> None:
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if flat["profile"]:
         parse_profile(flat["profile"])
-    if "topology" in flat:  # the config.json of an older run does not have it
-        _validate_topology(flat["topology"])
+    _validate_topology(flat["topology"])
     if not flat["model.weights"]:  # else the sizes are known only once the weights are opened
         resolve(config)
 

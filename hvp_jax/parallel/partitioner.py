@@ -157,9 +157,11 @@ class Partitioner:
         donated; the metrics are replicated and include `stop`.
         """
         step = _with_stop_flag(step)
+        # One device has nothing to reduce, but XLA would copy every gradient through a reduction.
+        axis = AXIS if len(self.devices) > 1 else None
         if self.kind == "pmap":
             return jax.pmap(
-                functools.partial(step, collectives=Collectives(AXIS)),
+                functools.partial(step, collectives=Collectives(axis)),
                 axis_name=AXIS,
                 in_axes=(None, 0),
                 out_axes=None,
@@ -167,13 +169,13 @@ class Partitioner:
                 devices=self.devices,
             )
         shard_axes = None
-        if self.fsdp:
+        if self.fsdp and axis:
             shard_axes = jax.tree.map(
                 lambda x: shard_axis(x.shape, len(self.devices)), state.params
             )
         specs = self._specs(state)
         mapped = jax.shard_map(
-            functools.partial(step, collectives=Collectives(AXIS, shard_axes)),
+            functools.partial(step, collectives=Collectives(axis, shard_axes)),
             mesh=self.mesh,
             in_specs=(specs, PartitionSpec(AXIS)),
             out_specs=(specs, PartitionSpec()),

@@ -28,7 +28,7 @@ from hvp_jax.evaluation import report
 from hvp_jax.models import flops
 from hvp_jax.monitoring.metrics_logger import MetricsLogger
 from hvp_jax.monitoring.profiler import StepProfiler
-from hvp_jax.monitoring.throughput import ThroughputMeter
+from hvp_jax.monitoring.throughput import ThroughputMeter, release_freed_memory
 from hvp_jax.monitoring.watchdog import WAITING_FOR_DEVICES, Watchdog
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, process_index_and_count
@@ -143,6 +143,7 @@ class TrainLoop:
                 self.watchdog.heartbeat(at, "compiling")
                 with self.throughput.paused():
                     step.lower(state, batch).compile()
+                    release_freed_memory()
                     # Processes compile at different speeds; collectives of the step would time out.
                     barrier("every process has compiled")
             self.watchdog.heartbeat(at, WAITING_FOR_DEVICES)

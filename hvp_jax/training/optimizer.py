@@ -21,7 +21,11 @@ CLIP_EPSILON = 1e-6  # added to the norm by torch.nn.utils.clip_grad_norm_
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation, and the factor that its schedule gives to the learning rates."""
+    """An optax transformation, and the factor that its schedule gives to the learning rates.
+
+    `update` takes the global norm of the gradients as `norm`, and `finite`: if it is false, the
+    state does not change, and the updates are not to be used.
+    """
 
     init: Callable[[optax.Params], optax.OptState]
     update: Callable[..., tuple[optax.Updates, optax.OptState]]
@@ -75,24 +79,37 @@ class BertAdamState(NamedTuple):
     nu: optax.Updates
 
 
-def scale_by_bert_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
-    """Adam without bias correction; moments are at least float32, whatever the weights are."""
+def scale_by_bert_adam(
+    b1: float, b2: float, epsilon: float
+) -> optax.GradientTransformationExtraArgs:
+    """Adam without bias correction; moments are at least float32, whatever the weights are.
+
+    `update` takes `finite`, a scalar: if it is false the moments do not change. The choice is made
+    here, before the moments are used: made afterwards, XLA copies all old moments on a CPU.
+    """
 
     def zeros(params):
         return jax.tree.map(
             lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
         )
 
-    def update(grads, state, params=None):
-        del params
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g.astype(m.dtype), state.mu, grads)
-        nu = jax.tree.map(
-            lambda v, g: b2 * v + (1 - b2) * jnp.square(g.astype(v.dtype)), state.nu, grads
-        )
+    def update(grads, state, params=None, *, finite=True, **extra_args):
+        del params, extra_args
+
+        def first_moment(m, g):
+            return jnp.where(finite, b1 * m + (1 - b1) * g.astype(m.dtype), m)
+
+        def second_moment(v, g):
+            return jnp.where(finite, b2 * v + (1 - b2) * jnp.square(g.astype(v.dtype)), v)
+
+        mu = jax.tree.map(first_moment, state.mu, grads)
+        nu = jax.tree.map(second_moment, state.nu, grads)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
         return updates, BertAdamState(mu, nu)
 
-    return optax.GradientTransformation(lambda p: BertAdamState(zeros(p), zeros(p)), update)
+    return optax.GradientTransformationExtraArgs(
+        lambda p: BertAdamState(zeros(p), zeros(p)), update
+    )
 
 
 def _path(keys) -> str:
@@ -159,7 +176,13 @@ def make_optimizer(
         scale_by_group(learning_rates),
         optax.scale_by_schedule(factor),
     )
-    return Optimizer(init, update, lambda state: factor(optax.tree.get(state, "count")))
+
+    def update_if_finite(grads, state, params, *, norm=None, finite=True):
+        updates, new_state = update(grads, state, params, norm=norm, finite=finite)
+        counts = (optax.tree.get(x, "count") for x in (new_state, state))
+        return updates, optax.tree.set(new_state, count=jnp.where(finite, *counts))
+
+    return Optimizer(init, update_if_finite, lambda state: factor(optax.tree.get(state, "count")))
 
 
 def optimizer_from_config(

@@ -107,14 +107,12 @@ def train_step(
         grads = collectives.mean_gradients(grads)
     with jax.named_scope("optimizer"):
         norm = collectives.global_norm(grads)
-        updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params, norm=norm)
-        params = apply_updates_and_clamp(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        updates, opt_state = spec.optimizer.update(
+            grads, state.opt_state, state.params, norm=norm, finite=finite
         )
+        params = apply_updates_and_clamp(state.params, updates)
+        params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), params, state.params)
     skipped = state.skipped + (1 - finite.astype(jnp.int32))
     metrics = {
         "loss": loss,

@@ -53,3 +53,19 @@ def test_a_batch_size_that_the_devices_do_not_divide_is_refused():
     assert str(error.value) == (
         "train.batch_size=12 does not divide over 8 devices; use a multiple of 8"
     )
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_device_reduces_nothing(kind, devices):
+    """A reduction over one device would copy every gradient."""
+    partitioner = Partitioner(kind, devices=jax.devices()[:devices])
+    state = partitioner.shard_state({"x": jnp.ones(4)})
+
+    def step(state, batch, collectives):
+        return collectives.mean_gradients({"x": state["x"] * batch.sum()}), {}
+
+    compiled = partitioner.compile_train_step(step, state)
+    batch = partitioner.shard_batch(np.ones((2, 4), np.float32))
+    text = compiled.lower(state, batch).compile().as_text()
+    assert ("all-reduce" in text) == (devices > 1)

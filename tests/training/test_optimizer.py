@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -199,3 +200,29 @@ def test_moments_are_float32_even_for_bfloat16_weights():
     assert float(adam.nu["distill"]["stage_0"]["norm"]["scale"][0, 0]) == pytest.approx(
         square, rel=1e-3
     )
+
+
+def test_a_cpu_updates_the_moments_in_place():
+    """If it were chosen after the update whether to keep it, all moments would be copied."""
+    kernel = {"kernel": jnp.ones((256, 256))}
+    params = {"clip": {"logit_scale": jnp.ones(()), **kernel}, "new": kernel}
+    adam = optimizer.make_optimizer(1e-3, 1e-3, 100)
+
+    def step(params, state, grads):
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm)
+        updates, state = adam.update(grads, state, params, norm=norm, finite=finite)
+        new = optimizer.apply_updates_and_clamp(params, updates)
+        return jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, params), state
+
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, adam.init(params), params)
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 256 * 256 * 4
+
+
+def test_gradients_that_are_not_finite_change_no_state():
+    params = {"clip": {"logit_scale": jnp.ones(()), "kernel": jnp.ones((4, 4))}}
+    adam = optimizer.make_optimizer(1e-3, 1e-3, 100)
+    _, state = adam.update(params, adam.init(params), params)
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    _, after = adam.update(broken, state, params, finite=jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
