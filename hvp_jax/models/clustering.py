@@ -17,21 +17,27 @@ EPSILON = 1e-6
 # largest error observed, among 3,200 tokens, was 10.
 ROUNDINGS = 64
 HIGHEST = jax.lax.Precision.HIGHEST
-GROUP = 1 << 19  # pairs of a group of rows, unless a single row has more
+# Pairs of a group of rows, unless a single row has more: so few that they stay in a CPU's caches,
+# and so many that an accelerator is busy, with arrays of 128 MiB.
+GROUP = 1 << 19
+ACCELERATOR_GROUP = 1 << 25
 
 
-def map_groups(rows: Callable, pairs: int, *arrays: jax.Array) -> jax.Array:
+def map_groups(
+    rows: Callable, pairs: int, *arrays: jax.Array, group: int | None = None
+) -> jax.Array:
     """`rows(*arrays)` computed for groups of rows of the leading axis, one group after the other.
 
-    `pairs`: the elements of the largest array that `rows` builds for one row.
+    `pairs`: the elements of the largest array that `rows` builds for one row, of which a group
+    has at most `group`; None: `GROUP`.
     """
     batch = arrays[0].shape[0]
-    fits = max(GROUP // max(pairs, 1), 1)
+    fits = max((group or GROUP) // max(pairs, 1), 1)
     size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fits) if batch else 0
     if size == batch:
         return rows(*arrays)
-    groups = [x.reshape(batch // size, size, *x.shape[1:]) for x in arrays]
-    out = jax.lax.map(lambda group: rows(*group), groups)
+    grouped = [x.reshape(batch // size, size, *x.shape[1:]) for x in arrays]
+    out = jax.lax.map(lambda group: rows(*group), grouped)
     return out.reshape(batch, *out.shape[2:])
 
 
@@ -128,6 +134,8 @@ def dpc_knn_cluster(
     x: Float[Array, "b n d"],
     count: Int[Array, " b"],
     noise: Float[Array, "b n"] | None = None,
+    *,
+    group: int | None = None,
 ) -> tuple[Int[Array, "b n"], Int[Array, " b"]]:
     """Clusters tokens by DPC-KNN (Du et al., 2016; paper section 3.2), without a gradient.
 
@@ -138,20 +146,24 @@ def dpc_knn_cluster(
     x = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
     count = jnp.asarray(count)
     arrays = (x, count) if noise is None else (x, count, noise)
-    labels = map_groups(cluster_group, x.shape[1] ** 2, *arrays)
+    labels = map_groups(cluster_group, x.shape[1] ** 2, *arrays, group=group)
     return labels, jnp.maximum((count + 1) // 2, 1)
 
 
 def sum_by_product(
-    values: Float[Array, "b n d"], clusters: Int[Array, "b n"], max_clusters: int
+    values: Float[Array, "b n d"],
+    clusters: Int[Array, "b n"],
+    max_clusters: int,
+    group: int | None = None,
 ) -> Float[Array, "b m d"]:
     """Sums of clusters as a matrix product with 0 and 1."""
 
-    def group(values, clusters):
+    def rows(values, clusters):
         member = clusters[:, None, :] == jnp.arange(max_clusters)[:, None]  # [B, M, N]
         return jnp.einsum("bmn,bnd->bmd", member.astype(values.dtype), values, precision=HIGHEST)
 
-    return map_groups(group, values.shape[1] * max_clusters, values, clusters)
+    pairs = values.shape[1] * max_clusters
+    return map_groups(rows, pairs, values, clusters, group=group)
 
 
 def sum_by_scatter(
@@ -164,9 +176,12 @@ def sum_by_scatter(
     return total.at[rows, index].add(values, mode="drop")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def sum_clusters(
-    values: Float[Array, "b n d"], clusters: Int[Array, "b n"], max_clusters: int
+    values: Float[Array, "b n d"],
+    clusters: Int[Array, "b n"],
+    max_clusters: int,
+    group: int | None = None,
 ) -> Float[Array, "b m d"]:
     """Sums of each cluster's tokens; a token of cluster -1 is in none."""
     # A CPU adds one token at a time seven times faster than it multiplies; accelerators multiply
@@ -175,15 +190,15 @@ def sum_clusters(
         values,
         clusters,
         cpu=functools.partial(sum_by_scatter, max_clusters=max_clusters),
-        default=functools.partial(sum_by_product, max_clusters=max_clusters),
+        default=functools.partial(sum_by_product, max_clusters=max_clusters, group=group),
     )
 
 
-def _sum_forward(values, clusters, max_clusters):
-    return sum_clusters(values, clusters, max_clusters), clusters
+def _sum_forward(values, clusters, max_clusters, group):
+    return sum_clusters(values, clusters, max_clusters, group), clusters
 
 
-def _sum_backward(max_clusters, clusters, gradient):
+def _sum_backward(max_clusters, group, clusters, gradient):
     # A gather, where the gradient of the product would be another product.
     gathered = jnp.take_along_axis(gradient, jnp.maximum(clusters, 0)[:, :, None], axis=1)
     return jnp.where(clusters[:, :, None] >= 0, gathered, 0), None
@@ -200,6 +215,7 @@ def merge_clusters(
     count: Int[Array, " b"],
     *,
     bias: Float[Array, ""] | float = 0.0,
+    group: int | None = None,
 ) -> Float[Array, "b m d"]:
     """Mean of the tokens of each cluster, weighted by exp(score + bias) / (sum + 1e-6).
 
@@ -216,12 +232,12 @@ def merge_clusters(
 
     score = jnp.asarray(score)
     pairs = x.shape[1] * max_clusters
-    top = map_groups(greatest, pairs, jax.lax.stop_gradient(score), clusters)  # [B, M]
+    top = map_groups(greatest, pairs, jax.lax.stop_gradient(score), clusters, group=group)  # [B, M]
     top = jnp.where(jnp.isfinite(top), top, 0)
     own = jnp.take_along_axis(top, jnp.maximum(clusters, 0), axis=1)
     # Padding could overflow the exponent: 0 keeps the gradient finite.
     weight = jnp.exp(jnp.where(clusters >= 0, score - own, 0))[:, :, None]  # [B, N, 1]
-    total = sum_clusters(weight, clusters, max_clusters)
-    merged = sum_clusters(weight * x.astype(weight.dtype), clusters, max_clusters)
+    total = sum_clusters(weight, clusters, max_clusters, group)
+    merged = sum_clusters(weight * x.astype(weight.dtype), clusters, max_clusters, group)
     # At exp(80) the epsilon already dominates the sum of at most N; a larger one would overflow.
     return merged / (total + EPSILON * jnp.exp(jnp.minimum(-top - bias, 80))[:, :, None])

@@ -25,6 +25,7 @@ def grouped_attention(
     key: Float[Array, "b n h d"],
     value: Float[Array, "b n h d"],
     bias: Float[Array, "b n"],
+    group: int | None = None,
 ) -> Float[Array, "b q h d"]:
     """`attention` by groups of heads of a sample; the backward pass computes the weights again.
 
@@ -38,7 +39,8 @@ def grouped_attention(
 
     bias = jnp.repeat(bias, heads, axis=0)[:, None, None]
     pairs = queries * key.shape[1]
-    y = map_groups(jax.checkpoint(attention), pairs, rows(query), rows(key), rows(value), bias)
+    arrays = rows(query), rows(key), rows(value), bias
+    y = map_groups(jax.checkpoint(attention), pairs, *arrays, group=group)
     return y.reshape(batch, heads, queries, -1).swapaxes(1, 2)
 
 
@@ -57,10 +59,31 @@ class TokenScore(nn.Module):
         return (x @ kernel)[..., 0], bias[0]
 
 
+class PartedDense(nn.Module):
+    """Dense layers of one input whose weights are side by side, as nn.Dense would have them.
+
+    Each output is an array of its own: to split a product would copy it.
+    """
+
+    features: int
+    parts: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b n features"]]:
+        shape = (x.shape[-1], self.parts * self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
+        weights = zip(jnp.split(kernel, self.parts, 1), jnp.split(bias, self.parts), strict=True)
+        return [by_row(lambda rows, w=w, b=b: rows @ w + b, x) for w, b in weights]
+
+
 class DistillationStage(nn.Module):
     """One halving of the tokens."""
 
     dtype: DTypeLike
+    fused: bool
+    group: int | None
 
     @nn.compact
     def __call__(
@@ -68,11 +91,10 @@ class DistillationStage(nn.Module):
     ) -> tuple[Float[Array, "b m d"], Int[Array, " b"]]:
         """Tokens and their count -> merged tokens, m = ceil(n / 2), and their count."""
         width = x.shape[2]
-        head = (HEADS, width // HEADS)
         valid = jnp.arange(x.shape[1]) < count[:, None]
 
-        def dense(features, name, x):
-            return by_row(nn.Dense(features, dtype=self.dtype, name=name), x)
+        def dense(name, x, parts=1):
+            return PartedDense(width, parts, dtype=self.dtype, name=name)(x.astype(self.dtype))
 
         # Zero the padding, as the convolution's own padding at the ends is zero.
         x = jnp.where(valid[:, :, None], x, 0)
@@ -80,23 +102,28 @@ class DistillationStage(nn.Module):
         x = layer_norm("norm")(x + conv(x.astype(self.dtype)))  # at least float32
         score, score_bias = TokenScore(name="score")(x)  # [B, N], []
 
-        clusters, merged_count = dpc_knn_cluster(x, count, noise)
+        clusters, merged_count = dpc_knn_cluster(x, count, noise, group=self.group)
         clusters = checkpoint_name(clusters, "clusters")
-        merged = merge_clusters(x, score, clusters, count, bias=score_bias)
+        merged = merge_clusters(x, score, clusters, count, bias=score_bias, group=self.group)
         self.sow("intermediates", "tokens", x)
         self.sow("intermediates", "scores", score + score_bias)
         self.sow("intermediates", "clusters", clusters)
         self.sow("intermediates", "merged", merged)
 
         norm = layer_norm("attention_norm")
-        query = dense(width, "query", norm(merged).astype(self.dtype))
-        key_value = dense(2 * width, "key_value", norm(x).astype(self.dtype))
-        key, value = jnp.split(key_value, 2, axis=-1)
-        query, key, value = (part.reshape(*part.shape[:2], *head) for part in (query, key, value))
+        (query,) = dense("query", norm(merged))
+        key, value = dense("key_value", norm(x), parts=2)
         # The score of a token is added to its logits as a key; the bias cancels in the softmax.
         bias = jnp.where(valid, score, -jnp.inf)
-        y = grouped_attention(query, key, value, bias).reshape(merged.shape)
-        return merged + dense(width, "attention_out", y), merged_count
+        if self.fused and not self.is_initializing():
+            from hvp_jax.models.kernels.cross_attention import cross_attention  # Pallas
+
+            y = cross_attention(query, key, value, bias, HEADS)
+        else:
+            heads = [x.reshape(*x.shape[:2], HEADS, -1) for x in (query, key, value)]
+            y = grouped_attention(*heads, bias, self.group).reshape(merged.shape)
+        (y,) = dense("attention_out", y)
+        return merged + y, merged_count
 
 
 class TokenDistillation(nn.Module):
@@ -105,6 +132,8 @@ class TokenDistillation(nn.Module):
     stages: int
     dtype: DTypeLike = jnp.float32
     remat: bool = False  # save only a stage's input and clusters
+    group: int | None = None  # of `map_groups`
+    fused: bool = False  # attention by `hvp_jax/models/kernels/cross_attention.py`
 
     @nn.compact
     def __call__(
@@ -126,5 +155,6 @@ class TokenDistillation(nn.Module):
             if key is not None:
                 stage_key = jax.vmap(jax.random.fold_in, (0, None))(key, i)
                 noise = jax.vmap(jax.random.uniform, (0, None))(stage_key, x.shape[1:2])
-            x, count = stage(dtype=self.dtype, name=f"stage_{i}")(x, count, noise)
+            settings = {"dtype": self.dtype, "fused": self.fused, "group": self.group}
+            x, count = stage(**settings, name=f"stage_{i}")(x, count, noise)
         return x, count

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from hvp_jax.models import similarity
 from hvp_jax.models.clip import CLIP
 from hvp_jax.models.clip_config import VARIANTS, ClipConfig, fits_fused_tower
+from hvp_jax.models.clustering import ACCELERATOR_GROUP
 from hvp_jax.models.distillation import TokenDistillation
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 
@@ -53,7 +54,8 @@ class HVPNet(nn.Module):
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
     freeze_patches: bool = True
-    fused: bool = False  # the vision tower for TPUs, `hvp_jax/models/tower/fused.py`
+    group: int | None = None  # of `clustering.map_groups`
+    fused: bool = False  # with kernels for TPUs, `hvp_jax/models/kernels/`
 
     def setup(self) -> None:
         self.clip = CLIP(
@@ -65,7 +67,11 @@ class HVPNet(nn.Module):
             fused=self.fused,
         )
         self.distill = TokenDistillation(
-            stages=self.stages, dtype=self.dtype, remat=self.remat == "full"
+            stages=self.stages,
+            dtype=self.dtype,
+            remat=self.remat == "full",
+            group=self.group,
+            fused=self.fused,
         )
         self.word_weight = TokenWeight(dtype=self.dtype)
         self.patch_weight = TokenWeight(dtype=self.dtype)
@@ -153,10 +159,12 @@ def from_config(
     """
     # Any: this layer does not import ml_collections.
     clip_config = clip_config or VARIANTS[config.model.variant]
+    platform = platform or jax.default_backend()
     use_fused = config.model.fused
     if use_fused is None:
-        on_tpu = (platform or jax.default_backend()) == "tpu"
-        use_fused = on_tpu and config.precision == "bfloat16" and fits_fused_tower(clip_config)
+        use_fused = (
+            platform == "tpu" and config.precision == "bfloat16" and fits_fused_tower(clip_config)
+        )
     return HVPNet(
         clip_config,
         tuple(config.model.taps),
@@ -166,6 +174,7 @@ def from_config(
         remat=config.model.remat,
         dtype=jnp.dtype(config.precision),
         freeze_patches=config.model.freeze_patches,
+        group=None if platform == "cpu" else ACCELERATOR_GROUP,
         fused=use_fused,
     )
 

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from hvp_jax.models import layers
-from hvp_jax.models.tower import attention_kernel
+from hvp_jax.models.kernels import self_attention as attention_kernel
 from hvp_jax.models.tower.row_norm import row_stats
 from hvp_jax.models.tower.tower import Tower
 from tests.helpers.small import normal, random_params

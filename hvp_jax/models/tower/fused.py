@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hvp_jax.models.layers import ACTIVATIONS
-from hvp_jax.models.tower.attention_kernel import (
+from hvp_jax.models.kernels.self_attention import (
     self_attention,
     self_attention_gradient,
 )
+from hvp_jax.models.layers import ACTIVATIONS
 from hvp_jax.models.tower.folding import Layers, fold_layers
 from hvp_jax.models.tower.row_norm import (
     RowStats,

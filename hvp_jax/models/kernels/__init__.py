@@ -1,0 +1,1 @@
+"""Pallas kernels for TPUs, each with its gradient."""
