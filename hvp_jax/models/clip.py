@@ -63,8 +63,11 @@ class VisionTransformer(nn.Module):
             fused=self.fused,
             name="tower",
         )(x)
+        shape = x.shape[:-1]  # l n p
+        x = x.reshape(shape[0], -1, self.width)  # frames of 50 tokens would be padded on a TPU
         x = layer_norm("norm_post")(x).astype(self.dtype)
-        return by_row(lambda rows: rows @ projection.astype(self.dtype), x)
+        x = by_row(lambda rows: rows @ projection.astype(self.dtype), x)
+        return x.reshape(*shape, self.embed_dim)
 
 
 class TextTransformer(nn.Module):

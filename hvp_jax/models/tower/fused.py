@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from hvp_jax.models.kernels.self_attention import (
@@ -51,6 +52,16 @@ class Saved(NamedTuple):
     middles: jax.Array | None  # [L, rows, width], the inputs
     middle_stats: RowStats | None
     hiddens: jax.Array | None  # [L, rows, mlp width], before the activation
+
+
+def _rows_minor(x: jax.Array) -> jax.Array:
+    """The same array with its rows side by side in memory.
+
+    The compiler chooses this layout inside the loops. Left to itself it would change that of the
+    whole stack for the taps, and that of a tap's gradient in every iteration.
+    """
+    *leading, rows, columns = range(x.ndim)
+    return with_layout_constraint(x, Layout((*leading, columns, rows)))
 
 
 def _empty(shapes: Any) -> Any:
@@ -118,7 +129,7 @@ def _run_blocks(
     out, _, saved = jax.lax.fori_loop(0, depth, block, (*of_inputs, _empty(stacks)))
     # The output of layer t, counted from 1, is the input of the next one.
     taps = [saved.inputs[tap] if tap < depth else out for tap in spec.taps]
-    return jnp.stack(taps), saved
+    return jnp.stack([_rows_minor(tap) for tap in taps]), saved
 
 
 def _column_sum(x: jax.Array) -> jax.Array:
@@ -165,11 +176,14 @@ def _run_backward(
     layers, saved = residuals
     depth = layers.qkv.shape[0]
 
-    def add_tap(dx, i):
-        """Adds the gradient of the output of layer i, counted from 1, that comes from its tap."""
+    d_taps = _rows_minor(d_taps)
+
+    def of_tap(i):
+        """The gradient of the output of layer i, counted from 1, that comes from its tap."""
+        # Scalar arithmetic instead of a table, whose reads the compiler moves out of the sum.
         slot = sum(jnp.int32(i > tap) for tap in spec.taps[:-1])
         tapped = functools.reduce(jnp.logical_or, [i == tap for tap in spec.taps])
-        return jax.lax.cond(tapped, lambda: dx + _at(d_taps, slot), lambda: dx)
+        return jnp.where(tapped, _at(d_taps, slot), 0)
 
     def block(step, carry):
         dx, grads = carry
@@ -183,11 +197,10 @@ def _run_backward(
             of_mlp = middle, middle_stats, _mlp_in(middle, middle_stats, layer)
         d_middle, of_mlp = _mlp_gradient(dx, *of_mlp, layer, spec)
         d_input, of_attention = _attention_gradient(d_middle, x, stats, layer, spec)
-        dx = add_tap(d_input.astype(x.dtype), i)
+        dx = (d_input + of_tap(i)).astype(x.dtype)
         return dx, _write(grads, Layers(**of_mlp, **of_attention), i)
 
-    last = add_tap(jnp.zeros(d_taps.shape[1:], d_taps.dtype), depth)
-    return jax.lax.fori_loop(0, depth, block, (last, _empty(layers)))
+    return jax.lax.fori_loop(0, depth, block, (of_tap(depth), _empty(layers)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
