@@ -4,59 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import pallas as pl
 
-from hvp_jax.models import layers
-from hvp_jax.models.kernels import self_attention as attention_kernel
 from hvp_jax.models.tower.row_norm import row_stats
 from hvp_jax.models.tower.tower import Tower
 from tests.helpers.small import normal, random_params
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    call = pl.pallas_call
-    monkeypatch.setattr(pl, "pallas_call", lambda *a, **k: call(*a, **k, interpret=True))
-
-
-def plain_attention(qkv, bias, tokens, head_dim):
-    heads = (-1, tokens, qkv.shape[1] // 3 // head_dim, head_dim)
-    parts = (part.reshape(heads) for part in jnp.split(qkv + bias.astype(qkv.dtype), 3, axis=1))
-    return layers.attention(*parts).reshape(qkv.shape[0], -1)
-
-
-# Tokens, frames, width of a head, width: one, two and eight frames in a product, heads of all
-# widths, frames that do not fill a block.
-SIZES = {
-    "pairs of frames": (50, 4, 64, 256, "float32"),
-    "pairs of frames, bfloat16": (50, 4, 64, 256, "bfloat16"),
-    "eight frames in a product": (5, 9, 32, 128, "float32"),
-    "frames longer than a tile": (131, 2, 64, 128, "bfloat16"),
-    "one head in a tile": (10, 3, 128, 128, "float32"),
-}
-
-
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_the_kernel_and_its_gradient_equal_plain_attention(sizes):
-    tokens, frames, head_dim, width, dtype = sizes
-    rows = tokens * frames
-    qkv, bias = jnp.asarray(normal(0, rows, 3 * width), dtype), jnp.float32(normal(1, 3 * width))
-    d_out = jnp.asarray(normal(2, rows, width), dtype)
-    expected, vjp = jax.vjp(lambda *x: plain_attention(*x, tokens, head_dim), qkv, bias)
-    d_qkv, d_bias = vjp(d_out)
-
-    out = attention_kernel.self_attention(qkv, bias, tokens, head_dim)
-    again, *grads = attention_kernel.self_attention_gradient(qkv, bias, d_out, tokens, head_dim)
-    np.testing.assert_array_equal(out, again)
-    tolerance = 2e-5 if dtype == "float32" else 3e-2
-    close = {"rtol": tolerance, "atol": tolerance}
-    np.testing.assert_allclose(*(np.float32(x) for x in (out, expected)), **close)
-    np.testing.assert_allclose(*(np.float32(x) for x in (grads[0], d_qkv)), **close)
-    # The bias of the keys has no effect: a constant in every logit of a query.
-    scale = np.abs(np.float32(d_bias)).max()
-    np.testing.assert_allclose(grads[1] / scale, np.float32(d_bias) / scale, atol=tolerance)
+pytestmark = pytest.mark.usefixtures("quick_compile", "interpreted_kernels")
 
 
 def towers(dtype="float32", remat="dots", activation="quick_gelu"):

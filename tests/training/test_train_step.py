@@ -162,7 +162,8 @@ def apply_linear(variables, ids, mask, video, video_mask, *, key):
     del video_mask
     params = variables["params"]
     words = similarity.l2_normalize(jax.nn.one_hot(ids, SIZES.vocab_size) @ params["clip"]["words"])
-    features = video[:, 0, 0] @ params["distill"]  # [B, 32, D]
+    pixels = video.reshape(*video.shape[:3], -1, 3)  # the devices get them as one axis
+    features = pixels[:, 0, 0] @ params["distill"]  # [B, 32, D]
     if key is not None:
         noise = jax.vmap(jax.random.normal, (0, None))(key, features.shape[1:])
         features = features + noise * params["scale"]
