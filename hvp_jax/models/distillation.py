@@ -74,8 +74,12 @@ class PartedDense(nn.Module):
         shape = (x.shape[-1], self.parts * self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
-        weights = zip(jnp.split(kernel, self.parts, 1), jnp.split(bias, self.parts), strict=True)
-        return [by_row(lambda rows, w=w, b=b: rows @ w + b, x) for w, b in weights]
+
+        def part(weights: Array, bias: Array) -> Array:
+            return by_row(lambda rows: rows @ weights + bias, x)
+
+        kernels, biases = jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts)
+        return [part(*pair) for pair in zip(kernels, biases, strict=True)]
 
 
 class DistillationStage(nn.Module):
@@ -120,8 +124,8 @@ class DistillationStage(nn.Module):
 
             y = cross_attention(query, key, value, bias, HEADS)
         else:
-            heads = [x.reshape(*x.shape[:2], HEADS, -1) for x in (query, key, value)]
-            y = grouped_attention(*heads, bias, self.group).reshape(merged.shape)
+            query, key, value = (x.reshape(*x.shape[:2], HEADS, -1) for x in (query, key, value))
+            y = grouped_attention(query, key, value, bias, self.group).reshape(merged.shape)
         (y,) = dense("attention_out", y)
         return merged + y, merged_count
 
@@ -155,6 +159,6 @@ class TokenDistillation(nn.Module):
             if key is not None:
                 stage_key = jax.vmap(jax.random.fold_in, (0, None))(key, i)
                 noise = jax.vmap(jax.random.uniform, (0, None))(stage_key, x.shape[1:2])
-            settings = {"dtype": self.dtype, "fused": self.fused, "group": self.group}
-            x, count = stage(**settings, name=f"stage_{i}")(x, count, noise)
+            halve = stage(dtype=self.dtype, fused=self.fused, group=self.group, name=f"stage_{i}")
+            x, count = halve(x, count, noise)
         return x, count

@@ -46,7 +46,9 @@ def jax_arrays(
     clip = jax.tree.map(lambda x: jnp.asarray(x, dtype), params["clip"])
 
     def towers(module: HVPNet, pixels: jax.Array, ids: jax.Array):
-        return module.clip.visual(pixels), module.clip.text(ids, jnp.ones(ids.shape, bool))
+        pixels = pixels.reshape(*pixels.shape[:2], -1)  # width and channels as one axis
+        image = module.clip.visual(pixels, jnp.ones(len(pixels), bool))
+        return image, module.clip.text(ids, jnp.ones(ids.shape, bool))
 
     def run(clip, pixels, ids):
         return model.apply(

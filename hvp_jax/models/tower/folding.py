@@ -36,9 +36,11 @@ def fold_layers(blocks: dict, dtype: DTypeLike) -> Layers:
     layers = Layers(
         qkv,
         qkv_bias,
-        *(blocks["attention_out"][name] for name in ("kernel", "bias")),
+        blocks["attention_out"]["kernel"],
+        blocks["attention_out"]["bias"],
         mlp_in,
         mlp_in_bias,
-        *(blocks["mlp_out"][name] for name in ("kernel", "bias")),
+        blocks["mlp_out"]["kernel"],
+        blocks["mlp_out"]["bias"],
     )
     return jax.tree.map(lambda x: x.astype(dtype), layers)
