@@ -165,7 +165,7 @@ def _call(arrays: tuple, tokens: int, head_dim: int) -> tuple[jax.Array, ...]:
         out_shape=out_shapes,
         scratch_shapes=[pltpu.VMEM((3, block, LANES), qkv.dtype)] if d_out else [],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary")[: 3 if d_out else 2]
+            dimension_semantics=(pltpu.PARALLEL, *(2 if d_out else 1) * [pltpu.ARBITRARY])
         ),
         # The compiler does not look into a kernel: what it computes, masked products included.
         cost_estimate=pl.CostEstimate(
