@@ -39,7 +39,12 @@ def refused(capfd, *arguments: str) -> str:
 def test_every_key_that_is_a_path_is_checked(home, fake, capfd, verb):
     seen = []
     fake(lambda **values: seen.append(values) or {})
-    for key in PATHS:
+    for key, kind in PATHS.items():
+        if kind == "folder or bucket":
+            assert main.main([verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=gs://b/x"]) == 0
+            assert flatten(seen[-1]["config"])[key] == "gs://b/x"
+            capfd.readouterr()
+            continue
         url = refused(capfd, verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=gs://bucket/x")
         assert url.startswith(f"error: config.{key}=gs://bucket/x is not on this machine")
         assert main.main([verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=~/x"]) == 0

@@ -78,7 +78,8 @@ def test_steps_follow_from_the_data():
 
 def test_nothing_is_left_at_none():
     config = resolve.resolve_steps(resolve.resolve(changed()), 1000)
-    assert [key for key, value in schema.flatten(config).items() if value is None] == []
+    # It depends on the device too: `hvpnet.from_config` chooses.
+    assert [k for k, value in schema.flatten(config).items() if value is None] == ["model.fused"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_a_config_json_without_a_new_key_is_read_and_is_no_difference(key):
     resolved = resolve.resolve(changed())
     values = resolved.to_dict()
     group, _, name = key.rpartition(".")
-    assert (values[group] if group else values).pop(name) is not None
+    (values[group] if group else values).pop(name)
     old = saved.from_json(json.dumps(values))
     assert schema.flatten(old)[key] == schema.ADDED[key] and old.is_locked
     schema.validate(old)

@@ -17,6 +17,7 @@ DATA = {"processes": 1, "clips": 24, "sha256": "s"}
 def test_only_keys_that_affect_no_update_may_change():
     assert {key for key in flatten(get_config()) if key.startswith(MAY_CHANGE)} == {
         *("bench", "eval.batch_size", "eval.split", "fsdp", "parallel", "profile", "topology"),
+        *("compile_cache", "model.fused"),
         *("data.annotations", "data.beam_options", "data.exclude", "data.root"),
         *("data.shards", "data.videos"),
         *("train.checkpoint_every", "train.eval_every", "train.keep_period", "train.log_every"),

@@ -128,7 +128,7 @@ def test_a_stopped_run_resumes_with_the_numbers_of_an_uninterrupted_one(
     assert second.returncode == 0, second.stderr
     loaded = set(re.findall(r"compilation cache hit for 'jit_(\w+)'", second.stderr))
     compiled = set(re.findall(r"COMPILATION CACHE MISS for 'jit_(\w+)'", second.stderr))
-    large = {"encode_text", "encode_video", "_score_block", "_fun"}  # _fun: the step of pmap
+    large = {"encode_text", "encode_video", "_fun"}  # _fun: the step of pmap
     assert large <= loaded and not large & compiled, (loaded, compiled)
     assert json.loads(second.stdout)["text_to_video"] == uninterrupted[1]["text_to_video"]
     # Every row of an uninterrupted run, once, with exactly the same numbers.
