@@ -40,8 +40,8 @@ ROWS = (  # the step comes first: the memory is that of training alone
     "evaluation",
 )
 SIDES = {"original": "torch_side.py", "ours": "jax_side.py"}
-# Of a row's result on the two sides. Near ties of the clustering are resolved differently.
-TOLERANCE = 1e-3
+# Of a row's result on the two sides: near ties of the clustering are resolved differently.
+TOLERANCE = 5e-3
 
 
 class Side:

@@ -60,11 +60,10 @@ class Side:
     def step(self) -> Run:
         state = {name: x.clone().requires_grad_(name != FROZEN) for name, x in self.state.items()}
         optimizer = BertAdam(state, OPTIMIZER)
-        model = self.model._replace(noise=True)
         batch = {"text_ids": self.ids[: self.sizes.batch], "video": self.video}
 
         def run() -> float:
-            loss = hvpnet.loss_terms(state, batch, model).sum()
+            loss = hvpnet.loss_terms(state, batch, self.model).sum()
             loss.backward()
             optimizer.update()
             return loss.item()

@@ -14,18 +14,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from hvp_jax.models.clip_config import LANES
+from hvp_jax.models.kernels.products import dot
 
 MAX_LOGITS = 2**18  # of a head in one step; several arrays of them have to fit
 
 
-def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    """Product of two matrices, contracted over the axes given; float32."""
-    dimensions = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
-
 def _weights(query: jax.Array, key: jax.Array, bias_ref, scale: float) -> jax.Array:
-    logits = _dot(query, key, 1, 1) * scale + bias_ref[0]
+    logits = dot(query, key, 1, 1) * scale + bias_ref[0]
     weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -43,7 +38,7 @@ def _forward_kernel(
 ) -> None:
     heads = (_heads(ref, head_dim) for ref in (query_ref, key_ref, value_ref))
     out = [
-        _dot(_weights(query, key, bias_ref, scale).astype(value.dtype), value, 1, 0)
+        dot(_weights(query, key, bias_ref, scale).astype(value.dtype), value, 1, 0)
         for query, key, value in zip(*heads, strict=True)
     ]
     out_ref[0] = jnp.concatenate(out, axis=1).astype(out_ref.dtype)
@@ -86,13 +81,13 @@ def _gradient_kernel(
     )
     for query, key, value, d_out in heads:
         weights = _weights(query, key, bias_ref, scale)
-        d_weights = _dot(d_out, value, 1, 1)
+        d_weights = dot(d_out, value, 1, 1)
         d_logits = weights * (d_weights - (weights * d_weights).sum(axis=1, keepdims=True))
         d_bias_ref[0] += d_logits.sum(axis=0, keepdims=True)
         d_logits = (d_logits * scale).astype(key.dtype)
-        d_queries.append(_dot(d_logits, key, 1, 0))
-        d_keys.append(_dot(d_logits, query, 0, 0))
-        d_values.append(_dot(weights.astype(value.dtype), d_out, 0, 0))
+        d_queries.append(dot(d_logits, key, 1, 0))
+        d_keys.append(dot(d_logits, query, 0, 0))
+        d_values.append(dot(weights.astype(value.dtype), d_out, 0, 0))
     d_query_ref[0] = jnp.concatenate(d_queries, axis=1).astype(d_query_ref.dtype)
     d_key_sum[...] += jnp.concatenate(d_keys, axis=1)
     d_value_sum[...] += jnp.concatenate(d_values, axis=1)

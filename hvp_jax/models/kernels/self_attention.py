@@ -20,14 +20,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from hvp_jax.models.clip_config import LANES
+from hvp_jax.models.kernels.products import dot
 
 MASKED = -1e30  # a logit; -inf would make 0 times infinity in the gradient
-
-
-def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    """Product of two matrices, contracted over the axes given; float32."""
-    dimensions = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def _split_heads(x: jax.Array, head_dim: int) -> jax.Array:
@@ -74,7 +69,7 @@ def _chunks(qkv_refs, bias_ref, tokens: int, head_dim: int):
             ref[rows, :] + bias_ref[pl.ds(part, 1), :] for part, ref in enumerate(qkv_refs)
         )
         query = _split_heads(query, head_dim)
-        logits = _dot(query, key, 1, 1) * head_dim**-0.5
+        logits = dot(query, key, 1, 1) * head_dim**-0.5
         if mask is not None:
             logits = jnp.where(mask, logits, MASKED)
         weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
@@ -82,7 +77,7 @@ def _chunks(qkv_refs, bias_ref, tokens: int, head_dim: int):
 
 
 def _weighted_sum(weights: jax.Array, total: jax.Array, value: jax.Array, head_dim: int):
-    summed = _dot(weights.astype(value.dtype), value, 1, 0) / total
+    summed = dot(weights.astype(value.dtype), value, 1, 0) / total
     return _join_heads(summed, head_dim).astype(value.dtype)
 
 
@@ -113,14 +108,14 @@ def _gradient_kernel(*refs, tokens: int, head_dim: int) -> None:
             out_ref[rows, :] = _weighted_sum(weights, total, value, head_dim)
             weights /= total
             d_out = _split_heads(d_out_ref[rows, :], head_dim)
-            d_weights = _dot(d_out, value, 1, 1)
+            d_weights = dot(d_out, value, 1, 1)
             d_logits = weights * (d_weights - (weights * d_weights).sum(axis=1, keepdims=True))
             d_logits = (d_logits * head_dim**-0.5).astype(key.dtype)
             grads = (
-                _join_heads(_dot(d_logits, key, 1, 0), head_dim),
+                _join_heads(dot(d_logits, key, 1, 0), head_dim),
                 # The sum over the copies keeps the heads apart: a copy is 0 outside its head.
-                _dot(d_logits, query, 0, 0),
-                _dot(weights.astype(value.dtype), d_out, 0, 0),
+                dot(d_logits, query, 0, 0),
+                dot(weights.astype(value.dtype), d_out, 0, 0),
             )
             for part, grad in enumerate(grads):
                 parts_ref[part, rows, :] = grad.astype(parts_ref.dtype)
