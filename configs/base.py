@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.model.freeze_patches = placeholder(bool)
     # The vision tower as `hvp_jax/models/tower/fused.py` computes it for TPUs; None: on a TPU with
     # precision=bfloat16.
-    config.model.fused = None
+    config.model.fused = placeholder(bool)
     config.model.remat = "dots"  # none, dots, full: how much the backward pass recomputes
 
     config.distill = ConfigDict()

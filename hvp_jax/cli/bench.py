@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
@@ -14,7 +15,7 @@ from hvp_jax.bench.similarity import bench_similarity
 from hvp_jax.bench.step import bench_step
 from hvp_jax.bench.tpu.compiled_step import bench_tpu
 from hvp_jax.config.precision import enable_float64
-from hvp_jax.config.resolve import resolve
+from hvp_jax.config.resolve import check_platform, resolve
 from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.compile_cache import use_compile_cache
@@ -43,6 +44,8 @@ def run(config: ConfigDict, workdir: Path | None = None) -> BenchResult:
     # Only for the sizes: the computation is the same for any weights.
     initial_weights = initial.find_initial_weights(config)
     config = resolve(config, initial_weights.spec)
+    if config.bench != "tpu":
+        check_platform(config, jax.default_backend())
     model = from_config(config, initial_weights.spec.clip_config)
     if workdir is not None:
         json_files.make_workdir(workdir)

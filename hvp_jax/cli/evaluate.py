@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from data import inputs, splits
 from data.errors import UsageError
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import enable_float64
-from hvp_jax.config.resolve import resolve
+from hvp_jax.config.resolve import check_platform, resolve
 from hvp_jax.evaluation.results import EvalResult, write_results
 from hvp_jax.evaluation.scorer import Scorer
 from hvp_jax.models.hvpnet import from_config
@@ -27,6 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> EvalResult:
     enable_float64(config)
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
+    check_platform(config, jax.default_backend())
     model = from_config(config, initial_weights.spec.clip_config)
     partitioner = Partitioner(config.parallel)
     decoded_splits = () if config.data.shards else (config.eval.split,)

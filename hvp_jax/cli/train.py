@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grain
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -17,7 +18,7 @@ from data.records import Clip
 from data.splits import clips_of_split
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import cast_params, enable_float64
-from hvp_jax.config.resolve import resolve, resolve_steps
+from hvp_jax.config.resolve import check_platform, resolve, resolve_steps
 from hvp_jax.evaluation import metrics, report, results
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
 from hvp_jax.models.clip_config import ModelSpec
@@ -70,6 +71,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     config = resolve(config, initial_weights.spec)
     partitioner = Partitioner(config.parallel, config.fsdp)
     partitioner.check_batch_size(config.train.batch_size, "train.batch_size")
+    check_platform(config, jax.default_backend())
     model = from_config(config, initial_weights.spec.clip_config)
     train_clips, val_clips, eval_clips, excluded = _read_splits(config)
     examples = sum(len(clip.captions) for clip in train_clips)

@@ -74,6 +74,14 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
     return config
 
 
+def check_platform(config: ConfigDict, platform: str) -> None:
+    """Raises UsageError if `platform`, "tpu", "gpu" or "cpu", cannot run the config."""
+    if config.model.fused and platform != "tpu":
+        raise UsageError(
+            f"config.model.fused=True needs a TPU, and JAX runs on a {platform} here: leave it out"
+        )
+
+
 def resolve_steps(config: ConfigDict, examples: int, pretrained: bool = False) -> ConfigDict:
     """A copy with `train.steps` and `train.eval_every` filled in.
 

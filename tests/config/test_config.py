@@ -1,5 +1,6 @@
 """The keys, the values that replace None, what is refused, and the round trip through JSON."""
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -254,3 +255,18 @@ def test_a_topology_names_a_generation_and_the_chips_along_each_axis(text):
     schema.validate(changed(topology="v5e:4x4,v4:2x2x4,v5p:2x2x1,v6e:4x4"))
     with pytest.raises(UsageError, match="config.topology is .* such as v5e:4x4"):
         schema.validate(changed(topology=text))
+
+
+def test_the_fused_path_needs_a_tpu_and_a_tower_that_fits():
+    config = changed(model__fused="true", model__variant="ViT-B/32")
+    resolved = resolve.resolve(config)
+    resolve.check_platform(resolved, "tpu")
+    resolve.check_platform(resolve.resolve(changed()), "cpu")
+    with pytest.raises(UsageError, match="config.model.fused=True needs a TPU, .* on a cpu here"):
+        resolve.check_platform(resolved, "cpu")
+    spec = resolve.spec_of_variant(config)
+    narrow = spec._replace(clip_config=dataclasses.replace(spec.clip_config, vision_width=192))
+    with pytest.raises(
+        UsageError, match="model.fused=True needs a vision tower whose width"
+    ):
+        resolve.resolve(config, narrow)
