@@ -39,7 +39,7 @@ lint: .venv/installed-dev
 define INSTALL
 @echo "installing $(filter %.txt,$^) into .venv"
 @rm -f .venv/installed .venv/installed-dev
-@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile $(patsubst %,-r %,$(filter %.txt,$^))
+@$(PYTHON) -m pip install --quiet --disable-pip-version-check $(patsubst %,-r %,$(filter %.txt,$^))
 endef
 
 # A command on the PATH may be a shim for a version that is not installed, or have no venv: try all.
