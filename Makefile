@@ -35,7 +35,6 @@ lint: .venv/installed-dev
 	$(INSTALL)
 	@touch .venv/installed .venv/installed-dev
 
-# Without bytecode, whose making is most of the time: Python makes that of what it imports.
 define INSTALL
 @echo "installing $(filter %.txt,$^) into .venv"
 @rm -f .venv/installed .venv/installed-dev
