@@ -266,7 +266,5 @@ def test_the_fused_path_needs_a_tpu_and_a_tower_that_fits():
         resolve.check_platform(resolved, "cpu")
     spec = resolve.spec_of_variant(config)
     narrow = spec._replace(clip_config=dataclasses.replace(spec.clip_config, vision_width=192))
-    with pytest.raises(
-        UsageError, match="model.fused=True needs a vision tower whose width"
-    ):
+    with pytest.raises(UsageError, match="model.fused=True needs a vision tower whose width"):
         resolve.resolve(config, narrow)
