@@ -40,8 +40,8 @@ def get_config() -> ConfigDict:
     config.model.activation = placeholder(str)
     # Freezes the patch convolution; None: true on a pretrained CLIP, false from scratch.
     config.model.freeze_patches = placeholder(bool)
-    # The vision tower as `hvp_jax/models/tower/fused.py` computes it for TPUs; None: on a TPU with
-    # precision=bfloat16.
+    # The vision tower and the distillation's attention with kernels for TPUs, of
+    # `hvp_jax/models/kernels/`; None: on a TPU with precision=bfloat16.
     config.model.fused = placeholder(bool)
     config.model.remat = "dots"  # none, dots, full: how much the backward pass recomputes
 

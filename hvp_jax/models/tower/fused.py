@@ -100,7 +100,7 @@ def _mlp_out(x: jax.Array, hidden: jax.Array, layer: Layers, spec: Spec) -> jax.
     return x + (y @ layer.mlp_out + layer.mlp_out_bias)
 
 
-def _run_blocks(
+def _forward_loop(
     x: jax.Array, layers: Layers, spec: Spec, save_hidden: bool
 ) -> tuple[jax.Array, Saved]:
     """The taps, and what is saved."""
@@ -170,12 +170,11 @@ def _attention_gradient(
         return d_middle + normalize_rows_gradient(x, stats, d_qkv @ layer.qkv.T), grads
 
 
-def _run_backward(
+def _tower_backward(
     spec: Spec, residuals: tuple[Layers, Saved], d_taps: jax.Array
 ) -> tuple[jax.Array, Layers]:
     layers, saved = residuals
     depth = layers.qkv.shape[0]
-
     d_taps = _rows_minor(d_taps)
 
     def of_tap(i):
@@ -195,28 +194,28 @@ def _run_backward(
             middle = _attend(x, stats, layer, spec)
             middle_stats = row_stats(middle)
             of_mlp = middle, middle_stats, _mlp_in(middle, middle_stats, layer)
-        d_middle, of_mlp = _mlp_gradient(dx, *of_mlp, layer, spec)
-        d_input, of_attention = _attention_gradient(d_middle, x, stats, layer, spec)
+        d_middle, mlp_grads = _mlp_gradient(dx, *of_mlp, layer, spec)
+        d_input, attention_grads = _attention_gradient(d_middle, x, stats, layer, spec)
         dx = (d_input + of_tap(i)).astype(x.dtype)
-        return dx, _write(grads, Layers(**of_mlp, **of_attention), i)
+        return dx, _write(grads, Layers(**mlp_grads, **attention_grads), i)
 
     return jax.lax.fori_loop(0, depth, block, (of_tap(depth), _empty(layers)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _run(x: jax.Array, layers: Layers, spec: Spec) -> jax.Array:
+def _tower(x: jax.Array, layers: Layers, spec: Spec) -> jax.Array:
     """[rows, width] -> [taps, rows, width]: the outputs of the tapped layers."""
-    return _run_blocks(x, layers, spec, save_hidden=False)[0]
+    return _forward_loop(x, layers, spec, save_hidden=False)[0]
 
 
-def _run_forward(
+def _tower_forward(
     x: jax.Array, layers: Layers, spec: Spec
 ) -> tuple[jax.Array, tuple[Layers, Saved]]:
-    taps, saved = _run_blocks(x, layers, spec, spec.save_hidden)
+    taps, saved = _forward_loop(x, layers, spec, spec.save_hidden)
     return taps, (layers, saved)
 
 
-_run.defvjp(_run_forward, _run_backward)
+_tower.defvjp(_tower_forward, _tower_backward)
 
 
 def run_blocks(
@@ -235,4 +234,4 @@ def run_blocks(
     """
     spec = Spec(x.shape[1], head_dim, taps, activation, save_hidden=remat != "full")
     rows = x.reshape(-1, x.shape[2])
-    return _run(rows, fold_layers(blocks, x.dtype), spec).reshape(len(taps), *x.shape)
+    return _tower(rows, fold_layers(blocks, x.dtype), spec).reshape(len(taps), *x.shape)
