@@ -93,8 +93,8 @@ def recalls(args: argparse.Namespace, taps: tuple[int, ...], seed: int) -> list[
     command += [f"--config.data.root={args.out / 'clips'}", f"--workdir={workdir}"]
     command += [f"--config.model.weights={args.out / 'clip'}", f"--config.model.taps={taps}"]
     command += [
-        f"--config.optim.learning_rate={LEARNING_RATE}",
-        f"--config.optim.clip_learning_rate={args.clip_learning_rate}",
+        f"--config.optimizer.learning_rate={LEARNING_RATE}",
+        f"--config.optimizer.clip_learning_rate={args.clip_learning_rate}",
     ]
     command += ["--config.train.steps=200", "--config.train.eval_every=200"]
     command += [f"--config.seed={seed}"]

@@ -45,9 +45,11 @@ def get_config() -> ConfigDict:
     config.model.fused = placeholder(bool)
     config.model.remat = "dots"  # none, dots, full: how much the backward pass recomputes
 
-    config.distill = ConfigDict()
-    config.distill.stages = placeholder(int)  # of token merging; None: as the weights have, or 3
-    config.distill.noise = "train"  # train, always, never: noise that breaks ties of density
+    config.distillation = ConfigDict()
+    config.distillation.stages = placeholder(
+        int
+    )  # of token merging; None: as the weights have, or 3
+    config.distillation.noise = "train"  # train, always, never: noise that breaks ties of density
 
     config.similarity = ConfigDict()
     # query: words are weighted by their own caption; paired: by the video's (leaks the answer).
@@ -80,15 +82,15 @@ def get_config() -> ConfigDict:
     config.augment.crop = 1.0  # random resized crop: smallest fraction of the area; 1.0: none
     config.augment.flip = False  # mirrors half of the clips, whatever their captions say
 
-    config.optim = ConfigDict()
+    config.optimizer = ConfigDict()
     # Of the parameters outside CLIP; None: 1e-4 on a pretrained CLIP, 1e-3 from scratch.
-    config.optim.learning_rate = placeholder(float)
+    config.optimizer.learning_rate = placeholder(float)
     # Of CLIP's parameters; None: 1e-7 on a pretrained CLIP, `learning_rate` from scratch.
-    config.optim.clip_learning_rate = placeholder(float)
-    config.optim.weight_decay = 0.2  # decoupled; not of biases
-    config.optim.warmup_fraction = 0.1  # of the schedule's steps
-    config.optim.max_grad_norm = 1.0  # the gradient is clipped to this global norm
-    config.optim.schedule_epochs = 0  # length of the schedule; 0: that of the run
+    config.optimizer.clip_learning_rate = placeholder(float)
+    config.optimizer.weight_decay = 0.2  # decoupled; not of biases
+    config.optimizer.warmup_fraction = 0.1  # of the schedule's steps
+    config.optimizer.max_grad_norm = 1.0  # the gradient is clipped to this global norm
+    config.optimizer.schedule_epochs = 0  # length of the schedule; 0: that of the run
 
     config.train = ConfigDict()
     config.train.batch_size = 32  # over all devices
@@ -133,8 +135,8 @@ def with_form(config: ConfigDict, form: str | None) -> ConfigDict:
     config.similarity.word_weights = "paired"
     config.similarity.normalize = "none"
     config.similarity.mask_padding = False
-    config.distill.noise = "always"
-    config.optim.schedule_epochs = 5  # whatever train.epochs says
+    config.distillation.noise = "always"
+    config.optimizer.schedule_epochs = 5  # whatever train.epochs says
     config.data.max_frames = 12
     config.data.max_words = 24
     config.data.val_fraction = 0.0

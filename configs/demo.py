@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.data.dataset = "shapes"
     config.data.max_frames = 4  # moving shapes leave a trail, so a few frames show the motion
     config.model.variant = "tiny"
-    config.optim.learning_rate = 1.5e-3
+    config.optimizer.learning_rate = 1.5e-3
     config.train.steps = 450
     config.train.eval_every = 150
     config.train.checkpoint_every = 150

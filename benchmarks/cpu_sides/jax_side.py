@@ -41,7 +41,7 @@ class Side:
         config.model.variant, config.model.freeze_patches = sizes.variant, True
         config.data.max_frames, config.data.max_words = sizes.frames, sizes.words
         config.train.batch_size, config.train.steps = sizes.batch, 1000
-        config.distill.noise = "never"  # the two sides would draw different noise
+        config.distillation.noise = "never"  # the two sides would draw different noise
         self.sizes, self.config = sizes, resolve(config)
         self.model: HVPNet = from_config(self.config)
         np.savez(folder / "weights.npz", **torch_params.to_torch(self._params()))

@@ -1,6 +1,6 @@
 """The verbs of the command line and their flags; `hvp_jax/cli/main.py` builds a parser for each.
 
-To add a verb, write a module in `hvp_jax/cli` with a function `run`, whose parameters are the
+To add a verb, write a module in `hvp_jax/cli/verbs` with a function `run`, whose parameters are the
 verb's flags by name, and add an entry to VERBS with that function as its `target`.
 """
 
@@ -87,36 +87,38 @@ DISTRIBUTED = (
 
 VERBS = {
     "train": Verb(
-        "hvp_jax.cli.train:run",
+        "hvp_jax.cli.verbs.train:run",
         "train with evaluation and checkpoints; resume if the workdir holds a run",
         (required(CONFIG), required(WORKDIR), *DISTRIBUTED),
     ),
     "eval": Verb(
-        "hvp_jax.cli.evaluate:run",
+        "hvp_jax.cli.verbs.evaluate:run",
         "score a split with the checkpoint of a run; without --config, use the run's own",
         (required(WORKDIR), CONFIG, *DISTRIBUTED),
     ),
     "doctor": Verb(
-        "hvp_jax.cli.doctor:run",
+        "hvp_jax.cli.verbs.doctor:run",
         "find missing, broken and suspicious clips in a data set; write their ids to a workdir",
         (required(CONFIG), WORKDIR),
     ),
     "prepare": Verb(
-        "hvp_jax.cli.prepare:run", "decode video files into ArrayRecord shards", (required(CONFIG),)
+        "hvp_jax.cli.verbs.prepare:run",
+        "decode video files into ArrayRecord shards",
+        (required(CONFIG),),
     ),
     "port": Verb(
-        "hvp_jax.cli.port:run",
+        "hvp_jax.cli.verbs.port:run",
         "convert CLIP or HVP-Net weights from PyTorch to a workdir, and back",
         (required(SOURCE), required(DESTINATION), FORMAT, EXPORT),
     ),
     "parity": Verb(
-        "hvp_jax.cli.parity:run",
+        "hvp_jax.cli.verbs.parity:run",
         "compare with PyTorch: a golden file of arrays or of a run, or a checkpoint layer by layer",
         (FORMAT, PRECISION, PARALLEL, PLOT_DIR),
         one_of=(GOLDEN, SOURCE),
     ),
     "bench": Verb(
-        "hvp_jax.cli.bench:run",
+        "hvp_jax.cli.verbs.bench:run",
         "measure the speed and memory of training, scoring or input",
         (required(CONFIG), WORKDIR),
     ),

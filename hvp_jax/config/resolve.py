@@ -48,11 +48,11 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
         layers = clip_config.vision_layers
         # Without duplicates: a tower of one or two layers has fewer than three taps.
         config.model.taps = taps or tuple(sorted({1, max(1, layers // 2), layers}))
-    if config.distill.stages is None:
-        config.distill.stages = stages or STAGES
-    if stages and config.distill.stages != stages:
+    if config.distillation.stages is None:
+        config.distillation.stages = stages or STAGES
+    if stages and config.distillation.stages != stages:
         raise UsageError(
-            f"config.distill.stages is {config.distill.stages}; the weights have {stages}"
+            f"config.distillation.stages is {config.distillation.stages}; the weights have {stages}"
         )
     if config.model.fused and not fits_fused_tower(clip_config):
         raise UsageError(
@@ -67,10 +67,10 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
         )
     if config.model.freeze_patches is None:
         config.model.freeze_patches = pretrained
-    if config.optim.learning_rate is None:
-        config.optim.learning_rate = 1e-4 if pretrained else 1e-3
-    if config.optim.clip_learning_rate is None:
-        config.optim.clip_learning_rate = 1e-7 if pretrained else config.optim.learning_rate
+    if config.optimizer.learning_rate is None:
+        config.optimizer.learning_rate = 1e-4 if pretrained else 1e-3
+    if config.optimizer.clip_learning_rate is None:
+        config.optimizer.clip_learning_rate = 1e-7 if pretrained else config.optimizer.learning_rate
     return config
 
 

@@ -30,28 +30,39 @@ def from_json(text: str) -> ConfigDict:
 
 
 def _add_new_keys(config: ConfigDict) -> None:
-    """Adds the keys that an earlier version did not have, to groups that exist."""
+    """Adds the keys that an earlier version did not have."""
     for key, value in ADDED.items():
-        group, _, name = key.rpartition(".")
-        node = config.get(group) if group else config
+        node, name = _group_of(config, key)
         if isinstance(node, ConfigDict) and name not in node:
             node[name] = placeholder(OPTIONAL[key]) if value is None else value
 
 
 def _rename_old_keys(config: ConfigDict) -> None:
     """Renames the keys of a config.json of an earlier version, in place."""
-    renamed = [key for key in flatten(config) if key in RENAMED]
+    flat = flatten(config)
+    renamed = [key for key in flat if key in RENAMED]
     for key in renamed:
-        group, _, name = key.rpartition(".")
-        value = config[group][name]
-        del config[group][name]
-        name = RENAMED[key].rpartition(".")[2]
+        node, name = _group_of(config, key)
+        del node[name]
+        if not node:
+            del config[key.partition(".")[0]]
+        node, name = _group_of(config, RENAMED[key])
         if RENAMED[key] in OPTIONAL:
-            config[group][name] = placeholder(OPTIONAL[RENAMED[key]])
-        config[group][name] = value
+            node[name] = placeholder(OPTIONAL[RENAMED[key]])
+        node[name] = flat[key]
     if renamed:
         pairs = ", ".join(f"{key} to {RENAMED[key]}" for key in renamed)
         log.info("config.json is of an earlier version; renamed %s", pairs)
+
+
+def _group_of(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+    """The group of a key, which is made if it is not there, and the key's name in it."""
+    group, _, name = key.rpartition(".")
+    if not group:
+        return config, name
+    if group not in config:
+        config[group] = ConfigDict()
+    return config[group], name
 
 
 def _typed(values: Any, prefix: str = "") -> ConfigDict:

@@ -22,7 +22,7 @@ CHOICES = {
     "model.variant": tuple(VARIANTS),
     "model.activation": ACTIVATIONS,
     "model.remat": ("none", "dots", "full"),
-    "distill.noise": ("train", "always", "never"),
+    "distillation.noise": ("train", "always", "never"),
     "similarity.word_weights": ("query", "paired"),
     "similarity.normalize": ("softmax", "none"),
     "data.dataset": DATASETS,
@@ -35,17 +35,17 @@ CHOICES = {
 MINIMUM = {
     "seed": 0,
     "model.image_size": 1,
-    "distill.stages": 1,
+    "distillation.stages": 1,
     "similarity.chunk_size": 1,
     "data.max_frames": 1,
     "data.max_words": 3,  # the start and end tokens and one between
     "data.val_fraction": 0,
     "data.workers": 0,
-    "optim.learning_rate": 0,
-    "optim.clip_learning_rate": 0,
-    "optim.weight_decay": 0,
-    "optim.warmup_fraction": 0,
-    "optim.schedule_epochs": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.clip_learning_rate": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.warmup_fraction": 0,
+    "optimizer.schedule_epochs": 0,
     "train.batch_size": 1,
     "train.epochs": 1,
     "train.steps": 1,
@@ -78,9 +78,9 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.activation": str,
     "model.freeze_patches": bool,
     "model.fused": bool,
-    "distill.stages": int,
-    "optim.learning_rate": float,
-    "optim.clip_learning_rate": float,
+    "distillation.stages": int,
+    "optimizer.learning_rate": float,
+    "optimizer.clip_learning_rate": float,
     "train.epochs": int,
     "train.steps": int,
     "train.eval_every": int,
@@ -91,9 +91,17 @@ RENAMED = {  # former name of a key -> its name
     "data.frames": "data.max_frames",
     "data.words": "data.max_words",
     "data.held_out": "data.val_fraction",
-    "optim.rate": "optim.learning_rate",
-    "optim.clip_rate": "optim.clip_learning_rate",
-    "optim.warmup": "optim.warmup_fraction",
+    "optim.rate": "optimizer.learning_rate",
+    "optim.clip_rate": "optimizer.clip_learning_rate",
+    "optim.warmup": "optimizer.warmup_fraction",
+    "optim.learning_rate": "optimizer.learning_rate",
+    "optim.clip_learning_rate": "optimizer.clip_learning_rate",
+    "optim.warmup_fraction": "optimizer.warmup_fraction",
+    "optim.weight_decay": "optimizer.weight_decay",
+    "optim.max_grad_norm": "optimizer.max_grad_norm",
+    "optim.schedule_epochs": "optimizer.schedule_epochs",
+    "distill.stages": "distillation.stages",
+    "distill.noise": "distillation.noise",
     "train.choose_on": "train.select_on",
     "train.best_by": "train.select_by",
     "train.keep": "train.max_to_keep",
@@ -144,16 +152,17 @@ def validate(config: ConfigDict) -> None:
         if flat[key] is not None and flat[key] < least:
             raise UsageError(f"config.{key} is {flat[key]}; it must be at least {least}")
     for key, total in (
-        ("optim.warmup_fraction", "schedule"),
+        ("optimizer.warmup_fraction", "schedule"),
         ("data.val_fraction", "training videos"),
     ):
         if flat[key] >= 1:
             raise UsageError(
                 f"config.{key} is {flat[key]}; it is a fraction of the {total}, below 1"
             )
-    if flat["optim.max_grad_norm"] <= 0:
+    if flat["optimizer.max_grad_norm"] <= 0:
         raise UsageError(
-            f"config.optim.max_grad_norm is {flat['optim.max_grad_norm']}; it must be above 0"
+            f"config.optimizer.max_grad_norm is {flat['optimizer.max_grad_norm']}; it must be "
+            "above 0"
         )
     if flat["fsdp"] and flat["parallel"] != "shard_map":
         raise UsageError("config.fsdp needs config.parallel=shard_map; pmap replicates the weights")

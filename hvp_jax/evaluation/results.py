@@ -48,7 +48,7 @@ def scoring_settings(config: ConfigDict) -> dict[str, Any]:
         "word_weights": config.similarity.word_weights,
         "normalize": config.similarity.normalize,
         "mask_padding": config.similarity.mask_padding,
-        "noise": config.distill.noise == "always",
+        "noise": config.distillation.noise == "always",
     }
     paired = config.similarity.word_weights == "paired"
     return settings | ({"contains_the_answer": True, "warning": LEAK_WARNING} if paired else {})

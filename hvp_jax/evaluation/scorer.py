@@ -92,7 +92,7 @@ class Scorer:
         heartbeat: Callable[[], None] = lambda: None,
     ):
         """Clips are padded to `num_frames` frames; `heartbeat` is called for every batch."""
-        noise_seed = config.seed if config.distill.noise == "always" else None
+        noise_seed = config.seed if config.distillation.noise == "always" else None
         self.config, self.model, self.num_frames = config, model, num_frames
         self._heartbeat = heartbeat
         self._batch_size = config.eval.batch_size * len(partitioner.local_devices)

@@ -168,7 +168,7 @@ def from_config(
     return HVPNet(
         clip_config,
         tuple(config.model.taps),
-        stages=config.distill.stages,
+        stages=config.distillation.stages,
         normalize=config.similarity.normalize,
         mask_padding=config.similarity.mask_padding,
         remat=config.model.remat,

@@ -173,12 +173,12 @@ class TrainLoop:
         at, arrays = pending
         metrics = {name: x.item() for name, x in jax.device_get(arrays).items()}
         self._stopped |= bool(metrics.pop("stop"))
-        train, optim = self.config.train, self.config.optim
+        train, optimizer = self.config.train, self.config.optimizer
         factor = metrics.pop("lr_factor")
         if at % train.log_every == 0 or at == train.steps:
             row = metrics | {
-                "learning_rate": optim.learning_rate * factor,
-                "clip_learning_rate": optim.clip_learning_rate * factor,
+                "learning_rate": optimizer.learning_rate * factor,
+                "clip_learning_rate": optimizer.clip_learning_rate * factor,
                 "temperature": math.exp(-metrics["log_scale"]),
             }
             self.metrics.write(at, row | {"measured": self.throughput.measure(at)})
@@ -188,8 +188,8 @@ class TrainLoop:
         if self._in_a_row >= train.max_skipped_updates:
             raise DataError(
                 f"the loss or its gradient was not finite for {self._in_a_row} steps in a row, up "
-                f"to step {at}: lower optim.learning_rate or optim.clip_learning_rate, or check "
-                "the data (train.max_skipped_updates sets how many in a row are allowed)"
+                f"to step {at}: lower optimizer.learning_rate or optimizer.clip_learning_rate, or "
+                "check the data (train.max_skipped_updates sets how many in a row are allowed)"
             )
 
     def _evaluate_and_save(

@@ -186,16 +186,16 @@ def make_optimizer(
 
 
 def optimizer_from_config(
-    optim: ConfigDict, schedule_steps: int, freeze_patches: bool
+    optimizer: ConfigDict, schedule_steps: int, freeze_patches: bool
 ) -> Optimizer:
-    """The optimiser that the keys `optim.*` of a config describe."""
+    """The optimiser that the keys `optimizer.*` of a config describe."""
     return make_optimizer(
-        optim.learning_rate,
-        optim.clip_learning_rate,
+        optimizer.learning_rate,
+        optimizer.clip_learning_rate,
         schedule_steps,
-        warmup_fraction=optim.warmup_fraction,
-        weight_decay=optim.weight_decay,
-        max_grad_norm=optim.max_grad_norm,
+        warmup_fraction=optimizer.warmup_fraction,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
         freeze_patches=freeze_patches,
     )
 

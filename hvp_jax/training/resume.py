@@ -26,7 +26,7 @@ MAY_CHANGE = (
     *("train.max_skipped_updates", "train.stall_timeout"),
 )
 # These may change as long as the length of the schedule stays the same.
-SCHEDULE = ("train.steps", "train.epochs", "optim.schedule_epochs")
+SCHEDULE = ("train.steps", "train.epochs", "optimizer.schedule_epochs")
 
 
 def fingerprint(clips: Sequence[Clip]) -> dict:
@@ -97,15 +97,15 @@ def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examp
         return
     epoch = steps_per_epoch(config, examples)
     same = ""
-    if length % epoch == 0 and not config.optim.schedule_epochs:
+    if length % epoch == 0 and not config.optimizer.schedule_epochs:
         same = (
             f"To keep the schedule of {length} steps, after which the learning rate rises "
-            f"again, add --config.optim.schedule_epochs={length // epoch}. "
+            f"again, add --config.optimizer.schedule_epochs={length // epoch}. "
         )
     raise UsageError(
         f"{workdir} holds a run with a learning-rate schedule of {length} steps, now of "
         f"{new_length}: other steps (train.steps, train.epochs) change it, unless "
-        f"optim.schedule_epochs sets its length. {same}To train with another schedule, start a "
+        f"optimizer.schedule_epochs sets its length. {same}To train with another schedule, start a "
         f"new run from its weights with --config.model.weights={workdir} and another workdir"
     )
 

@@ -27,7 +27,9 @@ def steps_per_epoch(config: ConfigDict, examples: int) -> int:
 
 def schedule_steps(config: ConfigDict, examples: int) -> int:
     """The length of the learning-rate schedule; `config.train.steps` must be resolved."""
-    return config.optim.schedule_epochs * steps_per_epoch(config, examples) or config.train.steps
+    return (
+        config.optimizer.schedule_epochs * steps_per_epoch(config, examples) or config.train.steps
+    )
 
 
 def schedule_warning(config: ConfigDict, examples: int) -> str:
@@ -36,7 +38,7 @@ def schedule_warning(config: ConfigDict, examples: int) -> str:
     if steps >= config.train.steps:
         return ""
     return (
-        f"the schedule (optim.schedule_epochs={config.optim.schedule_epochs}) ends at step "
+        f"the schedule (optimizer.schedule_epochs={config.optimizer.schedule_epochs}) ends at step "
         f"{steps} of {config.train.steps}: as in the original, the learning rate rises again after "
         "it"
     )
@@ -63,9 +65,9 @@ def step_spec_from_config(config: ConfigDict, model: HVPNet, examples: int) -> S
     steps = schedule_steps(config, examples)
     return StepSpec(
         model=model,
-        optimizer=optimizer_from_config(config.optim, steps, config.model.freeze_patches),
+        optimizer=optimizer_from_config(config.optimizer, steps, config.model.freeze_patches),
         seed=config.seed,
-        noise=config.distill.noise != "never",
+        noise=config.distillation.noise != "never",
         paired=config.similarity.word_weights == "paired",
         chunk_size=config.similarity.chunk_size,
     )

@@ -14,7 +14,7 @@ TOPOLOGIES = ("v5e:2x2", "v4:2x2x1")
 BATCH, CHIPS, WORDS, WIDTH, TAPS, TERMS = 32, 4, 8, 128, 1, 3
 SMALL = (
     *("bench", "--config=configs/msrvtt.py", "--config.bench=tpu", "--config.precision=bfloat16"),
-    *("--config.model.variant=tiny", "--config.model.taps=(4,)", "--config.distill.stages=1"),
+    *("--config.model.variant=tiny", "--config.model.taps=(4,)", "--config.distillation.stages=1"),
     *("--config.data.max_frames=2", f"--config.data.max_words={WORDS}"),
 )
 # The compiler's least effort; no test depends on how fast the step would be.

@@ -40,22 +40,26 @@ def test_taps_are_first_middle_last(variant, taps):
 
 
 def test_learning_rates_from_scratch_and_on_a_pretrained_clip():
-    scratch = resolve.resolve(changed()).optim
+    scratch = resolve.resolve(changed()).optimizer
     assert (scratch.learning_rate, scratch.clip_learning_rate) == (1e-3, 1e-3)
-    assert resolve.resolve(changed(optim__learning_rate=0.5)).optim.clip_learning_rate == 0.5
+    assert (
+        resolve.resolve(changed(optimizer__learning_rate=0.5)).optimizer.clip_learning_rate == 0.5
+    )
     spec = clip_config.ModelSpec(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
     resolved = resolve.resolve(changed(model__weights="clip.npz"), spec)
-    assert (resolved.model.taps, resolved.distill.stages) == ((2, 24), 2)
+    assert (resolved.model.taps, resolved.distillation.stages) == ((2, 24), 2)
     assert resolved.model.freeze_patches and resolved.model.variant is None
-    pretrained = resolved.optim
+    pretrained = resolved.optimizer
     assert (pretrained.learning_rate, pretrained.clip_learning_rate) == (1e-4, 1e-7)
 
 
 def test_resolving_keeps_the_given_values_and_does_not_change_its_argument():
-    config = changed(model__taps="3", optim__learning_rate="0.25", optim__clip_learning_rate="0")
+    config = changed(
+        model__taps="3", optimizer__learning_rate="0.25", optimizer__clip_learning_rate="0"
+    )
     resolved = resolve.resolve(config)
     assert resolved.model.taps == (3,)
-    assert (resolved.optim.learning_rate, resolved.optim.clip_learning_rate) == (0.25, 0)
+    assert (resolved.optimizer.learning_rate, resolved.optimizer.clip_learning_rate) == (0.25, 0)
     untouched = changed()
     resolve.resolve_steps(resolve.resolve(untouched), 100)
     assert untouched.model.taps is None and untouched.train.steps is None
@@ -89,9 +93,9 @@ def test_nothing_is_left_at_none():
         *((key, "nonsense", choices[0]) for key, choices in schema.CHOICES.items()),
         *((key, least - 1, f"at least {least}") for key, least in schema.MINIMUM.items()),
         ("data.max_words", 78, "at most 77"),
-        ("optim.warmup_fraction", 1, "below 1"),
+        ("optimizer.warmup_fraction", 1, "below 1"),
         ("data.val_fraction", 1, "fraction of the training videos, below 1"),
-        ("optim.max_grad_norm", 0, "above 0"),
+        ("optimizer.max_grad_norm", 0, "above 0"),
         ("augment.crop", 0, "above 0"),
         ("augment.crop", 1.1, "at most 1"),
         ("augment.rand_augment", "rand-m7-n4", "form rand-m7-n4-mstd0.5-inc1"),
@@ -122,8 +126,8 @@ def test_the_limits_themselves_are_allowed():
 
 def test_every_key_that_is_validated_is_required():
     config = get_config()
-    del config.distill.stages
-    with pytest.raises(UsageError, match="no key config.distill.stages"):
+    del config.distillation.stages
+    with pytest.raises(UsageError, match="no key config.distillation.stages"):
         schema.validate(config)
     known = schema.flatten(get_config())
     assert {*schema.CHOICES, *schema.MINIMUM, *schema.OPTIONAL, *schema.AUGMENT} <= known.keys()
@@ -137,7 +141,7 @@ def test_keys_that_are_none_are_the_optional_ones():
 @pytest.mark.parametrize("resolved", [False, True])
 def test_the_round_trip_through_json(resolved):
     config = get_config()
-    config.optim.weight_decay = 1
+    config.optimizer.weight_decay = 1
     config.data.clip_config = (64, 32)
     config.lock()
     if resolved:
@@ -147,10 +151,10 @@ def test_the_round_trip_through_json(resolved):
     assert read.is_locked and read.model.taps == config.model.taps
     for text in ("1,4", "none"):
         override(read, "model.taps", text)
-    override(read, "optim.learning_rate", "1")
-    override(read, "optim.weight_decay", "0.5")
+    override(read, "optimizer.learning_rate", "1")
+    override(read, "optimizer.weight_decay", "0.5")
     override(read, "train.steps", "9")
-    assert (read.optim.learning_rate, read.train.steps, read.model.taps) == (1.0, 9, None)
+    assert (read.optimizer.learning_rate, read.train.steps, read.model.taps) == (1.0, 9, None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"seed": 1'])
@@ -159,33 +163,41 @@ def test_text_that_is_not_a_config_is_refused(text):
         saved.from_json(text)
 
 
-OLD_VALUES = {"train.choose_on": "test", "train.best_by": "text_to_video/R@1"}
+OLD_VALUES = {"distill.stages": 2, "train.choose_on": "test", "train.best_by": "text_to_video/R@1"}
 
 
 def with_old_keys(config):
     """The values of a config under the former names of their keys, each changed by a little."""
     values = config.to_dict()
     for old, new in schema.RENAMED.items():
-        group, name = new.split(".")
+        (old_group, old_name), (group, name) = old.split("."), new.split(".")
+        if name not in values[group]:
+            continue  # an even older name of the same key
         value = values[group].pop(name)
         changed_value = 0.5 if value is None or value == 0 else value
-        values[group][old.split(".")[1]] = OLD_VALUES.get(old, changed_value)
-    return values
+        values.setdefault(old_group, {})[old_name] = OLD_VALUES.get(old, changed_value)
+    return {group: value for group, value in values.items() if value != {}}
 
 
 def test_a_config_json_with_old_keys_is_read_and_logged_in_one_line(caplog):
     values = with_old_keys(get_config())
     with caplog.at_level(logging.INFO):
         config = saved.from_json(json.dumps(values))
-    for old, new in schema.RENAMED.items():
-        (group, old_name), name = old.split("."), new.split(".")[1]
-        assert config[group][name] == values[group][old_name] and old_name not in config[group]
+    used = {
+        f"{group}.{name}"
+        for group in values
+        if isinstance(values[group], dict)
+        for name in values[group]
+    } & schema.RENAMED.keys()
+    for old in used:
+        (old_group, old_name), (group, name) = old.split("."), schema.RENAMED[old].split(".")
+        assert config[group][name] == values[old_group][old_name]
     assert schema.flatten(config).keys() == schema.flatten(get_config()).keys()
     assert config.is_locked
     schema.validate(config)
-    override(config, "optim.learning_rate", "none")
+    override(config, "optimizer.learning_rate", "none")
     [line] = caplog.messages
-    assert "\n" not in line and all(f"{a} to {b}" in line for a, b in schema.RENAMED.items())
+    assert "\n" not in line and all(f"{old} to {schema.RENAMED[old]}" in line for old in used)
     caplog.clear()
     assert saved.from_json(saved.to_json(config)) == config and not caplog.messages
 

@@ -33,7 +33,7 @@ def test_every_config_has_the_keys_of_base(name):
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_reference_config_is_the_original(name):
     config = form(name)
-    assert config.similarity.to_dict() | config.distill.to_dict() == {
+    assert config.similarity.to_dict() | config.distillation.to_dict() == {
         "word_weights": "paired",
         "normalize": "none",
         "mask_padding": False,
@@ -41,7 +41,7 @@ def test_a_reference_config_is_the_original(name):
         "stages": None,  # 3, or as the weights have
         "noise": "always",
     }
-    assert (config.optim.schedule_epochs, config.data.max_frames, config.data.max_words) == (
+    assert (config.optimizer.schedule_epochs, config.data.max_frames, config.data.max_words) == (
         5,
         12,
         24,
@@ -89,7 +89,7 @@ def test_only_reference_configs_leak_or_select_on_test():
             config.similarity.word_weights == "query"
             and config.similarity.normalize == "softmax"
             and config.similarity.mask_padding
-            and config.distill.noise != "always"
+            and config.distillation.noise != "always"
             and config.train.select_on == "val"
         )
         assert sound != (name in REFERENCES)

@@ -14,7 +14,7 @@ from data.batches.augment import Augment, parse
 from data.batches.batch import Batch
 from data.records import Clip
 from data.synthetic import shapes
-from hvp_jax.cli import train
+from hvp_jax.cli.verbs import train
 
 NOISE = np.random.default_rng(3).integers(0, 256, (6, 24, 24, 3), np.uint8)
 ALL = Augment(42, parse("rand-m7-n9-mstd0.5-inc1"), 0.4, True)

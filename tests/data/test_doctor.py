@@ -13,7 +13,7 @@ from data.records import Annotations, Clip
 from data.shards.reader import open_shards
 from data.video.decode import read_frames
 from data.video.inspection import DecodeRequest, FileJob, decode_checked, inspect_file
-from hvp_jax.cli.doctor import table
+from hvp_jax.cli.verbs.doctor import table
 from tests.helpers.clips import numbered, spoil_packets, write_video
 from tests.helpers.damaged import (
     FORMATS,

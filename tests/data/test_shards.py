@@ -16,7 +16,7 @@ from data.records import Clip
 from data.shards import builder, prepare
 from data.shards.reader import open_shards
 from data.video.decode import read_frames
-from hvp_jax.cli import prepare as prepare_command
+from hvp_jax.cli.verbs import prepare as prepare_command
 
 SIZE, FRAMES = 16, 4
 

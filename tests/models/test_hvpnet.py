@@ -241,7 +241,7 @@ def test_from_config_uses_every_model_setting():
         freeze_patches=False,
     )
     config.model.variant, config.model.taps, config.model.remat = "ViT-L/14", (2, 24), "full"
-    config.distill.stages, config.precision = 2, "bfloat16"
+    config.distillation.stages, config.precision = 2, "bfloat16"
     config.similarity.normalize, config.similarity.mask_padding = "none", False
     config.model.freeze_patches = True
     assert from_config(resolve(config)) == HVPNet(
@@ -262,7 +262,7 @@ def test_the_reference_config_sets_all_options_of_the_reference():
     config = resolve(folder.get_config("reference"))
     model = from_config(config)
     assert (model.normalize, model.mask_padding) == ("none", False)
-    assert (config.similarity.word_weights, config.distill.noise) == ("paired", "always")
+    assert (config.similarity.word_weights, config.distillation.noise) == ("paired", "always")
 
 
 @pytest.mark.parametrize("variant", ["tiny", "ViT-L/14"])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data.errors import DataError, UsageError
-from hvp_jax.cli import main, parity
+from hvp_jax.cli import main
+from hvp_jax.cli.verbs import parity
 from hvp_jax.parity.runs import replay
 from hvp_jax.parity.runs.checks import CURVES
 from tests.helpers.golden_runs import load_run, open_shortened, write_run

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvp_jax.cli import parity
+from hvp_jax.cli.verbs import parity
 from hvp_jax.parity import compare
 from hvp_jax.parity import golden as golden_module
 from hvp_jax.parity.golden import METADATA

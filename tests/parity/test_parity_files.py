@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from hvp_jax.cli import main, parity
+from hvp_jax.cli import main
+from hvp_jax.cli.verbs import parity
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parity import golden as golden_module

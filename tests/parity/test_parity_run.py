@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.cli import main, parity
+from hvp_jax.cli import main
+from hvp_jax.cli.verbs import parity
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parity.compare import NotJudged
 from hvp_jax.parity.runs import compare, replay

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from data import inputs
 from data.batches import eval_batches, pipeline
 from data.records import Clip
-from hvp_jax.cli import main, train
+from hvp_jax.cli import main
+from hvp_jax.cli.verbs import train
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parity.runs import golden_run
 from hvp_jax.parity.runs.golden_run import GoldenRun
@@ -99,12 +100,12 @@ def test_train_writes_the_curve_and_the_metrics_of_pytorch(golden_data, tmp_path
                 f"--config.model.weights={weights}",
                 "--config.precision=float64",
                 f"--config.model.taps={','.join(map(str, run.taps))}",
-                "--config.distill.noise=never",
+                "--config.distillation.noise=never",
                 f"--config.data.max_frames={run.arrays['data/video'].shape[1]}",
                 f"--config.data.max_words={run.arrays['data/text_ids'].shape[1]}",
-                f"--config.optim.learning_rate={optimizer['lr']}",
-                f"--config.optim.clip_learning_rate={optimizer['lr'] * optimizer['coef_lr']}",
-                "--config.optim.schedule_epochs=0",
+                f"--config.optimizer.learning_rate={optimizer['lr']}",
+                f"--config.optimizer.clip_learning_rate={optimizer['lr'] * optimizer['coef_lr']}",
+                "--config.optimizer.schedule_epochs=0",
                 f"--config.train.batch_size={run.batch_size}",
                 f"--config.train.steps={run.steps}",
                 "--config.train.eval_every=200",

@@ -56,7 +56,7 @@ class Run:
         self, monkeypatch, tmp_path, bad=(), steps=10, validate=None, stop_at=None, **train
     ):
         config = get_config()
-        config.optim.learning_rate, config.optim.clip_learning_rate = 1e-3, 1e-4
+        config.optimizer.learning_rate, config.optimizer.clip_learning_rate = 1e-3, 1e-4
         config.train.update(steps=steps, log_every=2, checkpoint_every=4, eval_every=5, **train)
         config.train.stall_timeout = 0.0
         self.logged, self.saved, self.validate = FakeLogger(), [], validate

@@ -30,7 +30,7 @@ def config_of(schedule_epochs=0, **train):
     """Four steps are an epoch."""
     config = get_config()
     config.train.update(batch_size=6, **train)
-    config.optim.schedule_epochs = schedule_epochs
+    config.optimizer.schedule_epochs = schedule_epochs
     return resolve_steps(resolve(config), EXAMPLES)
 
 
@@ -60,8 +60,12 @@ def test_the_steps_may_change_if_the_schedule_does_not(tmp_path, before, now):
 @pytest.mark.parametrize(
     ("before", "now", "message"),
     [
-        ({"steps": 4}, {"steps": 6}, "of 4 steps, now of 6: .*add .*optim.schedule_epochs=1"),
-        ({"epochs": 2}, {"epochs": 3}, "of 8 steps, now of 12: .*add .*optim.schedule_epochs=2"),
+        ({"steps": 4}, {"steps": 6}, "of 4 steps, now of 6: .*add .*optimizer.schedule_epochs=1"),
+        (
+            {"epochs": 2},
+            {"epochs": 3},
+            "of 8 steps, now of 12: .*optimizer.schedule_epochs=2",
+        ),
         ({"steps": 6}, {"steps": 4}, "of 6 steps, now of 4: .*length. To train with another"),
         ({"steps": 6, "schedule_epochs": 2}, {"steps": 6, "schedule_epochs": 3}, "of 8 .* of 12"),
     ],
@@ -81,6 +85,7 @@ def test_fewer_steps_than_are_done_are_refused(tmp_path):
 def test_a_config_of_an_earlier_version_resumes_with_more_steps(tmp_path):
     before, now = (config_of(steps=steps, schedule_epochs=5) for steps in (4, 6))
     old = before.to_dict()
+    old["optim"] = old.pop("optimizer")
     old["optim"]["rate"] = old["optim"].pop("learning_rate")
     old["train"]["keep"] = old["train"].pop("max_to_keep")
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)

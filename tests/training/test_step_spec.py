@@ -13,7 +13,7 @@ def test_a_schedule_that_is_shorter_than_the_run_gives_a_warning():
     assert "\n" not in warning
     config.train.steps = 155
     assert step_spec.schedule_warning(config, 1000) == ""
-    config.train.steps, config.optim.schedule_epochs = 300, 0
+    config.train.steps, config.optimizer.schedule_epochs = 300, 0
     assert step_spec.schedule_warning(config, 1000) == ""
 
 

@@ -21,7 +21,7 @@ TINY = (
     "--config=configs/folder.py",
     "--config.model.variant=tiny",
     "--config.model.taps=4",  # and one stage, so that there is less to trace and compile
-    "--config.distill.stages=1",
+    "--config.distillation.stages=1",
     "--config.data.max_frames=2",
     "--config.train.batch_size=8",
     "--config.eval.batch_size=8",
@@ -88,7 +88,7 @@ def test_a_run_writes_its_files_and_metrics(uninterrupted):
     resolved = json.loads((workdir / "config.json").read_text())
     assert resolved["data"]["max_frames"] == 2  # as configured, however long the clips are
     assert json.loads((workdir / "data.json").read_text())["num_frames"] == 2
-    assert resolved["model"]["taps"] == [4] and resolved["optim"]["learning_rate"] == 1e-3
+    assert resolved["model"]["taps"] == [4] and resolved["optimizer"]["learning_rate"] == 1e-3
 
 
 def test_eval_gives_exactly_the_metrics_of_train(uninterrupted, run_cli):
@@ -153,7 +153,7 @@ def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path)
     """A terminal sends SIGINT to every process of the command."""
     command = [sys.executable, "run.py", "train", *TINY, f"--config.data.root={clips}", "--json"]
     command += [f"--workdir={tmp_path / 'run'}", "--config.train.steps=50"]
-    command += ["--config.data.workers=2", "--config.optim.schedule_epochs=1"]
+    command += ["--config.data.workers=2", "--config.optimizer.schedule_epochs=1"]
     environment = os.environ | COMPILED | {"JAX_NUM_CPU_DEVICES": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     run = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
@@ -162,7 +162,10 @@ def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path)
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=120)
-    assert "Traceback" not in err and "the schedule (optim.schedule_epochs=1) ends at step 6" in err
+    assert (
+        "Traceback" not in err
+        and "the schedule (optimizer.schedule_epochs=1) ends at step 6" in err
+    )
     stopped = json.loads(out)
     assert run.returncode == 1 and stopped["ok"] is False and 1 <= stopped["step"] < 50
     assert (tmp_path / "run" / "checkpoints" / str(stopped["step"])).is_dir()
@@ -176,9 +179,13 @@ def test_ctrl_c_while_workers_start_saves_and_leaves_no_process(clips, tmp_path)
 def test_a_run_does_not_resume_with_another_config(clips, uninterrupted, run_cli):
     status, out, err = run_cli(
         *("train", *TINY, f"--config.data.root={clips}", f"--workdir={uninterrupted[0]}"),
-        *("--config.train.steps=6", "--config.optim.learning_rate=0.5"),
+        *("--config.train.steps=6", "--config.optimizer.learning_rate=0.5"),
     )
-    assert status == 2 and "optim.learning_rate was 0.001, is 0.5" in err and "Traceback" not in err
+    assert (
+        status == 2
+        and "optimizer.learning_rate was 0.001, is 0.5" in err
+        and "Traceback" not in err
+    )
 
 
 def test_a_run_does_not_resume_with_other_captions(clips, uninterrupted, run_cli, tmp_path):

@@ -11,7 +11,7 @@ from configs.base import get_config
 from data import tokenizer
 from data.errors import UsageError
 from hvp_jax.checkpoints.model_card import card_spec, read_card
-from hvp_jax.cli import port
+from hvp_jax.cli.verbs import port
 from hvp_jax.config import resolve
 from hvp_jax.weights import formats, initial
 from hvp_jax.weights.identity.activation import from_names

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.errors import DataError, UsageError, UserError
-from hvp_jax.cli import port
+from hvp_jax.cli.verbs import port
 from hvp_jax.weights import formats
 from tests.helpers.checkpoints import openai_names, random_state, write
 from tests.helpers.command import GOLDEN, run_command

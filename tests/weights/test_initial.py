@@ -13,7 +13,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs.base import get_config
 from data.errors import UsageError
 from data.synthetic import shapes
-from hvp_jax.cli import main, port
+from hvp_jax.cli import main
+from hvp_jax.cli.verbs import port
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import from_config
@@ -76,7 +77,7 @@ def test_every_weight_is_loaded(checkpoints, kind):
     config, model, params = load(config_with(checkpoints[kind]))
     assert model.clip_config == CONFIG and config.model.variant is None
     assert config.model.image_size == 32 and config.model.taps == (1, 2)
-    assert config.optim.clip_learning_rate == 1e-7 and config.model.freeze_patches
+    assert config.optimizer.clip_learning_rate == 1e-7 and config.model.freeze_patches
     expected = random_state(CONFIG, head=True)
     for name, x in torch_params.to_torch(params).items():
         np.testing.assert_array_equal(x, expected[name].numpy(), err_msg=name)

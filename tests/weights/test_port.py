@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from data.batches.batch import Batch
 from data.errors import UsageError
-from hvp_jax.cli import port
+from hvp_jax.cli.verbs import port
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parity import torch_checkpoint

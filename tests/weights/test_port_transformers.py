@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from hvp_jax.cli import port
+from hvp_jax.cli.verbs import port
 from hvp_jax.parity import torch_checkpoint
 from tests.helpers.checkpoints import random_state, write
 

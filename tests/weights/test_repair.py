@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.errors import DataError
-from hvp_jax.cli import port
+from hvp_jax.cli.verbs import port
 from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.weights import formats, optimizer_state
 from tests.helpers.checkpoints import (
