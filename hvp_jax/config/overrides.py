@@ -19,7 +19,7 @@ from configs.base import UnknownForm
 from data.errors import DataError, UsageError
 from data.paths import check_path
 from hvp_jax.config.saved import from_json
-from hvp_jax.config.schema import NOT_PATHS, OPTIONAL, PATHS, RENAMED, flatten
+from hvp_jax.config.schema import NOT_PATHS, OPTIONAL, PATHS, RENAMED, RENAMED_GROUPS, flatten
 
 EXPECTED = {
     bool: "true or false",
@@ -56,6 +56,10 @@ def load(spec: str) -> ConfigDict:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = f", line {lines[-1]}" if lines else ""
+        group = RENAMED_GROUPS.get(getattr(error, "name", None) or "")
+        if isinstance(error, AttributeError) and group:
+            renamed = f"config.{error.name} is now called config.{group}; use that name"
+            raise UsageError(f"config file {path}{line}: {renamed}") from None
         raise UsageError(f"config file {path}{line}: {type(error).__name__}: {error}") from None
     return config.lock()
 

@@ -110,6 +110,8 @@ RENAMED = {  # former name of a key -> its name
     "train.stall_seconds": "train.stall_timeout",
 }
 
+RENAMED_GROUPS = {"optim": "optimizer", "distill": "distillation"}
+
 # Keys that the config.json of an older run does not have, and what they are then.
 ADDED = {
     "model.activation": None,
