@@ -49,14 +49,34 @@ def get_config() -> ConfigDict:
     config.distillation.stages = placeholder(
         int
     )  # of token merging; None: as the weights have, or 3
+    # dpc_knn, kmeans, top_score, average_pool, none: how a stage chooses the tokens that it keeps.
+    config.distillation.method = "dpc_knn"
+    config.distillation.attention = True  # the merged tokens attend to the tokens before merging
+    config.distillation.conv = True  # a convolution over neighbouring tokens before clustering
     config.distillation.noise = "train"  # train, always, never: noise that breaks ties of density
 
+    config.frames = ConfigDict()
+    # none, transformer, lstm: what the frames' features pass through before the score, as in
+    # CLIP4Clip.
+    config.frames.aggregation = "none"
+
     config.similarity = ConfigDict()
+    # Of word_patch, sentence_patch, sentence_frame, sentence_clip: the terms of the score, the loss
+    # and the evaluation.
+    config.similarity.terms = ("word_patch", "sentence_patch", "sentence_frame")
+    config.similarity.tap_weights = "uniform"  # uniform, learned: of the taps in every term
+    config.similarity.token_weights = "learned"  # learned, uniform: of words, patches and frames
     # query: words are weighted by their own caption; paired: by the video's (leaks the answer).
     config.similarity.word_weights = "query"
     config.similarity.normalize = "softmax"  # softmax, none: of the token weights
     config.similarity.mask_padding = True  # excludes padding tokens from the similarity
     config.similarity.chunk_size = 16  # clips scored at a time; affects memory, not the scores
+
+    config.loss = ConfigDict()
+    # per_term: InfoNCE of every term and tap, summed; summed_score: InfoNCE of their sum.
+    config.loss.form = "per_term"
+    # negative, ignored, positive: what captions of one clip that meet in a batch are to each other.
+    config.loss.same_video = "negative"
 
     config.data = ConfigDict()
     config.data.dataset = "folder"  # folder, shapes, or a published data set such as msrvtt
@@ -73,6 +93,11 @@ def get_config() -> ConfigDict:
     # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".
     config.data.beam_options = ""
     config.data.max_frames = 12  # of a clip, evenly spaced
+    # uniform, head, random_in_segment: which frames of a clip; the last in training only, which
+    # evaluates with uniform.
+    config.data.frame_choice = "uniform"
+    # pairs, videos: an epoch has every caption, or one caption of every clip.
+    config.data.sampling = "pairs"
     config.data.max_words = 24  # tokens of a caption, start and end included
     # Decoding processes; 0: threads of this process, and in `prepare` one process per core.
     config.data.workers = 0
@@ -83,6 +108,13 @@ def get_config() -> ConfigDict:
     config.augment.flip = False  # mirrors half of the clips, whatever their captions say
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "bert_adam"  # bert_adam, adamw, lion, muon
+    # warmup_cosine, warmup_linear, warmup_constant: of the learning rates.
+    config.optimizer.schedule = "warmup_cosine"
+    # all, none, last:N: the layers of CLIP's towers that learn.
+    config.optimizer.clip_layers = "all"
+    # Factor of the learning rate from a layer of CLIP's towers to the one before it.
+    config.optimizer.layer_decay = 1.0
     # Of the parameters outside CLIP; None: 1e-4 on a pretrained CLIP, 1e-3 from scratch.
     config.optimizer.learning_rate = placeholder(float)
     # Of CLIP's parameters; None: 1e-7 on a pretrained CLIP, `learning_rate` from scratch.

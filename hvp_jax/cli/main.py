@@ -20,7 +20,7 @@ from data.errors import UsageError, UserError
 from hvp_jax.cli import console
 from hvp_jax.cli.flags import DISTRIBUTED, VERBS
 from hvp_jax.config import overrides
-from hvp_jax.config.schema import validate
+from hvp_jax.config.validate import validate
 from hvp_jax.parallel import distributed, libtpu, machine_errors
 
 DISTRIBUTED_FLAGS = tuple(name.removeprefix("--") for name, _ in DISTRIBUTED)

@@ -117,7 +117,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     if kind not in EXPECTED:
         raise UsageError(f"--config.{key}: a {kind.__name__} can be set only in the config file")
     try:
-        node[name] = _parse(text, kind)
+        words = kind is tuple and any(isinstance(x, str) for x in node[name] or ())
+        node[name] = tuple(text.split(",")) if words else _parse(text, kind)
     except ValueError:
         raise UsageError(
             f"--config.{key}={text}: expected {EXPECTED[kind]}, not {text!r}"

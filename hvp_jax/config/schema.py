@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 from data import paths
 from data.annotations import DATASETS
 from data.errors import UsageError
-from hvp_jax.config.resolve import resolve
-from hvp_jax.models.clip_config import ACTIVATIONS, VARIANTS
+from hvp_jax.models.clip_config import ACTIVATIONS, TERMS, VARIANTS
 
 # rsum: R@1 + R@5 + R@10 of both directions; lower MdR and MnR are better
 _METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
@@ -22,6 +21,16 @@ CHOICES = {
     "model.variant": tuple(VARIANTS),
     "model.activation": ACTIVATIONS,
     "model.remat": ("none", "dots", "full"),
+    "distillation.method": ("dpc_knn", "kmeans", "top_score", "average_pool", "none"),
+    "frames.aggregation": ("none", "transformer", "lstm"),
+    "similarity.tap_weights": ("uniform", "learned"),
+    "similarity.token_weights": ("learned", "uniform"),
+    "loss.form": ("per_term", "summed_score"),
+    "loss.same_video": ("negative", "ignored", "positive"),
+    "data.frame_choice": ("uniform", "head", "random_in_segment"),
+    "data.sampling": ("pairs", "videos"),
+    "optimizer.name": ("bert_adam", "adamw", "lion", "muon"),
+    "optimizer.schedule": ("warmup_cosine", "warmup_linear", "warmup_constant"),
     "distillation.noise": ("train", "always", "never"),
     "similarity.word_weights": ("query", "paired"),
     "similarity.normalize": ("softmax", "none"),
@@ -35,7 +44,7 @@ CHOICES = {
 MINIMUM = {
     "seed": 0,
     "model.image_size": 1,
-    "distillation.stages": 1,
+    "distillation.stages": 0,
     "similarity.chunk_size": 1,
     "data.max_frames": 1,
     "data.max_words": 3,  # the start and end tokens and one between
@@ -118,6 +127,21 @@ ADDED = {
     "model.fused": None,
     "compile_cache": "auto",
     "topology": "v5e:2x2",
+    "distillation.method": "dpc_knn",
+    "distillation.attention": True,
+    "distillation.conv": True,
+    "frames.aggregation": "none",
+    "similarity.terms": TERMS[:3],
+    "similarity.tap_weights": "uniform",
+    "similarity.token_weights": "learned",
+    "loss.form": "per_term",
+    "loss.same_video": "negative",
+    "data.frame_choice": "uniform",
+    "data.sampling": "pairs",
+    "optimizer.name": "bert_adam",
+    "optimizer.schedule": "warmup_cosine",
+    "optimizer.clip_layers": "all",
+    "optimizer.layer_decay": 1.0,
 }
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")  # of TPUs, that `topology` may name
@@ -134,70 +158,6 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def validate(config: ConfigDict) -> None:
-    """Raises UsageError, naming the key, if a value is not allowed."""
-    flat = flatten(config)
-    for key in flat:
-        if key in RENAMED:
-            raise UsageError(f"config.{key} is now called config.{RENAMED[key]}; use that name")
-    for key in (*CHOICES, *MINIMUM, *OPTIONAL, *AUGMENT, "profile", "compile_cache"):
-        if key not in flat:
-            raise UsageError(f"the config has no key config.{key}; build it from configs/base.py")
-    for key, choices in CHOICES.items():
-        if flat[key] not in choices and not (key in OPTIONAL and flat[key] is None):
-            raise UsageError(
-                f"config.{key} is {flat[key]!r}; it must be one of {', '.join(choices)}"
-            )
-    for key, least in MINIMUM.items():
-        if flat[key] is not None and flat[key] < least:
-            raise UsageError(f"config.{key} is {flat[key]}; it must be at least {least}")
-    for key, total in (
-        ("optimizer.warmup_fraction", "schedule"),
-        ("data.val_fraction", "training videos"),
-    ):
-        if flat[key] >= 1:
-            raise UsageError(
-                f"config.{key} is {flat[key]}; it is a fraction of the {total}, below 1"
-            )
-    if flat["optimizer.max_grad_norm"] <= 0:
-        raise UsageError(
-            f"config.optimizer.max_grad_norm is {flat['optimizer.max_grad_norm']}; it must be "
-            "above 0"
-        )
-    if flat["fsdp"] and flat["parallel"] != "shard_map":
-        raise UsageError("config.fsdp needs config.parallel=shard_map; pmap replicates the weights")
-    _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
-    if flat["profile"]:
-        parse_profile(flat["profile"])
-    _validate_topology(flat["topology"])
-    if not flat["model.weights"]:  # else the sizes are known only once the weights are opened
-        resolve(config)
-
-
-def _validate_augment(rand_augment: str, crop: float) -> None:
-    if not 0 < crop <= 1:
-        raise UsageError(
-            f"config.augment.crop is {crop}; it is a fraction of the area, above 0 and at most 1"
-        )
-    if rand_augment:
-        from data.batches.augment import parse  # NumPy and Pillow: only if needed
-
-        try:
-            parse(rand_augment)
-        except UsageError as error:
-            raise UsageError(f"config.augment.rand_augment {error}") from None
-
-
-def _validate_topology(text: str) -> None:
-    one = rf"({'|'.join(GENERATIONS)}):[1-9][0-9]*(x[1-9][0-9]*){{1,2}}"
-    if not re.fullmatch(rf"{one}(,{one})*", text):
-        raise UsageError(
-            f"config.topology is {text!r}; it must be {', '.join(GENERATIONS[:-1])} or "
-            f"{GENERATIONS[-1]} and the chips along each axis, such as v5e:4x4, or several with "
-            "commas between, such as v5e:4x4,v4:2x2x4"
-        )
 
 
 def parse_profile(text: str) -> tuple[int, int] | None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 ACTIVATIONS = ("quick_gelu", "gelu")
+# Of the score of a text and a video: see `similarity.py`.
+TERMS = ("word_patch", "sentence_patch", "sentence_frame", "sentence_clip")
 LANES = 128  # columns that a TPU's units work on
 # Of a frame whose attention, with its gradient, fits into a TPU core's fast memory.
 MAX_FUSED_TOKENS = 640

@@ -5,7 +5,7 @@ import pytest
 from configs import base
 from data.errors import UsageError
 from hvp_jax.checkpoints.checkpointer import Checkpointer
-from hvp_jax.config import schema
+from hvp_jax.config.validate import validate
 from tests.helpers.saved_states import batches_at, metrics, state_of, steps_of
 
 
@@ -47,7 +47,7 @@ def test_ties_go_to_the_latest_step_and_without_metrics_to_the_last(tmp_path):
 @pytest.mark.parametrize("key, value", [("select_by", "R@1"), ("keep_period", -1)])
 def test_retention_keys_are_validated(key, value):
     config = base.get_config()
-    schema.validate(config)
+    validate(config)
     config.train[key] = value
     with pytest.raises(UsageError, match=f"train.{key}"):
-        schema.validate(config)
+        validate(config)

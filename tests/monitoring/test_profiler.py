@@ -12,6 +12,7 @@ from configs.base import get_config
 from data.errors import UsageError
 from hvp_jax.config import schema
 from hvp_jax.config.overrides import override
+from hvp_jax.config.validate import validate
 from hvp_jax.monitoring import profiler
 
 
@@ -32,10 +33,10 @@ def test_the_key_is_validated_with_the_config():
     config = get_config().lock()
     assert config.profile == ""
     override(config, "profile", "3:5")
-    schema.validate(config)
+    validate(config)
     override(config, "profile", "5:3")
     with pytest.raises(UsageError, match="config.profile is '5:3'"):
-        schema.validate(config)
+        validate(config)
 
 
 @pytest.fixture
