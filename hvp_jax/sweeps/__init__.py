@@ -1,1 +1,1 @@
-"""Sweeps: a set of settings, each trained with several seeds, and their table."""
+"""Sweeps: sets of runs that differ in a few keys, and the table that compares them."""
