@@ -102,7 +102,7 @@ def _difference(
     drawn: Float[np.ndarray, " draws"],
     t: Float[np.ndarray, " more_draws"],
 ) -> Difference:
-    """The mean over seeds of a figure's difference; `drawn` has it for each resample of the clips."""
+    """The mean over seeds of a figure's difference; `drawn`: the same for each resample."""
     mean = of_seeds.mean()
     # Rounded: a resample without a difference is 0, not 1e-15.
     draws = np.tile(drawn.round(9), SEED_DRAWS) + t * of_seeds.std(ddof=1) / np.sqrt(len(of_seeds))
