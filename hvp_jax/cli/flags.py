@@ -94,7 +94,7 @@ PLOT_HELP = "the folder for a plot of both curves of a run"
 PLOT_DIR = path_flag("--workdir", "DIR", PLOT_HELP, "folder")
 PRECISION = flag("--precision", "TYPE", "precision of the JAX side: %(choices)s", choices=DTYPES)
 RERANK_HELP = "also give the figures after reranking by any of dsl, qbnorm, dis"
-RERANK = flag("--rerank", "NAMES", RERANK_HELP, names_of(*METHODS), default=())
+RERANK = flag("--rerank", "NAMES", RERANK_HELP, names_of(*METHODS), default=argparse.SUPPRESS)
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(

@@ -53,7 +53,6 @@ def _draw_panel(axes: Axes, title: str, differences: Sequence[dict[str, Any]]) -
         fill = PAPER if value["low"] is None else color
         axes.plot(value["mean"], y, "o", ms=6, mec=color, mfc=fill)
     set_style(axes, title)
-    axes.title.set_position((0, 1))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=FAINT, lw=0.8)

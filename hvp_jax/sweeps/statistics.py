@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from hvp_jax.evaluation.metrics import summary
 
 LEVEL = 0.95
-CLIP_DRAWS, SEED_DRAWS = 2000, 50  # resamples of the clips; draws of Student's t for each
+CLIP_DRAWS, SEED_DRAWS = 2000, 20  # resamples of the clips; draws of Student's t for each
 RSUM = ("R@1", "R@5", "R@10")  # of both directions
 MEDIAN_BLOCK = 2**22  # draws × queries whose weighted medians are computed at once
 
