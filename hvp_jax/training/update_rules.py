@@ -126,12 +126,13 @@ def on_complete_arrays(
     def update(grads, state, params=None, *, collectives=SINGLE_DEVICE, **extra_args):
         if collectives.shard_axes is None:
             return rule.update(grads, state, params, **extra_args)
-        grads = collectives.all_gather_params(grads)
+        grads, params = map(collectives.all_gather_params, (grads, params))
         devices = jax.lax.axis_size(collectives.axis)
         axes = jax.tree.map(
             lambda x: shard_axis(x.shape, devices), jax.eval_shape(rule.init, grads)
         )
-        updates, state = rule.update(grads, collectives.all_gather(state, axes), **extra_args)
+        state = collectives.all_gather(state, axes)
+        updates, state = rule.update(grads, state, params, **extra_args)
         own = collectives.own_shards
         return own(updates, collectives.shard_axes), own(state, axes)
 

@@ -122,15 +122,10 @@ def test_eight_devices_with_shards_make_the_updates_of_one(name, params):
     kernel = sharded.params["clip"]["visual"]["tower"]["blocks"]["mlp_in"]["kernel"]
     moments = [m for m in jax.tree.leaves(sharded.opt_state) if m.shape == kernel.shape]
     assert moments and all(m.addressable_shards[0].data.size == m.size // 8 for m in moments)
-    changes = [
-        jax.tree.map(lambda x, before: np.asarray(x) - before, state.params, params)
-        for state in states
-    ]
-    for path, change in flatten_dict(changes[0], sep="/").items():
-        other = flatten_dict(changes[1], sep="/")[path]
-        # Signs and orthogonalisation magnify the rounding of gradients near 0.
-        far = np.abs(change - other) > 0.1 * RATE
-        assert far.mean() < 0.02, path
+    pairs = zip(*(jax.tree.leaves(state.params) for state in states), strict=True)
+    errors = np.concatenate([np.abs(np.asarray(x) - np.asarray(y)).ravel() for x, y in pairs])
+    # Signs and orthogonalisation magnify the rounding of gradients near 0.
+    assert (errors > 0.01 * RATE).mean() < 0.01
 
 
 @pytest.mark.parametrize("name", OPTAX)
