@@ -94,10 +94,10 @@ def get_config() -> ConfigDict:
     config.data.exclude = ""  # a file with the ids of clips to exclude, one per line
     # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".
     config.data.beam_options = ""
-    config.data.max_frames = 12  # of a clip, evenly spaced
-    # Which frames of a clip. uniform: one per second, thinned evenly; head: one per second, the first
-    # of them; random_in_segment: one at random in each of equal segments, other ones in every epoch,
-    # decoded each time, in training only (evaluation is uniform). Shards have uniform frames only.
+    config.data.max_frames = 12  # of a clip
+    # Which frames of a clip. uniform: one per second, thinned evenly; head: the first ones of one
+    # per second; random_in_segment: in training one at random in each of equal segments, decoded
+    # anew in every epoch, and uniform in evaluation. Shards have uniform frames only.
     config.data.frame_choice = "uniform"
     # pairs, videos: an epoch has every caption, or one random caption of every clip.
     config.data.sampling = "pairs"
@@ -111,12 +111,12 @@ def get_config() -> ConfigDict:
     config.augment.flip = False  # mirrors half of the clips, whatever their captions say
 
     config.optimizer = ConfigDict()
-    # bert_adam, adamw, lion, muon. Lion takes a third to a tenth of the learning rates of the others.
+    # bert_adam, adamw, lion, muon. Lion needs a third to a tenth of the others' learning rates.
     config.optimizer.name = "bert_adam"
     # warmup_cosine, warmup_linear, warmup_constant: of the learning rates.
     config.optimizer.schedule = "warmup_cosine"
-    # all, none, last:N: the layers of CLIP's towers that learn. none: only CLIP's temperature learns;
-    # last:N: so do the final norms and projections, but not the embeddings.
+    # all, none, last:N: the layers of CLIP's towers that learn. With none only CLIP's temperature
+    # does; with last:N also the final norms and the projections, but not the embeddings.
     config.optimizer.clip_layers = "all"
     # Factor of the learning rate from a layer of CLIP's towers to the one before it; the embeddings
     # count as the layer before the first.

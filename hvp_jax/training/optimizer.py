@@ -1,5 +1,6 @@
-"""The original's optimiser: BERT's Adam, two learning rates, warm-up and cosine (section 4.1).
+"""The optimiser: clipping, a rule, weight decay, two learning rates, a schedule (section 4.1).
 
+By default it is the original's, with BERT's Adam, warm-up and cosine:
 `p <- p - learning_rate · (m / (√v + 1e-6) + decay · p)`, without bias correction. Weight decay
 applies to every tensor without `bias` in its name: norms, positions and the temperature
 too. CLIP has its own learning rate; the patch convolution of a pretrained CLIP is frozen.
