@@ -42,7 +42,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     """Writes manifest.json, atomically. Raises UsageError if it cannot be written."""
     json_files.make_workdir(folder)
     settings = [{"name": name, "overrides": changes} for name, changes in manifest.settings]
-    fields = {"sweep": manifest.sweep, "base": manifest.base}
+    fields: dict[str, Any] = {"sweep": manifest.sweep, "base": manifest.base}
     fields |= {"settings": settings, "seeds": manifest.seeds}
     json_files.write_json(folder / MANIFEST_FILE, fields)
 
@@ -59,6 +59,26 @@ def read(folder: Path) -> Manifest:
         raise UsageError(f"{path} does not exist; give the folder of a sweep") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not the manifest of a sweep: {error}") from None
+
+
+def differences(before: Manifest, now: Manifest) -> list[str]:
+    """What makes `now` another sweep than `before`; settings and seeds may have been added."""
+    found = []
+    for field in ("sweep", "base"):
+        old, new = getattr(before, field), getattr(now, field)
+        if old != new:
+            found.append(
+                f"its {'name' if field == 'sweep' else 'base setting'} is {old}, not {new}"
+            )
+    settings = dict(now.settings)
+    for name, changes in before.settings:
+        if name not in settings:
+            found.append(f"it has a setting {name} too")
+        elif json_files.to_json_types(settings[name]) != json_files.to_json_types(changes):
+            found.append(f"its setting {name} is {changes}, not {settings[name]}")
+    if missing := sorted(set(before.seeds) - set(now.seeds)):
+        found.append(f"it has the seeds {', '.join(map(str, missing))} too")
+    return found
 
 
 def _parse(fields: Any) -> Manifest:
