@@ -32,7 +32,8 @@ def load(spec: str, changes: Sequence[tuple[str, str]]) -> Plan:
     """The plan of `--config=FILE.py[:ARG]`; `changes` are (key, text) of `--config.KEY=VALUE`.
 
     They change the base, and so all settings. Raises UsageError, naming the setting and the key,
-    if a config is not allowed, or if a setting sets a key that `changes` set as well.
+    if a config is not allowed, or if a setting has its own value for a key of `changes`. One that
+    is a function of the base is allowed, unless all settings have one: nothing would change.
     """
     sweep = overrides.load_sweep(spec)
     _check(spec, sweep)
@@ -48,8 +49,8 @@ def load(spec: str, changes: Sequence[tuple[str, str]]) -> Plan:
     validate(base)
     settings, configs = [], {}
     for name, values in sweep.settings.items():
-        for key in values:
-            if key in dict(changes):
+        for key in values.keys() & dict(changes).keys():
+            if not callable(values[key]) or all(key in row for row in sweep.settings.values()):
                 raise UsageError(
                     f"--config.{key}: the setting {name} of {spec} sets this key itself; leave "
                     "it out, or change the file"

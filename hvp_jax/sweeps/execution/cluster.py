@@ -18,6 +18,7 @@ from hvp_jax.sweeps.execution.stop import Stopped, StopSignal, stop_signal
 
 FOLDER = "cluster"  # of the sweep: what submitit writes, and jobs.json
 JOBS_FILE = "jobs.json"
+SOURCES = Path(__file__).parents[3]
 TIMEOUT_MIN = 24 * 60  # a job that is not done by then saves, and is submitted again
 POLL_INTERVAL = 1.0  # seconds
 
@@ -120,6 +121,11 @@ def _executor(folder: Path, name: str, options: dict[str, Any], jobs: int | None
     limits = {"timeout_min": TIMEOUT_MIN, "name": "sweep"}
     if jobs is not None and name == "slurm":
         limits["slurm_array_parallelism"] = jobs
+    # A job starts in the current folder, and imports this package from wherever it is.
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        dict.fromkeys([str(SOURCES), *filter(None, inherited)])
+    )
     try:
         executor = submitit.AutoExecutor(folder, cluster=name)
         executor.update_parameters(**limits | options)

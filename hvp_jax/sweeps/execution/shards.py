@@ -6,14 +6,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data.inputs import location_from_config
 from data.shards.reader import read_fingerprint
 from hvp_jax.config.schema import flatten
 from hvp_jax.sweeps.execution.runs import Run
 
 CLIPS = "clips"  # of the sweep's folder: the built-in clips, unless data.root names another place
 SHARDS = "shards"
-STORED = ("data.exclude", "data.val_fraction", "data.val_seed", "data.max_frames")
+STORED = (  # the keys that shards depend on, besides the size of the frames
+    *("data.dataset", "data.root", "data.annotations", "data.videos", "data.protocol"),
+    *("data.exclude", "data.val_fraction", "data.val_seed", "data.max_frames"),
+)
 
 
 class Preparation(Run):
@@ -31,7 +33,7 @@ def place(config: ConfigDict, folder: Path, image_size: int) -> str:
     the video files, since shards have evenly spaced frames only.
     """
     data, flat = config.data, flatten(config)
-    stored = [*vars(location_from_config(config)).values(), *(flat[key] for key in STORED)]
+    stored = [flat[key] for key in STORED]
     if data.dataset == "shapes" and not data.root:
         data.root = str(folder / CLIPS)
     if data.shards or data.frame_choice != "uniform":
