@@ -23,9 +23,9 @@ from pathlib import Path
 from hvp_jax.cli.console import quiet_libraries
 from hvp_jax.sweeps import plan, runner
 quiet_libraries()
-file, folder, jobs, steps, *command = sys.argv[1:]
+file, folder, jobs, steps, cluster, *command = sys.argv[1:]
 sweep = plan.load(file, [("train.steps", steps)])
-runner.run(sweep, Path(folder), command=command, jobs=int(jobs), cluster=None)
+runner.run(sweep, Path(folder), command=command, jobs=int(jobs), cluster=cluster or None)
 """
 
 
@@ -42,9 +42,9 @@ def execute(file: str, folder: Path, *, steps=2, jobs=None, cluster=None, change
     return [run.name for run in failed]
 
 
-def start(file: str, folder: Path, *, steps=2, jobs=1) -> subprocess.Popen:
+def start(file: str, folder: Path, *, steps=2, jobs=1, cluster="") -> subprocess.Popen:
     """Starts a sweep of stub runs in a process of its own."""
-    arguments = [file, str(folder), str(jobs), str(steps), *STUB]
+    arguments = [file, str(folder), str(jobs), str(steps), cluster, *STUB]
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, *arguments],
         cwd=ROOT,
