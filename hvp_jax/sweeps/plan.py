@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,8 +104,19 @@ def _setting(base: ConfigDict, values: dict[str, Any]) -> tuple[dict[str, Any], 
 
 def model_spec(config: ConfigDict) -> ModelSpec:
     """The sizes of a config's model: of its weights, or of its variant without weights."""
-    if not config.model.weights:
+    model = config.model
+    if not model.weights:
         return spec_of_variant(config)
-    from hvp_jax.weights import initial  # imports JAX, which mistakes should not wait for
+    return _spec_of_weights(model.weights, model.variant, model.image_size, model.activation)
 
-    return initial.find_initial_weights(config).spec
+
+@functools.cache
+def _spec_of_weights(weights: str, *sizes: str | int | None) -> ModelSpec:
+    import jax  # which mistakes should not wait for
+
+    from hvp_jax.weights import initial
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator would not be free for the runs
+    names = ("variant", "image_size", "activation")
+    model = {"weights": weights} | dict(zip(names, sizes, strict=True))
+    return initial.find_initial_weights(ConfigDict({"model": model})).spec

@@ -50,7 +50,10 @@ def run(
         configs = copy.deepcopy(plan.configs)
         shards = {}
         for name, config in configs.items():
-            size = resolve(config, model_spec(config)).model.image_size
+            try:
+                size = resolve(config, model_spec(config)).model.image_size
+            except UsageError as error:  # that the weights do not fit
+                raise UsageError(f"setting {name}: {error}") from None
             shards[name] = place(config, folder, size)
         _check_same(plan.manifest, configs, folder)
         _write(plan.manifest, configs, folder)
@@ -70,8 +73,8 @@ def run(
                 todo.append((setting, run))
         prepared = _prepare({name: shards[name] for name, _ in todo}, folder, command, execute)
         for setting, run in todo:
-            if error := prepared[setting]:
-                run.fail(f"its clips cannot be decoded: {error}")
+            if fault := prepared[setting]:
+                run.fail(f"its clips cannot be decoded: {fault}")
         # With those that have finished, which the progress counts.
         execute([run for name, run in runs if not prepared.get(name)])
     return [run for _, run in runs if not run.is_finished()]

@@ -1,12 +1,16 @@
 """From a sweep file to the config of every setting."""
 
+import dataclasses
+
 import pytest
 
 from configs.sweeps.base import grid, one_at_a_time, product
 from data.errors import UsageError
 from hvp_jax.cli import main
 from hvp_jax.config.schema import flatten
+from hvp_jax.models.clip_config import VARIANTS, ModelSpec
 from hvp_jax.sweeps import plan
+from hvp_jax.weights import initial
 from tests.helpers.command import ROOT
 from tests.helpers.sweeps import write_sweep
 
@@ -43,6 +47,20 @@ def test_taps_follow_the_depth_of_the_tower():
     deep = load("taps.py", ("model.variant", "ViT-B/32"))
     taps = [changes["model.taps"] for _, changes in deep.manifest.settings]
     assert taps == [(1, 6, 12), (6, 12), (12,), tuple(range(1, 13))]
+
+
+def test_taps_follow_the_depth_of_the_weights_which_are_opened_once(monkeypatch, tmp_path):
+    opened = []
+
+    def find(config):
+        opened.append(config.model.weights)
+        clip_config = dataclasses.replace(VARIANTS["ViT-B/32"], vision_layers=6)
+        return initial.InitialWeights(ModelSpec(clip_config, pretrained=True))
+
+    monkeypatch.setattr(initial, "find_initial_weights", find)
+    sweep = load("taps.py", ("model.weights", str(tmp_path)))
+    taps = [changes["model.taps"] for _, changes in sweep.manifest.settings]
+    assert taps == [(1, 3, 6), (3, 6), (6,), (1, 2, 3, 4, 5, 6)] and opened == [str(tmp_path)]
 
 
 def test_rates_and_batches_are_multiples_of_the_base():

@@ -10,6 +10,8 @@ import time
 import pytest
 
 from data.errors import UsageError
+from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.sweeps import plan
 from hvp_jax.sweeps.execution.stop import Stopped
 from tests.helpers.command import ROOT
 from tests.helpers.sweeps import execute, results, start, started, write_sweep
@@ -104,6 +106,18 @@ def test_the_folder_of_another_sweep_is_refused(tmp_path, settings, seeds, steps
     with pytest.raises(UsageError, match=f"{folder} holds another sweep: .*{difference}"):
         execute(write_sweep(tmp_path / "two.py", settings, seeds), folder, steps=steps)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_setting_that_the_weights_do_not_fit_is_named_before_anything_starts(
+    tmp_path, monkeypatch
+):
+    spec = ModelSpec(VARIANTS["tiny"], stages=3, pretrained=True)
+    monkeypatch.setattr(plan, "_spec_of_weights", lambda *model: spec)
+    settings = {"base": {}, "one": {"distillation.stages": 1}}
+    file, folder = write_sweep(tmp_path / "two.py", settings), tmp_path / "sweep"
+    with pytest.raises(UsageError, match="setting one: .*stages is 1; the weights have 3"):
+        execute(file, folder, changes=[("model.weights", str(tmp_path))])
+    assert not folder.exists()
 
 
 def test_a_workdir_in_use_is_waited_for(tmp_path, caplog):
