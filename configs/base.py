@@ -88,8 +88,9 @@ def get_config() -> ConfigDict:
     # Which splits; msrvtt: "" (9k), 7k, full; vatex: the name of the test list.
     config.data.protocol = ""
     # Fraction of the training videos used for validation if the data set has no such split
-    # (selected by seed and id).
+    # (selected by val_seed and id).
     config.data.val_fraction = 0.0
+    config.data.val_seed = placeholder(int)  # None: seed; shards are of one val_seed
     config.data.shards = ""  # the folder that `prepare` wrote; empty: decode the video files
     config.data.exclude = ""  # a file with the ids of clips to exclude, one per line
     # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".

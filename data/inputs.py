@@ -145,11 +145,8 @@ def read_data(
     The videos of `splits` must exist, or of all splits if it is None. May generate the data
     set `shapes`: in a run of several processes, one has to call this before the others.
     """
-    location, val_fraction, seed = (
-        location_from_config(config),
-        config.data.val_fraction,
-        config.seed,
-    )
+    location, val_fraction = location_from_config(config), config.data.val_fraction
+    seed = config.seed if config.data.val_seed is None else config.data.val_seed
     ids = read_ids(config.data.exclude)
     clips = read_dataset(location, val_fraction=val_fraction, seed=seed, exclude=ids, splits=splits)
     excluded = []

@@ -1,0 +1,1 @@
+"""Sweeps: sets of runs that differ in a few keys, and the table that compares them."""
