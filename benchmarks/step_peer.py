@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import torch_hvpnet
 from configs.base import get_config
-from data.batches.batch import Batch
+from data.batches.batch import TrainBatch
 from hvp_jax.bench.step import random_batch
 from hvp_jax.config.resolve import resolve
 from hvp_jax.models import flops
@@ -63,7 +63,7 @@ def config_of(variant: str, precision: str, batch: int, remat: str) -> ConfigDic
     return resolve(config)
 
 
-def batch_of(config: ConfigDict, model: HVPNet) -> Batch:
+def batch_of(config: ConfigDict, model: HVPNet) -> TrainBatch:
     """A batch of noise, the same for both sides."""
     return random_batch(config, model, np.random.default_rng(0))
 

@@ -73,9 +73,11 @@ def get_config() -> ConfigDict:
     config.similarity.chunk_size = 16  # clips scored at a time; affects memory, not the scores
 
     config.loss = ConfigDict()
-    # per_term: InfoNCE of every term and tap, summed; summed_score: InfoNCE of their sum.
+    # per_term: InfoNCE of every term and tap, summed; summed_score: InfoNCE of their sum, which is
+    # what evaluation ranks by.
     config.loss.form = "per_term"
     # negative, ignored, positive: what captions of one clip that meet in a batch are to each other.
+    # ignored: no wrong answers; positive: all of them right answers, with their mean loss (SupCon).
     config.loss.same_video = "negative"
 
     config.data = ConfigDict()
@@ -86,17 +88,19 @@ def get_config() -> ConfigDict:
     # Which splits; msrvtt: "" (9k), 7k, full; vatex: the name of the test list.
     config.data.protocol = ""
     # Fraction of the training videos used for validation if the data set has no such split
-    # (selected by seed and id).
+    # (selected by val_seed and id).
     config.data.val_fraction = 0.0
+    config.data.val_seed = placeholder(int)  # None: seed; shards are of one val_seed
     config.data.shards = ""  # the folder that `prepare` wrote; empty: decode the video files
     config.data.exclude = ""  # a file with the ids of clips to exclude, one per line
     # `prepare` on a cluster: options of Apache Beam, such as "--runner=FlinkRunner ...".
     config.data.beam_options = ""
-    config.data.max_frames = 12  # of a clip, evenly spaced
-    # uniform, head, random_in_segment: which frames of a clip; the last in training only, which
-    # evaluates with uniform.
+    config.data.max_frames = 12  # of a clip
+    # Which frames of a clip. uniform: one per second, thinned evenly; head: the first ones of one
+    # per second; random_in_segment: in training one at random in each of equal segments, decoded
+    # anew in every epoch, and uniform in evaluation. Shards have uniform frames only.
     config.data.frame_choice = "uniform"
-    # pairs, videos: an epoch has every caption, or one caption of every clip.
+    # pairs, videos: an epoch has every caption, or one random caption of every clip.
     config.data.sampling = "pairs"
     config.data.max_words = 24  # tokens of a caption, start and end included
     # Decoding processes; 0: threads of this process, and in `prepare` one process per core.
@@ -108,12 +112,15 @@ def get_config() -> ConfigDict:
     config.augment.flip = False  # mirrors half of the clips, whatever their captions say
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "bert_adam"  # bert_adam, adamw, lion, muon
+    # bert_adam, adamw, lion, muon. Lion needs a third to a tenth of the others' learning rates.
+    config.optimizer.name = "bert_adam"
     # warmup_cosine, warmup_linear, warmup_constant: of the learning rates.
     config.optimizer.schedule = "warmup_cosine"
-    # all, none, last:N: the layers of CLIP's towers that learn.
+    # all, none, last:N: the layers of CLIP's towers that learn. With none only CLIP's temperature
+    # does; with last:N also the final norms and the projections, but not the embeddings.
     config.optimizer.clip_layers = "all"
-    # Factor of the learning rate from a layer of CLIP's towers to the one before it.
+    # Factor of the learning rate from a layer of CLIP's towers to the one before it; the embeddings
+    # count as the layer before the first.
     config.optimizer.layer_decay = 1.0
     # Of the parameters outside CLIP; None: 1e-4 on a pretrained CLIP, 1e-3 from scratch.
     config.optimizer.learning_rate = placeholder(float)

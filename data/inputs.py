@@ -16,6 +16,7 @@ from data.errors import DataError, UsageError
 from data.records import Annotations, Clip, DatasetLocation
 from data.splits import clips_of_splits, hold_out
 from data.synthetic import shapes
+from data.video.frame_choice import head, uniform
 
 
 def location_from_config(config: ConfigDict) -> DatasetLocation:
@@ -144,11 +145,8 @@ def read_data(
     The videos of `splits` must exist, or of all splits if it is None. May generate the data
     set `shapes`: in a run of several processes, one has to call this before the others.
     """
-    location, val_fraction, seed = (
-        location_from_config(config),
-        config.data.val_fraction,
-        config.seed,
-    )
+    location, val_fraction = location_from_config(config), config.data.val_fraction
+    seed = config.seed if config.data.val_seed is None else config.data.val_seed
     ids = read_ids(config.data.exclude)
     clips = read_dataset(location, val_fraction=val_fraction, seed=seed, exclude=ids, splits=splits)
     excluded = []
@@ -167,8 +165,14 @@ def open_frame_source(
     if not config.data.shards:
         require_sound(clips)
     data = config.data
+    # Random frames are for training only, see `batches`.
     return frame_sources.open_frames(
-        clips, image_size, data.max_frames, data.shards, workers=data.workers
+        clips,
+        image_size,
+        data.max_frames,
+        data.shards,
+        workers=data.workers,
+        choice=head if data.frame_choice == "head" else uniform,
     )
 
 
@@ -192,14 +196,21 @@ def batches(
     process_count: int,
 ) -> grain.DatasetIterator:
     """An endless iterator of this process's training batches, for a resolved config; clips are
-    padded to `num_frames`."""
+    padded to `num_frames`.
+
+    They tell which examples have the same clip if the loss needs it. The frames are those of
+    `source`, unless they are chosen at random.
+    """
+    frames: frame_sources.FrameSource | frame_sources.RandomFrames = source
+    if config.data.frame_choice == "random_in_segment":
+        frames = frame_sources.RandomFrames(clips, source.size, config.data.max_frames, config.seed)
     batch_size = config.train.batch_size // process_count
     if config.data.workers:
         batch_bytes = batch_size * num_frames * source.size**2 * 3
         shared_memory.require_space(config.data.workers, batch_bytes)
     numbered = pipeline.numbered_batches(
         clips,
-        source,
+        frames,
         num_frames,
         config.data.max_words,
         batch_size=batch_size,
@@ -207,5 +218,7 @@ def batches(
         host_index=process_index,
         host_count=process_count,
         augment=open_augment(config.seed, **config.augment),
+        sampling=config.data.sampling,
+        tell_clips=config.loss.same_video != "negative",
     )
     return pipeline.train_batches(numbered, config.data.workers)

@@ -35,3 +35,16 @@ class Batch(NamedTuple):
     text_mask: Bool[Any, "b w"]
     video: UInt8[Any, "b t height *columns"]
     video_mask: Bool[Any, "b t"]
+
+
+class BatchOfClips(NamedTuple):
+    """A `Batch` that tells which of its examples have the same clip: those with the same number."""
+
+    text_ids: Int32[Any, "b w"]
+    text_mask: Bool[Any, "b w"]
+    video: UInt8[Any, "b t height *columns"]
+    video_mask: Bool[Any, "b t"]
+    clip_ids: Int32[Any, " b"]
+
+
+TrainBatch = Batch | BatchOfClips

@@ -13,6 +13,7 @@ from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards.reader import open_shards
 from data.video.decode import read_frames
+from data.video.frame_choice import FrameChoice, random_in_segment, uniform
 
 # The frames of a data set are kept in memory if they need no more bytes than this.
 MEMORY_LIMIT = 2 << 30
@@ -36,16 +37,40 @@ class FileFrames:
     Raises DataError with the id of the clip if a file is missing or broken.
     """
 
-    def __init__(self, clips: Sequence[Clip], size: int, max_frames: int):
+    def __init__(
+        self, clips: Sequence[Clip], size: int, max_frames: int, choice: FrameChoice = uniform
+    ):
         self.size, self.longest = size, max_frames
         self._clips = {clip.clip_id: clip for clip in clips}
+        self._choice = choice
 
     def __getitem__(self, clip_id: str) -> Frames:
+        return self._read(clip_id, self._choice)
+
+    def _read(self, clip_id: str, choice: FrameChoice) -> Frames:
         clip = self._clips[clip_id]
         try:
-            return read_frames(clip.path, self.size, self.longest, start=clip.start, end=clip.end)
+            return read_frames(
+                clip.path, self.size, self.longest, start=clip.start, end=clip.end, choice=choice
+            )
         except DataError as error:
             raise DataError(f"clip {clip_id}: {error}") from error
+
+
+class RandomFrames(FileFrames):
+    """Frames for training, other ones each time that a clip is an example.
+
+    They depend only on the seed and the position of the example in the training stream.
+    """
+
+    def __init__(self, clips: Sequence[Clip], size: int, max_frames: int, seed: int):
+        super().__init__(clips, size, max_frames)
+        self._seed = seed
+
+    def at(self, clip_id: str, position: int) -> Frames:
+        """Random frames of the clip that is the example at `position`."""
+        rng = np.random.default_rng((self._seed, position))
+        return self._read(clip_id, random_in_segment(rng))
 
 
 class MemoryFrames:
@@ -54,8 +79,10 @@ class MemoryFrames:
     `longest` is the actual number of frames of the longest clip.
     """
 
-    def __init__(self, clips: Sequence[Clip], size: int, max_frames: int):
-        files = FileFrames(clips, size, max_frames)
+    def __init__(
+        self, clips: Sequence[Clip], size: int, max_frames: int, choice: FrameChoice = uniform
+    ):
+        files = FileFrames(clips, size, max_frames, choice)
         ids = [clip.clip_id for clip in clips]
         with ThreadPoolExecutor(num_threads()) as pool:
             decoded = tqdm(pool.map(files.__getitem__, ids), "decoding", len(ids), leave=False)
@@ -101,18 +128,25 @@ class ShardFrames:
 
 
 def open_frames(
-    clips: Sequence[Clip], size: int, max_frames: int, directory: str = "", *, workers: int = 0
+    clips: Sequence[Clip],
+    size: int,
+    max_frames: int,
+    directory: str = "",
+    *,
+    workers: int = 0,
+    choice: FrameChoice = uniform,
 ) -> FrameSource:
     """The frames of `clips` from the shards in `directory`, or from the files if it is empty.
 
     The files of a small data set are decoded here, once. Those of a large one are decoded at
-    every access, and so are those of a small one if worker processes read them.
+    every access, and so are those of a small one if worker processes read them. `choice` is that
+    of the frames of a file; those in shards were chosen by `prepare`.
     """
     if directory:
         return ShardFrames(directory, clips, size, max_frames)
     if not workers and len(clips) * max_frames * size * size * 3 <= MEMORY_LIMIT:
-        return MemoryFrames(clips, size, max_frames)
-    return FileFrames(clips, size, max_frames)
+        return MemoryFrames(clips, size, max_frames, choice)
+    return FileFrames(clips, size, max_frames, choice)
 
 
 _num_processes = 1  # that read on this machine at the same time, including this one

@@ -8,41 +8,39 @@ iterator depends on the number of workers.
 
 import contextlib
 import dataclasses
-import re
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
-from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
-from data.batches import frame_sources, shared_memory
+from data.batches import frame_sources
 from data.batches.augment import Augment
-from data.batches.batch import Batch, VideoBatch
-from data.batches.frame_sources import FrameSource
-from data.errors import DataError, UsageError
+from data.batches.batch import Batch, BatchOfClips, TrainBatch, VideoBatch
+from data.batches.frame_sources import FrameSource, RandomFrames
+from data.batches.pairs import Pairs, require_batch
+from data.batches.worker_batches import with_workers
+from data.errors import UsageError
 from data.records import Clip
 from data.tokenizer import tokenize
-from data.worker_process import ending
 
 # The clips of a batch are read by a pool of threads, and Grain prefetches two batches. So memory
 # does not grow with the number of cores, and the first batch is not delayed.
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-WORKER_DIED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # Grain's message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadVideos:
     """Indices of clips -> a batch of `batch_size` rows, padded at the end if there are fewer clips.
 
-    For `augment`, the clips are the examples `first`, `first` + 1, ... of the training stream.
+    For `augment` and a source of random frames, the clips are the examples `first`, `first` + 1,
+    ... of the training stream.
     """
 
-    source: FrameSource
+    source: FrameSource | RandomFrames
     clip_ids: Sequence[str]
     num_frames: int
     batch_size: int
@@ -54,9 +52,13 @@ class ReadVideos:
         mask = np.zeros((self.batch_size, self.num_frames), bool)
 
         def read(row: int) -> None:
-            frames = self.source[self.clip_ids[clips[row]]]  # [n, S, S, 3]
+            clip_id, position = self.clip_ids[clips[row]], first + row
+            if isinstance(self.source, RandomFrames):
+                frames = self.source.at(clip_id, position)  # [n, S, S, 3]
+            else:
+                frames = self.source[clip_id]
             if self.augment:
-                frames = self.augment(frames, first + row)
+                frames = self.augment(frames, position)
             video[row, : len(frames)] = frames
             mask[row, : len(frames)] = True
 
@@ -68,34 +70,30 @@ class ReadVideos:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadPairs:
-    """Indices of (clip, caption) pairs -> a batch; `index` is the number of this host's batch."""
+    """Indices of an epoch's examples -> a batch; `index` is the number of this host's batch."""
 
     videos: ReadVideos
-    clip_of_pair: Int[np.ndarray, " pairs"]
-    captions: Sequence[str]  # [pairs]
+    pairs: Pairs
     max_words: int
+    epoch_batches: int  # of this host
     host_index: int
     host_count: int
+    tell_clips: bool  # a batch tells which of its examples have the same clip
 
-    def __call__(self, index: int, pairs: Int[np.ndarray, " b"]) -> Batch:
-        ids, mask = tokenize([self.captions[i] for i in pairs], self.max_words)
+    def __call__(self, index: int, examples: Int[np.ndarray, " b"]) -> TrainBatch:
+        clips, captions = self.pairs.of_epoch(index // self.epoch_batches, examples)
+        ids, mask = tokenize(captions, self.max_words)
         # Position of the batch's first example in the training stream over all hosts and epochs.
-        first = (index * self.host_count + self.host_index) * len(pairs)
-        return Batch(ids, mask, *self.videos(self.clip_of_pair[pairs], first))
-
-
-def require_batch(pairs: int, batch_size: int) -> None:
-    """Raises DataError if the training split has fewer pairs than a batch."""
-    if pairs < batch_size:
-        raise DataError(
-            f"{pairs} pairs of clip and caption in the training split do not fill a "
-            f"batch of {batch_size}: add clips or reduce train.batch_size"
-        )
+        first = (index * self.host_count + self.host_index) * len(examples)
+        videos = self.videos(clips, first)
+        if self.tell_clips:
+            return BatchOfClips(ids, mask, *videos, clips.astype(np.int32))
+        return Batch(ids, mask, *videos)
 
 
 def numbered_batches(
     clips: Sequence[Clip],
-    source: FrameSource,
+    source: FrameSource | RandomFrames,
     num_frames: int,
     max_words: int,
     *,
@@ -104,31 +102,35 @@ def numbered_batches(
     host_index: int = 0,
     host_count: int = 1,
     augment: Augment | None = None,
-) -> grain.MapDataset[Batch]:
+    sampling: str = "pairs",
+    tell_clips: bool = False,
+) -> grain.MapDataset[TrainBatch]:
     """An infinite data set of training batches of (clip, caption) pairs, shuffled every epoch.
 
     Item i is computed when it is accessed. `batch_size` is that of one host; clips are padded
-    to `num_frames` and captions to `max_words`. An epoch contains every pair once, except for
-    a remainder smaller than the batch of all hosts, which differs between epochs.
+    to `num_frames` and captions to `max_words`. An epoch contains every example once, except for
+    a remainder smaller than the batch of all hosts, which differs between epochs. Examples are
+    pairs, or with the `sampling` "videos" clips, with one of their captions (`pairs.py`).
 
     `augment` depends on the seed and the position of the example in the stream of all hosts
     and epochs, so an example is augmented differently in every epoch.
 
     Two captions of one clip can be in the same batch, where the loss treats each as a
-    negative of the other. The original implementation does the same.
+    negative of the other, as the original does, unless `loss.same_video` says otherwise; for that
+    the batches must `tell_clips`.
 
-    Raises DataError if the pairs do not fill a batch, and for an item if one of its clips
+    Raises DataError if the examples do not fill a batch, and for an item if one of its clips
     cannot be read; UsageError if the seed is out of range.
     """
-    clip_of_pair = [i for i, clip in enumerate(clips) for _ in clip.captions]
-    captions = [caption for clip in clips for caption in clip.captions]
+    pairs = Pairs.of_clips(clips, sampling, seed)
     global_batch = batch_size * host_count
-    per_epoch = len(captions) // global_batch * global_batch
-    require_batch(len(captions), global_batch)
+    require_batch(clips, sampling, global_batch)
+    epoch_batches = len(pairs) // global_batch
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed must be from 0 to {2**32 - 1}, not {seed}")
-    dataset = grain.MapDataset.range(len(captions)).seed(seed).shuffle()
-    dataset = dataset[:per_epoch].batch(batch_size)[host_index::host_count].repeat()
+    dataset = grain.MapDataset.range(len(pairs)).seed(seed).shuffle()
+    dataset = dataset[: epoch_batches * global_batch].batch(batch_size)
+    dataset = dataset[host_index::host_count].repeat()
     videos = ReadVideos(
         source=source,
         clip_ids=[clip.clip_id for clip in clips],
@@ -139,18 +141,19 @@ def numbered_batches(
     return dataset.map_with_index(
         ReadPairs(
             videos=videos,
-            clip_of_pair=np.asarray(clip_of_pair),
-            captions=captions,
+            pairs=pairs,
             max_words=max_words,
+            epoch_batches=epoch_batches,
             host_index=host_index,
             host_count=host_count,
+            tell_clips=tell_clips,
         )
     )
 
 
 def train_batches(
-    numbered: grain.MapDataset[Batch], workers: int = 0
-) -> grain.DatasetIterator[Batch]:
+    numbered: grain.MapDataset[TrainBatch], workers: int = 0
+) -> grain.DatasetIterator[TrainBatch]:
     """Iterates over `numbered_batches` in order, with prefetching.
 
     Batches are read by `workers` processes, or by threads of this process if 0. `get_state` and
@@ -158,65 +161,7 @@ def train_batches(
     workers. Raises what computing a batch raises, and DataError if a worker dies.
     """
     dataset = numbered.to_iter_dataset(READ_AHEAD)
-    if not workers:
-        return iter(dataset)
-    # Grain reads absl flags when it starts processes; they may not have been parsed.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(num_workers=workers)
-    return _WorkerBatches(iter(dataset.mp_prefetch(options, _init_worker)))
-
-
-class _WorkerBatches(grain.DatasetIterator):
-    """The batches of worker processes; raises DataError if a worker dies."""
-
-    def __init__(self, batches: grain.DatasetIterator[Batch]):
-        super().__init__(batches)
-        self._batches = batches
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self._batches)
-        except RuntimeError as error:
-            if not (match := WORKER_DIED.search(str(error))):
-                raise
-            raise DataError(_death_message(int(match[1]))) from None
-
-    def get_state(self) -> dict[str, Any]:
-        return self._batches.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._batches.set_state(state)
-
-    def close(self) -> None:
-        # Grain joins a worker that could not start too; the reason has been raised already.
-        with contextlib.suppress(AssertionError):
-            self._batches.close()
-
-
-def _death_message(code: int) -> str:
-    resume = "the same command resumes from the last checkpoint"
-    if code == -signal.SIGBUS:
-        return (
-            "a worker process that reads batches died (SIGBUS), which happens when shared memory "
-            f"is full: {shared_memory.enlarge()}; {resume}"
-        )
-    if code == -signal.SIGKILL:
-        return (
-            "a worker process that reads batches was killed (SIGKILL), possibly because memory "
-            f"ran out: {resume}; if it happens again, reduce data.workers"
-        )
-    return (
-        f"a worker process that reads batches died ({ending(code)}): {resume}; if it happens "
-        "again, `doctor` finds files that crash the decoder"
-    )
-
-
-def _init_worker(worker: int, workers: int) -> None:
-    """Workers ignore Ctrl-C, which they receive too: the parent process decides when to stop."""
-    del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    frame_sources.share_cores(workers)
+    return with_workers(dataset, workers) if workers else iter(dataset)
 
 
 @contextlib.contextmanager
@@ -235,7 +180,7 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def uninterrupted(batches: Iterator[Batch]) -> Iterator[Batch]:
+def uninterrupted(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
     """The same batches; the first one, which starts the workers, with `interrupts_held`."""
     with interrupts_held():
         first = next(batches)

@@ -16,6 +16,7 @@ import numpy as np
 
 from data.video import seeking
 from data.video.file_faults import unreadable
+from data.video.frame_choice import FrameChoice, uniform
 from data.video.render import read_orientation, render_frame
 from data.video.timeline import Timeline, frames_of_clip, read_timeline, require_within
 
@@ -32,6 +33,7 @@ def read_frames(
     *,
     start: float | None = None,
     end: float | None = None,
+    choice: FrameChoice = uniform,
 ) -> np.ndarray:
     """The frames of `frames_of_clip` as uint8 RGB [n, size, size, 3], n <= max_frames.
 
@@ -43,7 +45,7 @@ def read_frames(
     """
     timeline = timeline_of(path)
     require_within(path, timeline, start, end)
-    numbers = frames_of_clip(timeline, max_frames, start, end)
+    numbers = frames_of_clip(timeline, max_frames, start, end, choice=choice)
     frames = _pick_by_seeking(path, size, timeline, numbers)
     if frames is None and timeline.pts_match and timeline.pts is not None:
         frames = _pick_frames(path, size, timeline.pts[numbers].tolist(), by_pts=True)

@@ -13,6 +13,7 @@ import numpy as np
 from data.errors import DataError
 from data.video.access_points import is_access_point
 from data.video.file_faults import unreadable
+from data.video.frame_choice import FrameChoice, uniform
 
 # A picture that starts less than this after the sound counts as starting with it: encoders of
 # sound add a few hundredths of a second.
@@ -28,21 +29,18 @@ def frame_positions(
     *,
     start: float | None = None,
     end: float | None = None,
+    choice: FrameChoice = uniform,
 ) -> list[int]:
-    """The positions to sample from a video of `num_frames` frames: one per second.
+    """The positions to sample from a video of `num_frames` frames, as `choice` does.
 
-    If that gives more than `max_frames`, it is reduced to `max_frames`, evenly spaced. `start`
-    and `end` are in seconds from the first frame, `end` included. Both are clamped to the video,
-    so that there is always at least one position.
+    `start` and `end` are in seconds from the first frame, `end` included. Both are clamped to the
+    video, so that there is always at least one position.
     """
     last = num_frames - 1
     first = 0 if start is None else min(max(int(start * fps), 0), last)
     if end is not None:
         last = max(min(int(end * fps), last), first)
-    positions = range(first, last + 1, max(round(fps), 1))
-    if len(positions) <= max_frames:
-        return list(positions)
-    return [positions[i] for i in np.linspace(0, len(positions) - 1, max_frames, dtype=int)]
+    return choice(first, last, max(round(fps), 1), max_frames)
 
 
 class Packets(NamedTuple):
@@ -223,9 +221,14 @@ def require_within(
 
 
 def frames_of_clip(
-    timeline: Timeline, max_frames: int, start: float | None = None, end: float | None = None
+    timeline: Timeline,
+    max_frames: int,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    choice: FrameChoice = uniform,
 ) -> list[int]:
-    """The numbers of the frames to take: one per second of the clip, at most `max_frames`.
+    """The numbers of the frames to take, at most `max_frames`, as `choice` does.
 
     `start` and `end` are times on the player's clock. With a variable frame rate, a position
     means the frame that is shown at the time position / mean rate.
@@ -236,6 +239,7 @@ def frames_of_clip(
         max_frames,
         start=timeline.since_first_frame(start),
         end=timeline.since_first_frame(end),
+        choice=choice,
     )
     if timeline.constant_rate or timeline.shown is None:
         return positions

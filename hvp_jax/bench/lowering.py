@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data.batches.batch import Batch
+from data.batches.batch import Batch, BatchOfClips, TrainBatch
 from hvp_jax.config.precision import cast_params
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.parallel.partitioner import Partitioner
@@ -36,11 +36,13 @@ def lower_step(
         config.data.max_frames,
         config.data.max_words,
     )
-    shapes = Batch(
+    shapes: TrainBatch = Batch(
         text_ids=jax.ShapeDtypeStruct((batch, words), jnp.int32),
         text_mask=jax.ShapeDtypeStruct((batch, words), bool),
         video=jax.ShapeDtypeStruct((batch, frames, side, side, 3), jnp.uint8),
         video_mask=jax.ShapeDtypeStruct((batch, frames), bool),
     )
+    if config.loss.same_video != "negative":
+        shapes = BatchOfClips(*shapes[:4], jax.ShapeDtypeStruct((batch,), jnp.int32))
     step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
     return step.lower(partitioner.abstract_state(state), partitioner.abstract_batch(shapes))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data.batches.batch import Batch
+from data.batches.batch import Batch, BatchOfClips, TrainBatch
 from hvp_jax.bench.result import BenchResult, describe_run
 from hvp_jax.bench.timing import Measurement, measure, peak_memory_mib
 from hvp_jax.config.precision import cast_params
@@ -28,16 +28,20 @@ class StepResult(Measurement, BenchResult):
     peak_memory_mib: float | None = dataclasses.field(metadata={"json": "peak_memory_MiB"})
 
 
-def random_batch(config: ConfigDict, model: HVPNet, rng: np.random.Generator) -> Batch:
+def random_batch(config: ConfigDict, model: HVPNet, rng: np.random.Generator) -> TrainBatch:
+    """A batch of noise, of different clips, as the config's loss needs it."""
     b, side = config.train.batch_size, model.clip_config.image_size
     shape = (b, config.data.max_frames, side, side, 3)
     words = (b, config.data.max_words)
-    return Batch(
+    batch = Batch(
         text_ids=rng.integers(1, model.clip_config.vocab_size, words, np.int32),
         text_mask=np.ones(words, bool),
         video=rng.integers(0, 256, shape, np.uint8),
         video_mask=np.ones(shape[:2], bool),
     )
+    if config.loss.same_video == "negative":
+        return batch
+    return BatchOfClips(*batch, np.arange(b, dtype=np.int32))
 
 
 def bench_step(config: ConfigDict, model: HVPNet) -> StepResult:

@@ -22,6 +22,7 @@ class Verb:
     """`target` is "module:function"; the function's parameters are the verb's flags, by name.
 
     A verb whose --config is optional reads the workdir's config.json if it is not given.
+    With `sweeps`, --config is a file of `configs/sweeps/`, and the parameter a `Plan`.
     Exactly one of the flags in `one_of` must be given.
     """
 
@@ -29,6 +30,7 @@ class Verb:
     help: str
     flags: tuple[Flag, ...]
     one_of: tuple[Flag, ...] = ()
+    sweeps: bool = False
 
     def names(self) -> list[str]:
         return [name for name, _ in self.one_of + self.flags]
@@ -38,6 +40,12 @@ def text(value: str) -> str:
     if not value:
         raise argparse.ArgumentTypeError("expected a non-empty value")
     return value
+
+
+def positive(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 on")
+    return int(value)
 
 
 def flag(name: str, metavar: str, help: str, kind=text, **options) -> Flag:
@@ -95,6 +103,15 @@ PLOT_DIR = path_flag("--workdir", "DIR", PLOT_HELP, "folder")
 PRECISION = flag("--precision", "TYPE", "precision of the JAX side: %(choices)s", choices=DTYPES)
 RERANK_HELP = "also give the figures after reranking by any of dsl, qbnorm, dis"
 RERANK = flag("--rerank", "NAMES", RERANK_HELP, names_of(*METHODS), default=argparse.SUPPRESS)
+SWEEP_HELP = (
+    "a file of configs/sweeps; --config.KEY=VALUE changes its base config, which NAME names"
+)
+SWEEP = flag("--config", "FILE.py[:NAME]", SWEEP_HELP)
+JOBS = flag("--jobs", "N", "how many runs at a time; by default 1, or all on a cluster", positive)
+CLUSTER_HELP = (
+    "run as jobs of submitit: slurm or local, with its options, as in slurm:gpus_per_node=1"
+)
+CLUSTER = flag("--cluster", "EXECUTOR[:KEY=VALUE,...]", CLUSTER_HELP)
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(
@@ -124,6 +141,12 @@ VERBS = {
         "hvp_jax.cli.verbs.prepare:run",
         "decode video files into ArrayRecord shards",
         (required(CONFIG),),
+    ),
+    "sweep": Verb(
+        "hvp_jax.cli.verbs.sweep:run",
+        "train every setting of a sweep with every seed, and compare them; go on if stopped",
+        (required(SWEEP), required(WORKDIR), JOBS, CLUSTER),
+        sweeps=True,
     ),
     "port": Verb(
         "hvp_jax.cli.verbs.port:run",

@@ -15,6 +15,8 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
+from ml_collections import ConfigDict
+
 from data import paths
 from data.errors import UsageError, UserError
 from hvp_jax.cli import console
@@ -22,6 +24,7 @@ from hvp_jax.cli.flags import DISTRIBUTED, VERBS
 from hvp_jax.config import overrides
 from hvp_jax.config.validate import validate
 from hvp_jax.parallel import distributed, libtpu, machine_errors
+from hvp_jax.sweeps import plan
 
 DISTRIBUTED_FLAGS = tuple(name.removeprefix("--") for name, _ in DISTRIBUTED)
 
@@ -100,21 +103,32 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     flags = [values.pop(name) for name in DISTRIBUTED_FLAGS if name in values]
     cluster = distributed.parse_flags(*flags) if flags else None
     if "config" in values:
-        if values["config"] is None:
-            config = overrides.load_json(values["workdir"] / "config.json")
-        else:
-            config = overrides.load(paths.check_path("--config", values["config"]))
-        for key, text in changes:
-            overrides.override(config, key, text)
-        overrides.check_paths(config)
-        validate(config)
-        values["config"] = config
+        load = _load_plan if VERBS[verb].sweeps else _load_config
+        values["config"] = load(values, changes)
     console.quiet_libraries()
     libtpu.quiet_without_chips()
     if flags:
         distributed.initialize(cluster)
     module, _, function = VERBS[verb].target.partition(":")
     return getattr(importlib.import_module(module), function), values
+
+
+def _load_config(values: dict[str, Any], changes: list[tuple[str, str]]) -> ConfigDict:
+    """The config of one run, with the changes of the command line."""
+    if values["config"] is None:
+        config = overrides.load_json(values["workdir"] / "config.json")
+    else:
+        config = overrides.load(paths.check_path("--config", values["config"]))
+    for key, text in changes:
+        overrides.override(config, key, text)
+    overrides.check_paths(config)
+    validate(config)
+    return config
+
+
+def _load_plan(values: dict[str, Any], changes: list[tuple[str, str]]) -> plan.Plan:
+    """The configs of a sweep, with the changes of the command line to its base."""
+    return plan.load(paths.check_path("--config", values["config"]), changes)
 
 
 def _has_folder() -> bool:

@@ -11,15 +11,23 @@ import inspect
 import math
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from configs.base import UnknownForm
+from configs.sweeps.base import Sweep
 from data.errors import DataError, UsageError
 from data.paths import check_path
 from hvp_jax.config.saved import from_json
 from hvp_jax.config.schema import NOT_PATHS, OPTIONAL, PATHS, RENAMED, RENAMED_GROUPS, flatten
+
+T = TypeVar("T")
+
+ADVICE = {  # the function that a config file has -> what to do if another one is needed
+    "get_config": "it is the config of one run: `train` takes it, `sweep` a file of configs/sweeps",
+    "get_sweep": "it is a sweep: run it with `sweep`",
+}
 
 EXPECTED = {
     bool: "true or false",
@@ -33,8 +41,24 @@ EXPECTED = {
 def load(spec: str) -> ConfigDict:
     """The locked config of `FILE.py` or `FILE.py:ARG`; ARG is passed to its `get_config`.
 
-    Raises UsageError if the file does not exist, fails, or returns no config.
+    A config.json of a run is a config as well. Raises UsageError if the file does not exist,
+    fails, or returns no config.
     """
+    if spec.endswith(".json"):
+        return load_json(Path(spec))
+    return _load(spec, "get_config", ConfigDict).lock()
+
+
+def load_sweep(spec: str) -> Sweep:
+    """The sweep of `FILE.py` or `FILE.py:ARG`; ARG is passed to its `get_sweep`.
+
+    Raises UsageError if the file does not exist, fails, or returns no sweep.
+    """
+    return _load(spec, "get_sweep", Sweep)
+
+
+def _load(spec: str, function: str, kind: type[T]) -> T:
+    """What a function of `FILE.py:ARG` returns; UsageError if that is not of this kind."""
     path, arg = Path(spec), None
     if not path.is_file() and ":" in spec:
         name, _, arg = spec.rpartition(":")
@@ -44,7 +68,7 @@ def load(spec: str) -> ConfigDict:
         suggestion = "NAME.py" if name == path.stem else f"{name}.py:reference"
         raise UsageError(f"config file {path} does not exist; use --config=configs/{suggestion}")
     try:
-        config = _get_config(path, arg)
+        return _call(path, arg, function, kind)
     except UsageError:
         raise
     except UnknownForm as error:
@@ -61,32 +85,33 @@ def load(spec: str) -> ConfigDict:
             renamed = f"config.{error.name} is now called config.{group}; use that name"
             raise UsageError(f"config file {path}{line}: {renamed}") from None
         raise UsageError(f"config file {path}{line}: {type(error).__name__}: {error}") from None
-    return config.lock()
 
 
-def _get_config(path: Path, arg: str | None) -> ConfigDict:
+def _call(path: Path, arg: str | None, function: str, kind: type[T]) -> T:
     loader = importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None  # it is None only if the loader names no module
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
-        raise UsageError(f"config file {path} has no function get_config")
+    get = getattr(module, function, None)
+    if not callable(get):
+        other = next((name for name in ADVICE if hasattr(module, name)), "")
+        advice = f"; {ADVICE[other]}" if other else ""
+        raise UsageError(f"config file {path} has no function {function}{advice}")
     arguments = () if arg is None else (arg,)
     try:
-        inspect.signature(get_config).bind(*arguments)
+        inspect.signature(get).bind(*arguments)
     except TypeError:
         problem = (
             "needs an argument: FILE.py:ARG" if arg is None else f"takes no argument ({arg!r})"
         )
-        raise UsageError(f"config file {path}: its get_config {problem}") from None
-    config = get_config(*arguments)
-    if not isinstance(config, ConfigDict):
+        raise UsageError(f"config file {path}: its {function} {problem}") from None
+    result = get(*arguments)
+    if not isinstance(result, kind):
         raise UsageError(
-            f"config file {path}: get_config returns {type(config).__name__}, not a ConfigDict"
+            f"config file {path}: {function} returns {type(result).__name__}, not a {kind.__name__}"
         )
-    return config
+    return result
 
 
 def load_json(path: Path) -> ConfigDict:
@@ -101,15 +126,7 @@ def load_json(path: Path) -> ConfigDict:
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets `key` ("train.steps") to the value in `text`, in place; UsageError names the key."""
-    flat = flatten(config)
-    if key in RENAMED:
-        raise UsageError(f"--config.{key} is now called --config.{RENAMED[key]}; use that name")
-    if key not in flat:
-        raise UsageError(f"--config.{key}: no such key; {_hint(key, list(flat))}")
-    *groups, name = key.split(".")
-    node = config
-    for group in groups:
-        node = node[group]
+    node, name = _find(config, key, f"--config.{key}")
     if key in OPTIONAL and text.lower() == "none":
         node[name] = None
         return
@@ -123,6 +140,31 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise UsageError(
             f"--config.{key}={text}: expected {EXPECTED[kind]}, not {text!r}"
         ) from None
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets `key` ("train.steps") to `value`, in place; UsageError names the key."""
+    node, name = _find(config, key, f"config.{key}")
+    try:
+        node[name] = tuple(value) if isinstance(value, list) else value
+    except TypeError:
+        expected = EXPECTED.get(node.get_type(name), "another type")
+        raise UsageError(f"config.{key} is {value!r}: expected {expected}") from None
+
+
+def _find(config: ConfigDict, key: str, shown: str) -> tuple[ConfigDict, str]:
+    """The group of a key and its name there; UsageError, with the key as `shown`."""
+    flat = flatten(config)
+    if key in RENAMED:
+        renamed = shown.removesuffix(key) + RENAMED[key]
+        raise UsageError(f"{shown} is now called {renamed}; use that name")
+    if key not in flat:
+        raise UsageError(f"{shown}: no such key; {_hint(key, list(flat))}")
+    *groups, name = key.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    return node, name
 
 
 def check_paths(config: ConfigDict) -> None:

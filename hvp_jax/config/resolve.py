@@ -59,6 +59,8 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
             f"config.model.fused=True needs a vision tower whose width is a multiple of {LANES}, "
             f"whose heads divide {LANES}, and at most {MAX_FUSED_TOKENS} tokens for each frame"
         )
+    if config.data.val_seed is None:
+        config.data.val_seed = config.seed
     _validate_taps(config.model.taps, clip_config.vision_layers)
     if config.data.max_words > clip_config.context_length:
         raise UsageError(

@@ -49,6 +49,7 @@ MINIMUM = {
     "data.max_frames": 1,
     "data.max_words": 3,  # the start and end tokens and one between
     "data.val_fraction": 0,
+    "data.val_seed": 0,
     "data.workers": 0,
     "optimizer.learning_rate": 0,
     "optimizer.clip_learning_rate": 0,
@@ -88,6 +89,7 @@ OPTIONAL = {  # the keys that may be None, and their type when they are not
     "model.freeze_patches": bool,
     "model.fused": bool,
     "distillation.stages": int,
+    "data.val_seed": int,
     "optimizer.learning_rate": float,
     "optimizer.clip_learning_rate": float,
     "train.epochs": int,
@@ -136,6 +138,7 @@ ADDED = {
     "similarity.token_weights": "learned",
     "loss.form": "per_term",
     "loss.same_video": "negative",
+    "data.val_seed": None,
     "data.frame_choice": "uniform",
     "data.sampling": "pairs",
     "optimizer.name": "bert_adam",

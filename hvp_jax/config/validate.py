@@ -40,6 +40,12 @@ def validate(config: ConfigDict) -> None:
     _validate_ranges(flat)
     if flat["fsdp"] and flat["parallel"] != "shard_map":
         raise UsageError("config.fsdp needs config.parallel=shard_map; pmap replicates the weights")
+    if flat["data.shards"] and flat["data.frame_choice"] != "uniform":
+        raise UsageError(
+            f"config.data.frame_choice={flat['data.frame_choice']} needs the video files, and "
+            "config.data.shards has evenly spaced frames only: leave config.data.shards empty, or "
+            "use config.data.frame_choice=uniform"
+        )
     _validate_model(flat)
     _validate_augment(flat["augment.rand_augment"], flat["augment.crop"])
     if flat["profile"]:

@@ -43,15 +43,29 @@ class Collectives(NamedTuple):
 
     def all_gather_params(self, params: optax.Params) -> optax.Params:
         """A device's shards -> complete parameters. Their gradient is sharded, and summed."""
-        if self.shard_axes is None:
-            return params
+        return params if self.shard_axes is None else self.all_gather(params, self.shard_axes)
+
+    def all_gather(self, shards: Any, axes: Any) -> Any:
+        """A device's shards -> complete arrays; `axes` is a tree like `shard_axes`."""
         return jax.tree.map(
             lambda x, axis: (
                 x if axis < 0 else jax.lax.all_gather(x, self.axis, axis=axis, tiled=True)
             ),
-            params,
-            self.shard_axes,
+            shards,
+            axes,
         )
+
+    def own_shards(self, arrays: Any, axes: Any) -> Any:
+        """The inverse of `all_gather`."""
+
+        def own(x, axis):
+            if axis < 0:
+                return x
+            size = x.shape[axis] // jax.lax.axis_size(self.axis)
+            first = jax.lax.axis_index(self.axis) * size
+            return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
+
+        return jax.tree.map(own, arrays, axes)
 
     def mean_gradients(self, grads: optax.Params) -> optax.Params:
         """The gradients of all devices -> their mean, of the shards that this device holds."""
@@ -81,3 +95,6 @@ class Collectives(NamedTuple):
         """Whether a flag is true on any device, as int32."""
         flag = jnp.any(flags).astype(jnp.int32)
         return flag if self.axis is None else jax.lax.pmax(flag, self.axis)
+
+
+SINGLE_DEVICE = Collectives()

@@ -41,6 +41,11 @@ def write(
     json_files.write_json(workdir / COST_FILE, cost)
 
 
+def remove(workdir: Path) -> None:
+    """Removes the file: while a run goes on, it has no cost yet."""
+    (workdir / COST_FILE).unlink(missing_ok=True)
+
+
 def read(workdir: Path) -> dict[str, Any]:
     """What `write` wrote; {} if there is nothing. Raises DataError if the file is damaged."""
     path = workdir / COST_FILE

@@ -14,6 +14,7 @@ from hvp_jax.checkpoints import checkpointer, model_card
 from hvp_jax.config.saved import difference, from_json
 from hvp_jax.models.clip_config import ModelSpec
 from hvp_jax.monitoring import environment, json_files
+from hvp_jax.training.schedules import AFTER_THE_END
 from hvp_jax.training.step_spec import schedule_steps, steps_per_epoch
 
 # Keys, or beginnings of keys, that may change when a run resumes: they affect where files are and
@@ -93,9 +94,10 @@ def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examp
     epoch = steps_per_epoch(config, examples)
     same = ""
     if length % epoch == 0 and not config.optimizer.schedule_epochs:
+        then = AFTER_THE_END[config.optimizer.schedule]
         same = (
-            f"To keep the schedule of {length} steps, after which the learning rate rises "
-            f"again, add --config.optimizer.schedule_epochs={length // epoch}. "
+            f"To keep the schedule of {length} steps{f' ({then})' if then else ''}, add "
+            f"--config.optimizer.schedule_epochs={length // epoch}. "
         )
     raise UsageError(
         f"{workdir} holds a run with a learning-rate schedule of {length} steps, now of "

@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.training.optimizer import Optimizer, optimizer_from_config
+from hvp_jax.training.param_groups import ClipLayers
+from hvp_jax.training.schedules import AFTER_THE_END
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,9 @@ class StepSpec:
     noise: bool = True
     paired: bool = False
     chunk_size: int = 16
+    loss_form: str = "per_term"
+    same_video: str = "negative"  # otherwise batches are `BatchOfClips`
+    clip_layers: ClipLayers | None = None  # None: all layers of CLIP learn
 
 
 def steps_per_epoch(config: ConfigDict, examples: int) -> int:
@@ -35,39 +40,59 @@ def schedule_steps(config: ConfigDict, examples: int) -> int:
 def schedule_warning(config: ConfigDict, examples: int) -> str:
     """A warning if the schedule is shorter than the run, otherwise an empty string."""
     steps = schedule_steps(config, examples)
-    if steps >= config.train.steps:
+    then = AFTER_THE_END[config.optimizer.schedule]
+    if steps >= config.train.steps or not then:
         return ""
     return (
         f"the schedule (optimizer.schedule_epochs={config.optimizer.schedule_epochs}) ends at step "
-        f"{steps} of {config.train.steps}: as in the original, the learning rate rises again after "
-        "it"
+        f"{steps} of {config.train.steps}: {then}"
     )
 
 
-def batch_warning(batch_size: int, videos: int) -> str:
+def batch_warning(batch_size: int, videos: int, same_video: str = "negative") -> str:
     """A warning if the pairs of a batch have no, or false, wrong answers; else an empty string.
 
     The loss contrasts each caption with the videos of the other captions in its batch.
+    `same_video` is the config's: what captions of one video are to each other.
     """
     if batch_size == 1:
         return "train.batch_size=1: a batch has no wrong answers, so that the loss is always 0"
-    if videos >= batch_size:
+    if videos >= batch_size or same_video != "negative":
         return ""
     return (
         f"there are {videos} training videos for train.batch_size={batch_size}: batches have "
         "several captions of one video, which count as wrong answers of each other; use a smaller "
-        "batch or more videos"
+        "batch, more videos, or loss.same_video=ignored or positive"
     )
 
 
 def step_spec_from_config(config: ConfigDict, model: HVPNet, examples: int) -> StepSpec:
     """The spec of a run; `config.train.steps` must be resolved."""
     steps = schedule_steps(config, examples)
+    layers = clip_layers_from_config(config.optimizer, model)
     return StepSpec(
         model=model,
-        optimizer=optimizer_from_config(config.optimizer, steps, config.model.freeze_patches),
+        optimizer=optimizer_from_config(
+            config.optimizer, steps, config.model.freeze_patches, layers
+        ),
         seed=config.seed,
         noise=config.distillation.noise != "never",
         paired=config.similarity.word_weights == "paired",
         chunk_size=config.similarity.chunk_size,
+        loss_form=config.loss.form,
+        same_video=config.loss.same_video,
+        clip_layers=layers,
+    )
+
+
+def clip_layers_from_config(optimizer: ConfigDict, model: HVPNet) -> ClipLayers | None:
+    """What the keys `clip_layers` and `layer_decay` mean for a model; None if all learn alike."""
+    learning, decay = optimizer.clip_layers, optimizer.layer_decay
+    if learning == "all" and decay == 1:
+        return None
+    return ClipLayers(
+        vision_layers=model.clip_config.vision_layers,
+        text_layers=model.clip_config.text_layers,
+        learning=learning,
+        decay=decay,
     )

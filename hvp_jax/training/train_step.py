@@ -15,15 +15,13 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Num
 
-from data.batches.batch import Batch
+from data.batches.batch import BatchOfClips, TrainBatch
 from hvp_jax.models.losses import contrastive
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores
-from hvp_jax.parallel.sharding import Collectives
+from hvp_jax.parallel.sharding import SINGLE_DEVICE, Collectives
 from hvp_jax.training.optimizer import apply_updates_and_clamp
 from hvp_jax.training.step_spec import StepSpec
 from hvp_jax.training.train_state import TrainState
-
-SINGLE_DEVICE = Collectives()
 
 
 def per_clip_keys(
@@ -46,20 +44,31 @@ def loss_from_features(
     chunk_size: int = 16,
     dtype: DTypeLike | None = None,
     axis: str | None = None,
+    form: str = "per_term",
+    same_video: str = "negative",
+    clip_ids: Int[Array, " clips"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Features of a device's shard of the batch -> loss over the global batch, and its terms."""
+    """Features of a device's shard of the batch -> loss over the global batch, and its terms.
+
+    `form`, `same_video` and `clip_ids` as in `contrastive`.
+    """
     paired_weights = text.word_weights if paired else None
     if axis is not None:
         text = jax.lax.all_gather(text, axis, tiled=True)
     return contrastive(
-        scores(text, video, paired_weights, clip_chunk=chunk_size, dtype=dtype), log_scale, axis
+        scores(text, video, paired_weights, clip_chunk=chunk_size, dtype=dtype),
+        log_scale,
+        axis,
+        form=form,
+        same_video=same_video,
+        clip_ids=clip_ids,
     )
 
 
 def loss_fn(
     params: optax.Params,
     step: Int[Array, ""],
-    batch: Batch,
+    batch: TrainBatch,
     spec: StepSpec,
     *,
     axis: str | None = None,
@@ -74,7 +83,12 @@ def loss_fn(
     if spec.noise:
         first = 0 if axis is None else jax.lax.axis_index(axis) * local
         keys = per_clip_keys(spec.seed, step, first, local)
-    features: Any = spec.model.apply({"params": all_gather_params(params)}, *batch, key=keys)
+    if spec.clip_layers:
+        params = spec.clip_layers.stop_frozen_params(params)
+    params = all_gather_params(params)
+    if spec.clip_layers:
+        params = spec.clip_layers.stop_frozen_layers(params)
+    features: Any = spec.model.apply({"params": params}, *batch[:4], key=keys)
     text, video, log_scale = features
     return loss_from_features(
         text,
@@ -84,11 +98,14 @@ def loss_fn(
         chunk_size=spec.chunk_size,
         dtype=spec.model.dtype,
         axis=axis,
+        form=spec.loss_form,
+        same_video=spec.same_video,
+        clip_ids=batch.clip_ids if isinstance(batch, BatchOfClips) else None,
     )
 
 
 def train_step(
-    state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives = SINGLE_DEVICE
+    state: TrainState, batch: TrainBatch, spec: StepSpec, collectives: Collectives = SINGLE_DEVICE
 ) -> tuple[TrainState, dict[str, Num[Array, ""]]]:
     """One update and its metrics, from this device's shard of the global batch.
 
@@ -109,7 +126,12 @@ def train_step(
         norm = collectives.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = spec.optimizer.update(
-            grads, state.opt_state, state.params, norm=norm, finite=finite
+            grads,
+            state.opt_state,
+            state.params,
+            norm=norm,
+            finite=finite,
+            collectives=collectives,
         )
         params = apply_updates_and_clamp(state.params, updates)
         params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), params, state.params)

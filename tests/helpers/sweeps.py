@@ -1,66 +1,66 @@
-"""Made-up folders of sweeps: the files that `train` leaves in a workdir, without training."""
+"""Small sweeps of stub runs."""
 
-import json
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from hvp_jax.sweeps import plan, runner
+from tests.helpers import stub_run
+from tests.helpers.command import ROOT
 
-from data.records import Clip
-from hvp_jax.evaluation import metrics, rankings
-from hvp_jax.sweeps import manifest
+FILE = """
+from configs.sweeps.base import Sweep, base_config
 
-CLIPS, CAPTIONS = 80, 2
-
-
-def clips(split: str = "test", word: str = "caption") -> list[Clip]:
-    return [
-        Clip(f"clip {i}", "", tuple(f"{word} {j} of {i}" for j in range(CAPTIONS)), split)
-        for i in range(CLIPS)
-    ]
-
-
-def write_run(
-    workdir: Path,
-    *,
-    skill: float,
-    seed: int,
-    data: Sequence[Clip] | None = None,
-    scoring: dict[str, Any] | None = None,
-    chosen_on: str | None = "val",
-) -> None:
-    """A finished run; a greater `skill` gives better ranks. Runs share how hard each query is."""
-    data = clips() if data is None else data
-    hard, noise = np.random.default_rng(7), np.random.default_rng(seed)
-    matrix = hard.standard_normal((CLIPS * CAPTIONS, CLIPS))
-    matrix += 0.2 * noise.standard_normal(matrix.shape)
-    matrix[np.arange(len(matrix)), np.repeat(np.arange(CLIPS), CAPTIONS)] += skill
-    ranks = rankings.rank(data, matrix)
-    workdir.mkdir(parents=True, exist_ok=True)
-    rankings.write(workdir, ranks)
-    plain = {"word_weights": "query", "normalize": "softmax", "mask_padding": True, "noise": False}
-    evaluation = {
-        "text_to_video": metrics.summary(ranks.text_to_video),
-        "video_to_text": metrics.summary(ranks.video_to_text),
-        "counts": {"videos": CLIPS, "captions": len(matrix), "excluded": 0},
-        "split": ranks.split,
-        "checkpoint": {"step": 10, "chosen_on": chosen_on},
-        "scoring": plain if scoring is None else plain | scoring,
-    }
-    (workdir / "eval.json").write_text(json.dumps(evaluation))
-    cost = {"parameters": 1_500_000, "flops_per_step": 2e9, "step_ms": 100.0 + seed}
-    cost |= {"peak_memory_mib": 512.0 + seed, "device": "cpu", "devices": 1}
-    (workdir / "cost.json").write_text(json.dumps(cost))
-    (workdir / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n')
+def get_sweep():
+    return Sweep(base_config(None), {settings}, {seeds})
+"""
+STUB = (sys.executable, stub_run.__file__)
+SETTINGS = {"three": {}, "last": {"model.taps": (4,)}}
+DRIVER = """
+import sys
+from pathlib import Path
+from hvp_jax.cli.console import quiet_libraries
+from hvp_jax.sweeps import plan, runner
+quiet_libraries()
+file, folder, jobs, steps, cluster, *command = sys.argv[1:]
+sweep = plan.load(file, [("train.steps", steps)])
+runner.run(sweep, Path(folder), command=command, jobs=int(jobs), cluster=cluster or None)
+"""
 
 
-def write_sweep(folder: Path, skills: dict[str, float], seeds: Sequence[int] = (0, 1, 2)) -> None:
-    """A sweep whose base is the first setting, with all its runs finished."""
-    names = list(skills)
-    settings = tuple((name, {"model.taps": [i]}) for i, name in enumerate(names))
-    manifest.write(folder, manifest.Manifest("made up", names[0], settings, tuple(seeds)))
-    for number, (name, skill) in enumerate(skills.items()):
-        for seed in seeds:
-            path = manifest.run_folder(folder, name, seed)
-            write_run(path, skill=skill, seed=1000 * number + seed)
+def write_sweep(path: Path, settings: dict = SETTINGS, seeds: tuple = (0, 1)) -> str:
+    """Writes a sweep file and returns its path; of the demo's model."""
+    path.write_text(FILE.format(settings=settings, seeds=seeds))
+    return str(path)
+
+
+def execute(file: str, folder: Path, *, steps=2, jobs=None, cluster=None, changes=()) -> list[str]:
+    """Executes a sweep of stub runs; the names of those that failed."""
+    loaded = plan.load(file, [("train.steps", str(steps)), *changes])
+    failed = runner.run(loaded, folder, command=STUB, jobs=jobs, cluster=cluster)
+    return [run.name for run in failed]
+
+
+def start(file: str, folder: Path, *, steps=2, jobs=1, cluster="") -> subprocess.Popen:
+    """Starts a sweep of stub runs in a process of its own."""
+    arguments = [file, str(folder), str(jobs), str(steps), cluster, *STUB]
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def started(folder: Path) -> list[str]:
+    """What has been started so far, in order."""
+    path = folder / stub_run.RUNS
+    return path.read_text().split() if path.exists() else []
+
+
+def results(folder: Path) -> dict[str, str]:
+    """The eval.json of every run."""
+    paths = sorted((folder / "runs").glob("*/*/eval.json"))
+    return {str(path.relative_to(folder)): path.read_text() for path in paths}

@@ -13,7 +13,7 @@ from hvp_jax.cli.verbs import report
 from hvp_jax.monitoring.json_files import to_json_types
 from hvp_jax.sweeps.manifest import run_folder
 from hvp_jax.sweeps.results import summarize
-from tests.helpers import sweeps
+from tests.helpers import sweep_results
 
 SKILLS = {"three taps": 2.0, "same": 2.0, "one_tap & 50%": 2.8}
 FIGURES = ["R@1", "R@5", "R@10", "MdR", "MnR"]
@@ -21,7 +21,7 @@ FIGURES = ["R@1", "R@5", "R@10", "MdR", "MnR"]
 
 @pytest.fixture
 def folder(tmp_path):
-    sweeps.write_sweep(tmp_path, SKILLS)
+    sweep_results.write_sweep(tmp_path, SKILLS)
     return tmp_path
 
 
@@ -139,14 +139,19 @@ def test_a_setting_without_any_run_leaves_the_others_whole(folder):
 
 def write_setting(folder, setting: str, **options) -> None:
     for seed in range(3):
-        sweeps.write_run(run_folder(folder, setting, seed), skill=2.8, seed=50 + seed, **options)
+        sweep_results.write_run(
+            run_folder(folder, setting, seed), skill=2.8, seed=50 + seed, **options
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"data": sweeps.clips("val")}, "not compared: split is val, not test"),
-        ({"data": sweeps.clips(word="other")}, "not compared: the clips or captions of split test"),
+        ({"data": sweep_results.clips("val")}, "not compared: split is val, not test"),
+        (
+            {"data": sweep_results.clips(word="other")},
+            "not compared: the clips or captions of split test",
+        ),
     ],
 )
 def test_rows_of_other_data_are_not_compared(folder, options, why):
@@ -177,15 +182,15 @@ def test_rows_of_another_scoring_get_no_interval(folder, options, why):
 
 def test_a_run_that_is_evaluated_otherwise_than_its_setting_is_left_out(folder):
     path = run_folder(folder, "same", 1)
-    sweeps.write_run(path, skill=2.0, seed=1, data=sweeps.clips("val"))
+    sweep_results.write_run(path, skill=2.0, seed=1, data=sweep_results.clips("val"))
     row = by_name(folder)["same"]
     assert row["seeds"] == [0, 2] and row["note"] == "compared over seeds 0, 2"
     assert row["failed"][0]["reason"].startswith("evaluated otherwise than seed 0: split is val")
 
 
 def test_marks_are_corrected_for_the_number_of_settings(tmp_path):
-    sweeps.write_sweep(tmp_path / "few", {"base": 2.0, "other": 2.25})
-    sweeps.write_sweep(
+    sweep_results.write_sweep(tmp_path / "few", {"base": 2.0, "other": 2.25})
+    sweep_results.write_sweep(
         tmp_path / "many", {"base": 2.0, "other": 2.25, **dict.fromkeys("abcdefgh", 2.0)}
     )
     few, many = (by_name(tmp_path / name)["other"]["difference"] for name in ("few", "many"))

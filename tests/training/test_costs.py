@@ -32,6 +32,8 @@ def test_the_cost_is_that_of_the_logged_rows(tmp_path):
     costs.write(tmp_path, model, 1e9, jax.devices()[:1])
     cost = costs.read(tmp_path)
     assert cost["step_ms"] is None and cost["peak_memory_mib"] is None
+    costs.remove(tmp_path)
+    assert costs.read(tmp_path) == {}
     (tmp_path / "cost.json").write_text("[1]")
     with pytest.raises(DataError, match="cost.json is damaged"):
         costs.read(tmp_path)

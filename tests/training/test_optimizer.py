@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hvp_jax.training import optimizer
+from hvp_jax.training import optimizer, param_groups, schedules, update_rules
 from hvp_jax.weights import torch_params
 from tests.helpers.command import GOLDEN
 from tests.helpers.small import normal
@@ -54,7 +54,7 @@ def test_the_schedule_matches_the_golden_values(float64, tolerance):
     steps = np.arange(len(progress), dtype=np.int32)
     np.testing.assert_allclose(steps / 40, progress, rtol=1e-15)
     with jax.enable_x64(float64):
-        computed = jax.jit(lambda step: optimizer.warmup_cosine(step, 40, 0.1))(steps)
+        computed = jax.jit(lambda step: schedules.warmup_cosine(step, 40, 0.1))(steps)
         assert computed.dtype == (jnp.float64 if float64 else jnp.float32)
         np.testing.assert_allclose(computed, factors, rtol=tolerance, atol=1e-16)
 
@@ -67,7 +67,7 @@ def test_every_update_of_any_schedule_has_the_factor_of_python(float64, toleranc
             for warmup in (0.0, 0.1, 0.3, 0.99):
                 steps = np.arange(total, dtype=np.int32)
                 schedule = functools.partial(
-                    optimizer.warmup_cosine, schedule_steps=total, warmup_fraction=warmup
+                    schedules.warmup_cosine, schedule_steps=total, warmup_fraction=warmup
                 )
                 expected = [factor(step / total, warmup) for step in steps.tolist()]
                 computed = jax.jit(schedule)(steps)
@@ -77,7 +77,7 @@ def test_every_update_of_any_schedule_has_the_factor_of_python(float64, toleranc
 
 def test_the_rate_rises_again_after_the_schedule():
     """As in the original, whose schedule may be shorter than the run."""
-    assert float(optimizer.warmup_cosine(jnp.int32(50), 40, 0.1)) == pytest.approx(factor(1.25))
+    assert float(schedules.warmup_cosine(jnp.int32(50), 40, 0.1)) == pytest.approx(factor(1.25))
 
 
 def test_decay_and_rates_follow_the_names_of_pytorch():
@@ -88,8 +88,8 @@ def test_decay_and_rates_follow_the_names_of_pytorch():
         }
     sources = torch_params.match_tensors(shapes)
     params = unflatten_dict({source.path: np.zeros(1) for source in sources}, sep="/")
-    decays = flatten_dict(optimizer.weight_decay_mask(params), sep="/")
-    groups = flatten_dict(optimizer.param_groups(params), sep="/")
+    decays = flatten_dict(param_groups.weight_decay_mask(params), sep="/")
+    groups = flatten_dict(param_groups.param_groups(params), sep="/")
     names = [(source.path, name) for source in sources for layer in source.layers for name in layer]
     assert len(names) == len(shapes)
     for path, name in names:
@@ -190,7 +190,7 @@ def test_moments_are_float32_even_for_bfloat16_weights():
     state = tx.init(params)
     for _ in range(2):
         updates, state = jax.jit(tx.update)(gradient, state, params)
-    (adam,) = [part for part in state if isinstance(part, optimizer.BertAdamState)]
+    (adam,) = [part for part in state if isinstance(part, update_rules.BertAdamState)]
     assert {x.dtype for x in jax.tree.leaves(adam)} == {jnp.dtype("float32")}
     assert {
         x.dtype for x in jax.tree.leaves(optimizer.apply_updates_and_clamp(params, updates))

@@ -21,3 +21,15 @@ def test_batches_without_right_wrong_answers_give_a_warning():
     assert "the loss is always 0" in step_spec.batch_warning(1, 24)
     assert "5 training videos for train.batch_size=8" in step_spec.batch_warning(8, 5)
     assert step_spec.batch_warning(8, 8) == ""
+    assert "loss.same_video=ignored or positive" in step_spec.batch_warning(8, 5)
+    for same_video in ("ignored", "positive"):
+        assert step_spec.batch_warning(8, 5, same_video) == ""
+        assert "the loss is always 0" in step_spec.batch_warning(1, 24, same_video)
+
+
+def test_a_warning_says_what_the_rate_does_after_its_schedule():
+    config = resolve_steps(resolve(folder.get_config("reference")), examples=1000)
+    config.optimizer.schedule = "warmup_linear"
+    assert "the learning rate is 0" in step_spec.schedule_warning(config, 1000)
+    config.optimizer.schedule = "warmup_constant"
+    assert step_spec.schedule_warning(config, 1000) == ""

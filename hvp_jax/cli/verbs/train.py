@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from data import inputs
-from data.batches import frame_sources, pipeline
+from data.batches import frame_sources, pairs, pipeline
 from data.records import Clip
 from data.splits import clips_of_split
 from hvp_jax.checkpoints import checkpointer
@@ -74,8 +74,8 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     check_platform(config, jax.default_backend())
     model = from_config(config, initial_weights.spec.clip_config)
     train_clips, val_clips, eval_clips, excluded = _read_splits(config)
-    examples = sum(len(clip.captions) for clip in train_clips)
-    pipeline.require_batch(examples, config.train.batch_size)
+    examples = pairs.count_examples(train_clips, config.data.sampling)
+    pairs.require_batch(train_clips, config.data.sampling, config.train.batch_size)
     config = resolve_steps(config, examples, initial_weights.spec.pretrained)
 
     source = inputs.open_frame_source(
@@ -92,6 +92,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     if is_primary():
         model_spec = _model_spec(model, initial_weights.spec.pretrained)
         resume.write_run_record(config, model_spec, data | {"num_frames": num_frames}, workdir)
+        costs.remove(workdir)
     with contextlib.closing(batches), _checkpointer(config, workdir) as checkpoints:
         state, at = _restore_latest(checkpoints, partitioner, state, batches)
         with loop.TrainLoop(
@@ -171,7 +172,7 @@ def _warnings(
     """What users should know about a run before it starts."""
     warnings = [
         schedule_warning(config, examples),
-        batch_warning(config.train.batch_size, len(train_clips)),
+        batch_warning(config.train.batch_size, len(train_clips), config.loss.same_video),
     ]
     if val_clips:
         warnings.append(metrics.small_gallery_warning(val_clips[0].split, len(val_clips)))

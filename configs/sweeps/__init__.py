@@ -1,0 +1,1 @@
+"""One file per sweep, each with a `get_sweep`; `base.py` has the helpers."""
