@@ -1,6 +1,8 @@
 """Where a data set is, and what every reader of annotations returns."""
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -34,6 +36,16 @@ class Clip:
     split: str
     start: float | None = None
     end: float | None = None
+
+
+def fingerprint(clips: Iterable[Clip]) -> str:
+    """The SHA-256 of clips: ids, splits, captions, segments and their order, not pixels."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(
+            repr((clip.clip_id, clip.split, clip.captions, clip.start, clip.end)).encode()
+        )
+    return digest.hexdigest()
 
 
 class Annotations(NamedTuple):

@@ -6,10 +6,12 @@ verb's flags by name, and add an entry to VERBS with that function as its `targe
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data import paths
+from hvp_jax.evaluation.rerank import METHODS
 from hvp_jax.weights.param_mapping import FORMATS
 
 Flag = tuple[str, dict[str, Any]]  # the arguments of `add_argument`
@@ -57,6 +59,21 @@ def path_flag(name: str, metavar: str, help: str, kind: paths.Kind = "any") -> F
     return flag(name, metavar, help, path)
 
 
+def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    """A kind of flag: different names from `choices`, separated by commas."""
+
+    def names(value: str) -> tuple[str, ...]:
+        given = tuple(value.split(","))
+        if not set(given) <= set(choices) or len(set(given)) < len(given):
+            raise argparse.ArgumentTypeError(
+                f"expected different names from {', '.join(choices)}, separated by commas; "
+                f"got {value!r}"
+            )
+        return given
+
+    return names
+
+
 def required(flag: Flag) -> Flag:
     name, options = flag
     return name, {**options, "required": True}
@@ -84,6 +101,8 @@ PARALLEL = flag(
 PLOT_HELP = "the folder for a plot of both curves of a run"
 PLOT_DIR = path_flag("--workdir", "DIR", PLOT_HELP, "folder")
 PRECISION = flag("--precision", "TYPE", "precision of the JAX side: %(choices)s", choices=DTYPES)
+RERANK_HELP = "also give the figures after reranking by any of dsl, qbnorm, dis"
+RERANK = flag("--rerank", "NAMES", RERANK_HELP, names_of(*METHODS), default=argparse.SUPPRESS)
 SWEEP_HELP = (
     "a file of configs/sweeps; --config.KEY=VALUE changes its base config, which NAME names"
 )
@@ -111,7 +130,7 @@ VERBS = {
     "eval": Verb(
         "hvp_jax.cli.verbs.evaluate:run",
         "score a split with the checkpoint of a run; without --config, use the run's own",
-        (required(WORKDIR), CONFIG, *DISTRIBUTED),
+        (required(WORKDIR), CONFIG, RERANK, *DISTRIBUTED),
     ),
     "doctor": Verb(
         "hvp_jax.cli.verbs.doctor:run",
@@ -144,5 +163,10 @@ VERBS = {
         "hvp_jax.cli.verbs.bench:run",
         "measure the speed and memory of training, scoring or input",
         (required(CONFIG), WORKDIR),
+    ),
+    "report": Verb(
+        "hvp_jax.cli.verbs.report:run",
+        "make the table of a sweep from what its runs have written; or print the figures of a run",
+        (required(WORKDIR),),
     ),
 }

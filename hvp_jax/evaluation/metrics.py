@@ -58,6 +58,17 @@ def video_to_text(
     matches j better than j's own best one. The greatest rank is therefore the number of
     videos, not of captions, as in CLIP4Clip and its descendants (MSVD has 40 captions a video).
 
+    Raises DataError as `best_captions` does.
+    """
+    best = best_captions(similarity, video_of_text, chunk)
+    return summary(ranks(best, np.arange(len(best)), chunk))
+
+
+def best_captions(
+    similarity: np.ndarray, video_of_text: ArrayLike, chunk: int = CHUNK
+) -> Float[np.ndarray, "videos videos"]:
+    """How well each video [rows] matches the best caption of every video [columns].
+
     Raises DataError as `ranks` does, and if a video has no caption.
     """
     similarity = _matrix(similarity)
@@ -71,8 +82,7 @@ def video_to_text(
         )
     _require_finite(similarity, chunk)  # a maximum would hide -inf
     groups = np.split(np.argsort(target, kind="stable"), np.cumsum(captions)[:-1])
-    best = np.stack([similarity[rows].max(axis=0) for rows in groups])  # [V captions, V]
-    return summary(ranks(best.T, np.arange(videos), chunk))
+    return np.stack([similarity[rows].max(axis=0) for rows in groups], axis=1)
 
 
 def summary(ranks: Float[np.ndarray, " queries"]) -> dict[str, float]:

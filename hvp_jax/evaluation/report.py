@@ -52,6 +52,19 @@ def table(
     return "\n".join(lines)
 
 
+def reranked_table(reranked: dict[str, dict[str, Any]]) -> str:
+    """The metrics after each method of `rerank`, with a line that says what the method sees."""
+    lines = ["the same scores, reranked; not to be compared with figures of raw scores:"]
+    for method, result in reranked.items():
+        for direction in ("text_to_video", "video_to_text"):
+            if direction in result:
+                label = f"{method} {'T2V' if direction == 'text_to_video' else 'V2T'}"
+                values = "".join(f"{value:>9.1f}" for value in result[direction].values())
+                lines.append(f"{label:<15}{values}")
+    lines += [f"{method} {result['sees']}" for method, result in reranked.items()]
+    return "\n".join(lines)
+
+
 def line(results: dict[str, Any]) -> str:
     """R@1, R@10 and MdR of `text_to_video` and `video_to_text`, in one line."""
     t2v, v2t = results["text_to_video"], results["video_to_text"]

@@ -1,4 +1,5 @@
-"""The result of an evaluation: eval.json, the contact sheet and the printed table."""
+"""The result of an evaluation: eval.json, ranks.npz, the TREC files, the contact sheet and the
+printed table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from ml_collections import ConfigDict
 
 from data.batches import frame_sources
 from data.records import Clip
-from hvp_jax.evaluation import metrics, report
-from hvp_jax.evaluation.scorer import Scorer, evaluate_split
+from hvp_jax.evaluation import metrics, rankings, report, rerank, trec
+from hvp_jax.evaluation.scorer import Scorer, score_split
 from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.processes import is_primary
 
@@ -32,10 +33,13 @@ class EvalResult:
     checkpoint: dict[str, Any]
     scoring: dict[str, Any]
     split_warning: dict[str, str] = dataclasses.field(metadata={"json": "**"})  # {}: none
+    reranked: dict[str, Any] = dataclasses.field(metadata={"json": "**"})  # {}: not asked for
 
     @property
     def text(self) -> str:
         paragraphs = [report.table(self.text_to_video, self.video_to_text, self.counts)]
+        if self.reranked:
+            paragraphs.append(report.reranked_table(self.reranked["reranked"]))
         for part in (self.split_warning, self.scoring, self.checkpoint):
             if "warning" in part:
                 paragraphs.append(part["warning"])
@@ -64,24 +68,42 @@ def write_results(
     source: frame_sources.FrameSource,
     checkpoint: dict[str, Any],
     excluded: Sequence[Clip],
+    reranking: Sequence[str] = (),
+    bank: Sequence[Clip] = (),
 ) -> EvalResult:
-    """Evaluates `eval.split` and writes eval.json and the contact sheet to the workdir.
+    """Evaluates `eval.split` and writes the files of the evaluation to the workdir.
 
     `checkpoint` describes where `params` come from. `excluded` are the clips of all splits
-    that `data.exclude` removes.
+    that `data.exclude` removes. The figures after each of `reranking`, names of `rerank.METHODS`,
+    are added beside the raw ones; those with a bank use the captions of `bank`.
     """
     split = config.eval.split
-    scores, matrix = evaluate_split(scorer, params, clips, source, progress_label=f"eval {split}")
-    scores["counts"]["excluded"] = sum(clip.split == split for clip in excluded)
+    matrix, bank_scores = score_split(
+        scorer, params, clips, source, bank=bank, progress_label=f"eval {split}"
+    )
+    ranks = rankings.rank(clips, matrix)
     warning = metrics.small_gallery_warning(split, len(clips))
+    cosines = len(config.similarity.terms) * len(scorer.model.taps)
+    after = rerank.figures(
+        reranking, matrix / cosines, bank_scores / cosines, ranks.clip_of_caption
+    )
     result = EvalResult(
-        **scores,
+        text_to_video=metrics.summary(ranks.text_to_video),
+        video_to_text=metrics.summary(ranks.video_to_text),
+        counts={
+            "videos": len(clips),
+            "captions": len(matrix),
+            "excluded": sum(clip.split == split for clip in excluded),
+        },
         split=split,
         checkpoint=checkpoint,
         scoring=scoring_settings(config),
         split_warning={"warning": warning} if warning else {},
+        reranked={"reranked": after} if after else {},
     )
     if is_primary():
+        rankings.write(workdir, ranks)
+        trec.write(workdir, ranks, matrix)
         json_files.write_json(workdir / "eval.json", json_files.to_json_types(result))
         report.draw_retrievals(workdir / "contact_sheet.png", clips, matrix, source)
     return result

@@ -174,7 +174,27 @@ def evaluate_split(
     *,
     progress_label: str = "",
 ) -> tuple[dict[str, Any], Float[np.ndarray, "texts clips"]]:
-    """T2V and V2T metrics and the counts of `clips`, and the scores.
+    """T2V and V2T metrics and the counts of `clips`, and the scores."""
+    matrix, _ = score_split(scorer, params, clips, source, progress_label=progress_label)
+    video_of_text = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
+    split_metrics = {
+        "text_to_video": metrics.text_to_video(matrix, video_of_text),
+        "video_to_text": metrics.video_to_text(matrix, video_of_text),
+        "counts": {"videos": len(clips), "captions": len(video_of_text)},
+    }
+    return split_metrics, matrix
+
+
+def score_split(
+    scorer: Scorer,
+    params: optax.Params,
+    clips: Sequence[Clip],
+    source: frame_sources.FrameSource,
+    *,
+    bank: Sequence[Clip] = (),
+    progress_label: str = "",
+) -> tuple[Float[np.ndarray, "texts clips"], Float[np.ndarray, "bank clips"]]:
+    """Scores of the captions of `clips` against the clips, and of the captions of `bank`.
 
     With N processes, each one encodes and scores every Nth clip; all receive all scores.
     """
@@ -183,19 +203,14 @@ def evaluate_split(
     # The last clip is repeated so that every process has the same number of clips.
     shares = np.minimum(np.arange(-(-len(clips) // count) * count), len(clips) - 1)
     shares = shares.reshape(-1, count)  # [clips of a process, processes]
-    text = scorer.encode_texts(params, clips)
+    text = scorer.encode_texts(params, [*clips, *bank])
     video = scorer.encode_videos(
         params, clips, shares[:, index], source, progress_label=progress_label
     )
     own = scorer.score(text, video, video_of_text, shares[:, index])
-    matrix = np.empty((len(video_of_text), len(clips)), own.dtype)
+    matrix = np.empty((len(own), len(clips)), own.dtype)
     matrix[:, shares.T] = all_gather_hosts(own).swapaxes(0, 1)
-    split_metrics = {
-        "text_to_video": metrics.text_to_video(matrix, video_of_text),
-        "video_to_text": metrics.video_to_text(matrix, video_of_text),
-        "counts": {"videos": len(clips), "captions": len(video_of_text)},
-    }
-    return split_metrics, matrix
+    return matrix[: len(video_of_text)], matrix[len(video_of_text) :]
 
 
 def encode_text(params: optax.Params, batch: TextBatch, model: HVPNet) -> TextFeatures:

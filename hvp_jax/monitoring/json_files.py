@@ -1,11 +1,13 @@
 """Conversion of values to JSON, and files that are written atomically."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data.errors import UsageError
 
@@ -56,14 +58,27 @@ def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes a temporary file and renames it: readers see the old file or the new one."""
+    # The name of a video file need not be UTF-8.
+    with open_atomically(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def open_atomically(
+    path: Path, mode: str, encoding: str | None = None, errors: str | None = None
+) -> Iterator[IO[Any]]:
+    """A temporary file, opened for writing, that is renamed to `path` when it is complete.
+
+    Raises UsageError if the file cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        # The name of a video file need not be UTF-8.
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with open(temporary, mode, encoding=encoding, errors=errors) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

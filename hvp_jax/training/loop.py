@@ -85,13 +85,13 @@ class TrainLoop:
 
     def __enter__(self) -> "TrainLoop":
         config, batch_size = self.config, self.config.train.batch_size
-        flops_per_step = flops.training_step(
+        self.flops_per_step = flops.training_step(
             self.spec.model, batch_size, self._num_frames, config.data.max_words
         )
         self.throughput = ThroughputMeter(
             self._at,
             batch_size,
-            flops_per_step,
+            self.flops_per_step,
             self.partitioner.devices,
             precision=config.precision,
         )

@@ -1,6 +1,5 @@
 """The record that a run writes into its workdir, and whether a run may resume there."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from data import records
 from data.errors import DataError, UsageError
 from data.records import Clip
 from hvp_jax.checkpoints import checkpointer, model_card
@@ -32,14 +32,9 @@ SCHEDULE = ("train.steps", "train.epochs", "optimizer.schedule_epochs")
 
 def fingerprint(clips: Sequence[Clip]) -> dict:
     """Identifies a run's training and validation data: captions, segments and order, not pixels."""
-    digest = hashlib.sha256()
-    for clip in clips:
-        digest.update(
-            repr((clip.clip_id, clip.split, clip.captions, clip.start, clip.end)).encode()
-        )
     return {
         "clips": len(clips),
-        "sha256": digest.hexdigest(),
+        "sha256": records.fingerprint(clips),
         "processes": jax.process_count(),  # each has its own iterator state
     }
 

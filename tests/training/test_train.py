@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from data.synthetic import shapes
+from hvp_jax.cli.verbs import report
+from hvp_jax.evaluation import metrics, rankings
 from tests.helpers.command import COMPILED, ROOT, run_command
 
 TINY = (
@@ -74,6 +76,8 @@ def test_a_run_writes_its_files_and_metrics(uninterrupted):
     workdir, result = uninterrupted
     for name in ("config.json", "data.json", "environment.json", "metrics.jsonl", "eval.json"):
         assert (workdir / name).stat().st_size > 2
+    for name in ("ranks.npz", "run.trec", "qrels.trec", "run.v2t.trec", "qrels.v2t.trec"):
+        assert (workdir / name).stat().st_size > 2
     for name in ("loss_curve.png", "contact_sheet.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     losses = [row["loss"] for row in rows(workdir) if "loss" in row]
@@ -91,13 +95,35 @@ def test_a_run_writes_its_files_and_metrics(uninterrupted):
     assert resolved["model"]["taps"] == [4] and resolved["optimizer"]["learning_rate"] == 1e-3
 
 
-def test_eval_gives_exactly_the_metrics_of_train(uninterrupted, run_cli):
+def test_the_cost_of_a_run_is_written(uninterrupted):
     workdir, result = uninterrupted
-    status, out, err = run_cli("eval", f"--workdir={workdir}", "--json", timeout=300)
+    cost = json.loads((workdir / "cost.json").read_text())
+    assert cost["parameters"] > 10_000 and cost["flops_per_step"] > 1e6
+    assert cost["step_ms"] > 0 and cost["peak_memory_mib"] > 10
+    printed = report.run(workdir)
+    assert printed.cost == cost and printed.step == 6
+    assert printed.text_to_video == result["text_to_video"]
+
+
+def test_eval_gives_exactly_the_metrics_of_train(uninterrupted, run_cli):
+    """And reranked figures beside them, if asked for."""
+    workdir, result = uninterrupted
+    before = rankings.read(workdir)
+    rerank = "--rerank=dsl,qbnorm,dis"
+    status, out, err = run_cli("eval", f"--workdir={workdir}", rerank, "--json", timeout=300)
     assert status == 0, err
     again = json.loads(out)
     for key in ("text_to_video", "video_to_text", "checkpoint"):
         assert again[key] == result[key]
+    assert "reranked" not in result and list(again["reranked"]) == ["dsl", "qbnorm", "dis"]
+    # 24 clips with two captions each are in split train.
+    assert again["reranked"]["dis"]["sees"].startswith("sees 48 captions of split train")
+    assert set(again["reranked"]["dsl"]["video_to_text"]) == set(result["video_to_text"])
+    assert json.loads((workdir / "eval.json").read_text())["reranked"] == again["reranked"]
+    after = rankings.read(workdir)
+    assert (after.text_to_video == before.text_to_video).all() and after.data == before.data
+    assert metrics.summary(after.text_to_video) == result["text_to_video"]
+    assert metrics.summary(after.video_to_text) == result["video_to_text"]
 
 
 def test_a_stopped_run_resumes_with_the_numbers_of_an_uninterrupted_one(

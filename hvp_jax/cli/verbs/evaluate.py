@@ -1,5 +1,6 @@
 """The verb `eval`: scores a split of a data set with a checkpoint."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from data.errors import UsageError
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import enable_float64
 from hvp_jax.config.resolve import check_platform, resolve
+from hvp_jax.evaluation.rerank import caption_bank, needs_bank
 from hvp_jax.evaluation.results import EvalResult, write_results
 from hvp_jax.evaluation.scorer import Scorer
 from hvp_jax.models.hvpnet import from_config
@@ -23,8 +25,16 @@ from hvp_jax.weights import initial
 UNTRAINED = "the weights are CLIP's alone: distillation and token weights are initialised randomly"
 
 
-def run(config: ConfigDict, workdir: Path) -> EvalResult:
-    """Scores `eval.split` with the selected checkpoint of a run, or with `model.weights`."""
+def run(config: ConfigDict, workdir: Path, rerank: Sequence[str] = ()) -> EvalResult:
+    """Scores `eval.split` with the selected checkpoint of a run, or with `model.weights`.
+
+    `rerank`: names of `rerank.METHODS`.
+    """
+    if needs_bank(rerank) and config.eval.split == "train":
+        raise UsageError(
+            f"--rerank={','.join(rerank)} takes its bank from split train, which is evaluated: use "
+            "another --config.eval.split, or --rerank=dsl"
+        )
     enable_float64(config)
     initial_weights = initial.find_initial_weights(config, workdir)
     config = resolve(config, initial_weights.spec)
@@ -34,6 +44,9 @@ def run(config: ConfigDict, workdir: Path) -> EvalResult:
     decoded_splits = () if config.data.shards else (config.eval.split,)
     with primary_first("process 0 has read the data set"):
         clips, excluded = inputs.read_data(config, decoded_splits)
+    bank = []
+    if needs_bank(rerank):
+        bank = caption_bank(splits.clips_of_split(clips, "train"), config.seed)
     clips = splits.clips_of_split(clips, config.eval.split)
     with checkpointer.Checkpointer(workdir, config.train.max_to_keep) as checkpoints:
         selected = checkpoints.select_step()
@@ -63,4 +76,5 @@ def run(config: ConfigDict, workdir: Path) -> EvalResult:
     return write_results(
         config, workdir, scorer, params,
         clips=clips, source=source, checkpoint=selected, excluded=excluded,
+        reranking=rerank, bank=bank,
     )  # fmt: skip

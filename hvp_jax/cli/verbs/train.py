@@ -26,7 +26,7 @@ from hvp_jax.models.hvpnet import HVPNet, from_config
 from hvp_jax.parallel.compile_cache import use_compile_cache
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
-from hvp_jax.training import loop, resume, train_state
+from hvp_jax.training import costs, loop, resume, train_state
 from hvp_jax.training.exclusive import exclusive
 from hvp_jax.training.step_spec import (
     StepSpec,
@@ -92,6 +92,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     if is_primary():
         model_spec = _model_spec(model, initial_weights.spec.pretrained)
         resume.write_run_record(config, model_spec, data | {"num_frames": num_frames}, workdir)
+        costs.remove(workdir)
     with contextlib.closing(batches), _checkpointer(config, workdir) as checkpoints:
         state, at = _restore_latest(checkpoints, partitioner, state, batches)
         with loop.TrainLoop(
@@ -109,6 +110,8 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
             state, at, stopped = steps.run(state, validate if val_clips else None)
         if stopped:
             return _stopped(steps.signals.name, at, config.train.steps)
+        if is_primary():
+            costs.write(workdir, model, steps.flops_per_step, partitioner.devices)
         chosen = checkpoints.select_step()
         assert chosen is not None, "the loop has saved the last step"
         skipped, params = int(state.skipped), state.params
