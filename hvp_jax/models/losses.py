@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hvp_jax.models.similarity import TERMS
+from hvp_jax.models.clip_config import PAPER_TERMS
 
 
 def info_nce(
@@ -34,19 +34,22 @@ def info_nce(
 
 @jax.named_scope("loss")
 def contrastive(
-    scores: Float[Array, "3 l texts clips"],
+    scores: Float[Array, "terms l texts clips"],
     log_scale: Float[Array, ""],
     axis: str | None = None,
+    *,
+    terms: tuple[str, ...] = PAPER_TERMS,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The sum of InfoNCE over all terms, taps and both directions, and its parts.
 
     The logits are the scores times exp(`log_scale`). The parts are named `TERM/tapI`, with I
-    counted from 0. With an `axis`, the scores are those of the device's own clips.
+    counted from 0; `terms` names those of the scores. With an `axis`, the scores are those of the
+    device's own clips.
     """
-    losses = info_nce(jnp.exp(log_scale) * scores, axis)  # [3, l]
+    losses = info_nce(jnp.exp(log_scale) * scores, axis)  # [terms, l]
     parts = {
-        f"{term}/tap{i}": losses[t, i]
-        for t, term in enumerate(TERMS)
+        f"{term}/tap{i}": of_term[i]
+        for term, of_term in zip(terms, losses, strict=True)
         for i in range(losses.shape[1])
     }
     return losses.sum(), parts

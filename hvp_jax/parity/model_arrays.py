@@ -97,7 +97,7 @@ def _forward(model: HVPNet, params: dict[str, Any], batch: Batch) -> dict[str, A
         "loss": loss,
         "loss/total": loss,
     }
-    for t, term in enumerate(similarity.TERMS):
+    for t, term in enumerate(model.terms):
         computed[f"loss/{term}"] = sum(x for name, x in parts.items() if name.startswith(term))
         computed |= {f"sim/{term}/layer{i}": x for i, x in enumerate(scores[t])}
     taps = len(model.taps)

@@ -12,7 +12,7 @@ from data.errors import DataError, UsageError
 from data.records import Clip
 from hvp_jax.checkpoints import checkpointer, model_card
 from hvp_jax.config.saved import difference, from_json
-from hvp_jax.models.clip_config import ModelSpec
+from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.monitoring import environment, json_files
 from hvp_jax.training.step_spec import schedule_steps, steps_per_epoch
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from data.batches.batch import Batch
 from hvp_jax.models.losses import contrastive
-from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores, terms_of
 from hvp_jax.parallel.sharding import Collectives
 from hvp_jax.training.optimizer import apply_updates_and_clamp
 from hvp_jax.training.step_spec import StepSpec
@@ -52,7 +52,10 @@ def loss_from_features(
     if axis is not None:
         text = jax.lax.all_gather(text, axis, tiled=True)
     return contrastive(
-        scores(text, video, paired_weights, clip_chunk=chunk_size, dtype=dtype), log_scale, axis
+        scores(text, video, paired_weights, clip_chunk=chunk_size, dtype=dtype),
+        log_scale,
+        axis,
+        terms=terms_of(video),
     )
 
 
