@@ -38,7 +38,7 @@ def frame_aggregation(frames: int, width: int, kind: str) -> float:
     """Forward pass of one clip at one tap."""
     if kind == "none":
         return 0.0
-    out = 2 * frames * width**2
+    out = 2.0 * frames * width**2
     return out + (tower(frames, width, LAYERS) if kind == "transformer" else 8 * out)
 
 
