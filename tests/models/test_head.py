@@ -233,7 +233,8 @@ def test_bfloat16_and_remat_work_with_every_part():
         @jax.jit
         @jax.grad
         def gradient(params, model=model):
-            text, video, _ = model.apply({"params": params}, *batch_of())
+            batch = map(jnp.asarray, batch_of())
+            text, video, _ = model.apply({"params": params}, *batch)
             return similarity.scores(text, video)[:, :, 0].sum()
 
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient(params)))

@@ -99,7 +99,7 @@ def test_every_method_has_the_same_budget_and_does_not_see_the_padding(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_weight_of_a_method_gets_a_gradient(method):
     module = TokenDistillation(stages=2, method=method)
-    x, count = np.float32(normal(0, 2, 12, WIDTH)), jnp.array([12, 9])
+    x, count = jnp.float32(normal(0, 2, 12, WIDTH)), jnp.array([12, 9])
     params = jax.tree.map(jnp.asarray, random_params(module, x, count))
 
     def weighted_sum(params):
@@ -114,7 +114,7 @@ def test_every_weight_of_a_method_gets_a_gradient(method):
 
 
 def test_only_dpc_knn_draws_noise():
-    x, count = np.float32(normal(0, 2, 12, WIDTH)), jnp.array([12, 9])
+    x, count = jnp.float32(normal(0, 2, 12, WIDTH)), jnp.array([12, 9])
     for method in METHODS:
         module = TokenDistillation(stages=1, method=method)
         params = jax.tree.map(jnp.asarray, random_params(module, x, count))
