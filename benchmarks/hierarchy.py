@@ -27,10 +27,11 @@ from data.batches import frame_sources
 from data.records import DatasetLocation
 from hvp_jax.checkpoints import model_card, save_weights
 from hvp_jax.models import hvpnet, losses
-from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.models.clip_config import VARIANTS
+from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.models.similarity import l2_normalize
 from hvp_jax.monitoring import json_files
-from hvp_jax.training.optimizer import apply_updates_and_clamp, make_optimizer
+from hvp_jax.training.optimization.optimizer import apply_updates_and_clamp, make_optimizer
 
 CONFIG = VARIANTS["tiny"]
 LAST = (CONFIG.vision_layers,)

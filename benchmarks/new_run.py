@@ -20,15 +20,15 @@ from data.batches.frame_sources import FileFrames
 from data.errors import DataError, UsageError
 from data.records import Clip, DatasetLocation
 from data.synthetic import shapes
-from hvp_jax.config.resolve import STAGES
+from hvp_jax.config.head import STAGES
 from hvp_jax.models.clip_config import ClipConfig
-from hvp_jax.models.clustering import NEIGHBOURS
-from hvp_jax.models.distillation import HEADS
+from hvp_jax.models.distillation.clustering import NEIGHBOURS
+from hvp_jax.models.distillation.stage import HEADS
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.parity.runs.checks import FROZEN
 from hvp_jax.parity.runs.golden_run import GoldenRun
-from hvp_jax.training.optimizer import MAX_LOG_SCALE
+from hvp_jax.training.optimization.optimizer import MAX_LOG_SCALE
 from hvp_jax.weights import torch_params
 
 VOCABULARY, CONTEXT = 128, 32  # ids; positions of the text tower, at least

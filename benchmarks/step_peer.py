@@ -43,7 +43,7 @@ from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
 from hvp_jax.monitoring.accelerators import PEAKS
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
-from hvp_jax.training.optimizer import make_optimizer
+from hvp_jax.training.optimization.optimizer import make_optimizer
 from hvp_jax.training.train_step import train_step
 from hvp_jax.weights import torch_params
 

@@ -17,11 +17,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from hvp_jax.models.clip_config import ClipConfig
-from hvp_jax.models.clustering import EPSILON, NEIGHBOURS
-from hvp_jax.models.distillation import HEADS
+from hvp_jax.models.clip_config import PAPER_TERMS, ClipConfig
+from hvp_jax.models.distillation.clustering import EPSILON, NEIGHBOURS
+from hvp_jax.models.distillation.stage import HEADS
 from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
-from hvp_jax.models.similarity import TERMS
 from hvp_jax.parity.torch_clip import (
     State,
     encode_image,
@@ -176,7 +175,7 @@ def video_features(
 def scores(
     text: TextFeatures, video: VideoFeatures, tap: int, paired_weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores of all texts and clips at a tap, a table [A, B] for each of `similarity.TERMS`.
+    """Scores of all texts and clips at a tap, a table [A, B] for each of `PAPER_TERMS`.
 
     `paired_weights` [B, W]: word weights of each clip's own caption; None: each text uses its own.
     """
@@ -196,7 +195,7 @@ def scores(
 
 
 def loss_terms(state: State, batch: Mapping[str, torch.Tensor], model: Model) -> torch.Tensor:
-    """The loss of each of `similarity.TERMS` [3], summed over taps and both directions.
+    """The loss of each of `PAPER_TERMS` [3], summed over taps and both directions.
 
     `video` uint8 [B, T, H, W, 3], `text_ids` [B, W]; `video_mask` [B, T] and `text_mask` [B, W]
     if there is padding.
@@ -206,7 +205,7 @@ def loss_terms(state: State, batch: Mapping[str, torch.Tensor], model: Model) ->
     paired_weights = text.word_weights if model.original else None
     scale = wide(state["clip.logit_scale"]).exp()
     target = torch.arange(len(text.words), device=scale.device)
-    losses = [scale.new_zeros(()) for _ in TERMS]
+    losses = [scale.new_zeros(()) for _ in PAPER_TERMS]
     for tap in range(len(model.taps)):
         tables = scores(text, video, tap, paired_weights)
         with torch.autocast(scale.device.type, enabled=False):

@@ -21,10 +21,10 @@ from benchmarks.torch_hvpnet import (
     text_features,
     video_features,
 )
-from hvp_jax.models.similarity import TERMS
+from hvp_jax.models.clip_config import PAPER_TERMS
 from hvp_jax.parity.model_arrays import retrieval_metrics
 from hvp_jax.parity.runs.golden_run import GoldenRun, state_of
-from hvp_jax.training.optimizer import MAX_LOG_SCALE
+from hvp_jax.training.optimization.optimizer import MAX_LOG_SCALE
 
 State = dict[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
@@ -132,7 +132,7 @@ def _train(run: GoldenRun, state: State, snapshots: dict[int, list[str]], label:
         terms.sum().backward()
         norm, factor = optimizer.update()
         row = {"loss/curve": terms.sum().item(), "grad_norm": norm, "lr_factor": factor}
-        row |= {f"loss/{term}": x for term, x in zip(TERMS, terms.tolist(), strict=True)}
+        row |= {f"loss/{term}": x for term, x in zip(PAPER_TERMS, terms.tolist(), strict=True)}
         rows.append(row | {"logit_scale": state[LOG_SCALE].item()})
         for name in snapshots.get(i + 1, ()):
             if name in state:

@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     # Side of a frame in pixels; None: that of the weights or the variant. Position embeddings
     # are resized to it.
     config.model.image_size = placeholder(int)
-    # Layers of the vision tower, counted from 1, whose tokens are used; None: those recorded with
-    # the weights, or first, middle and last.
+    # Layers of the vision tower, counted from 1, whose tokens are used; -1 is the last. None: those
+    # recorded with the weights, or first, middle and last.
     config.model.taps = placeholder(tuple)
     # A workdir or a checkpoint that `port` reads; empty: random weights.
     config.model.weights = ""

@@ -17,8 +17,9 @@ from configs.base import get_config
 from data.batches.batch import Batch, TextBatch, VideoBatch
 from hvp_jax.config.resolve import resolve
 from hvp_jax.evaluation import scorer
-from hvp_jax.models.distillation import TokenDistillation
-from hvp_jax.models.hvpnet import HVPNet, TokenWeight, from_config, init_params
+from hvp_jax.models.distillation.stage import TokenDistillation
+from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
+from hvp_jax.models.layers import TokenWeight
 from hvp_jax.models.similarity import (
     TextFeatures,
     VideoFeatures,

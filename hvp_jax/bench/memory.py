@@ -28,7 +28,13 @@ from data.errors import UsageError
 from hvp_jax.bench.result import BenchResult, describe_run
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.models.losses import contrastive
-from hvp_jax.models.similarity import TextFeatures, VideoFeatures
+from hvp_jax.models.similarity import (
+    TextFeatures,
+    VideoFeatures,
+    sentence_scores,
+    terms_of,
+    weigh_taps,
+)
 from hvp_jax.parallel.partitioner import AXIS, make_mesh
 from hvp_jax.training import train_step
 
@@ -78,19 +84,20 @@ def naive_loss(
         if everywhere:
             video = jax.lax.all_gather(video, axis, tiled=True)
 
-    def scores_of_tap(patches, weights, patch_sum, frame_sum):  # [b, M, D], [b, M], [b, D], [b, D]
+    def word_patch(patches, weights):  # [b, M, D], [b, M]
         cosine = jnp.einsum("awd,bmd->abwm", text.words, patches)
         of_words = jnp.einsum("abw,aw->ab", cosine.max(axis=3), text.word_weights)
         of_patches = jnp.einsum("abm,bm->ab", cosine.max(axis=2), weights)
-        word = (of_words + of_patches) / 2
-        return jnp.stack([word, text.sentence @ patch_sum.T, text.sentence @ frame_sum.T])
+        return (of_words + of_patches) / 2
 
-    parts = video.patches, video.patch_weights, video.patch_sum, video.frame_sum
-    taps = [scores_of_tap(*(x[:, i] for x in parts)) for i in range(video.patches.shape[1])]
-    table = jnp.stack(taps, axis=1)  # [3, L, A, b]
+    terms = sentence_scores(text, video)
+    if video.patches is not None and video.patch_weights is not None:
+        parts = zip(*(x.swapaxes(0, 1) for x in (video.patches, video.patch_weights)), strict=True)
+        terms.insert(0, jnp.stack([word_patch(*of_tap) for of_tap in parts]))
+    table = weigh_taps(terms, video.tap_weights)  # [terms, L, A, b]
     if axis is not None and not everywhere:
         table = jax.lax.all_gather(table, axis, axis=3, tiled=True)
-    return contrastive(table, log_scale)[0]
+    return contrastive(table, log_scale, terms=terms_of(video))[0]
 
 
 @functools.lru_cache

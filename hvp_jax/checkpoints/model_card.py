@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, UsageError
-from hvp_jax.models.clip_config import ClipConfig, ModelSpec
+from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import shapes_of
+from hvp_jax.models.model_spec import HeadConfig, ModelSpec
 
 CARD_FILE = "model.json"
 RENAMED_SIZES = {  # a model.json of an earlier version: old name -> new name
@@ -22,7 +23,7 @@ RENAMED_SIZES = {  # a model.json of an earlier version: old name -> new name
 def model_card(card: dict[str, Any]) -> str:
     """The content of model_card.md: the card as Markdown."""
     sizes = card["clip_config"]
-    weights = "CLIP and HVP-Net's head" if card["stages"] else "CLIP alone"
+    weights = "CLIP and HVP-Net's head" if card["head"] else "CLIP alone"
     if card.get("left_out"):
         left_out = ", ".join(card["left_out"])
         weights = f"CLIP; left out, because the format cannot hold it: {left_out}"
@@ -49,9 +50,9 @@ def card_spec(card: dict[str, Any]) -> ModelSpec:
 
 
 def card_shapes(card: dict[str, Any]) -> dict[str, Any]:
-    """The shapes of the parameters that a card describes: of CLIP alone if it has no stages."""
-    shapes = shapes_of(card["clip_config"], card["stages"] or 1)
-    return shapes if card["stages"] else {"clip": shapes["clip"]}
+    """The shapes of the parameters that a card describes: of CLIP alone if it has no head."""
+    shapes = shapes_of(card["clip_config"], card["head"] or HeadConfig(), card["taps"])
+    return shapes if card["head"] else {"clip": shapes["clip"]}
 
 
 def read_card(workdir: Path) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def read_card(workdir: Path) -> dict[str, Any]:
         return card | {
             "clip_config": ClipConfig(**sizes),
             "taps": tuple(card["taps"]) if card["taps"] else None,
-            "stages": int(card["stages"]),
+            "head": _head(card),
             "pretrained": bool(card["pretrained"]),
         }
     except OSError as error:
@@ -78,6 +79,21 @@ def read_card(workdir: Path) -> dict[str, Any]:
         raise DataError(f"{path}: does not describe a model ({error!r})") from None
 
 
+def _head(card: dict[str, Any]) -> HeadConfig | None:
+    """The head in a model.json; an earlier version recorded only its stages, 0 for none."""
+    if "head" not in card:
+        return HeadConfig(stages=int(card["stages"])) if card["stages"] else None
+    head = card["head"]
+    return head and HeadConfig(**head | {"terms": tuple(head["terms"])})
+
+
 def build_card(spec: ModelSpec, **fields: object) -> dict[str, Any]:
     """The content of model.json."""
-    return {**spec._asdict(), "clip_config": dataclasses.asdict(spec.clip_config), **fields}
+    head = spec.head
+    return {
+        **spec._asdict(),
+        "clip_config": dataclasses.asdict(spec.clip_config),
+        "head": head and dataclasses.asdict(head),
+        "stages": head.stages if head else 0,  # what an earlier version reads
+        **fields,
+    }

@@ -6,15 +6,15 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
+from hvp_jax.config.head import require_weights_fit, resolve_head
 from hvp_jax.models.clip_config import (
     LANES,
     MAX_FUSED_TOKENS,
     VARIANTS,
-    ModelSpec,
     fits_fused_tower,
 )
+from hvp_jax.models.model_spec import ModelSpec
 
-STAGES = 3  # paper section 3.2
 DEFAULT_VARIANT = "ViT-B/32"
 PRETRAINED_EPOCHS = 5
 SCRATCH_STEPS = 300
@@ -37,7 +37,8 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
     `train.steps` and `train.eval_every` depend on the data too: `resolve_steps`.
     """
     config = copy.deepcopy(config)
-    clip_config, taps, stages, pretrained = weights_spec or spec_of_variant(config)
+    spec = weights_spec or spec_of_variant(config)
+    clip_config, taps, _, pretrained = spec
     if config.model.variant is None and not pretrained:
         config.model.variant = DEFAULT_VARIANT
     if config.model.image_size is None:
@@ -48,12 +49,10 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
         layers = clip_config.vision_layers
         # Without duplicates: a tower of one or two layers has fewer than three taps.
         config.model.taps = taps or tuple(sorted({1, max(1, layers // 2), layers}))
-    if config.distillation.stages is None:
-        config.distillation.stages = stages or STAGES
-    if stages and config.distillation.stages != stages:
-        raise UsageError(
-            f"config.distillation.stages is {config.distillation.stages}; the weights have {stages}"
-        )
+    last = clip_config.vision_layers
+    config.model.taps = tuple(tap + last + 1 if tap < 0 else tap for tap in config.model.taps)
+    resolve_head(config, spec.head)
+    require_weights_fit(config, spec)
     if config.model.fused and not fits_fused_tower(clip_config):
         raise UsageError(
             f"config.model.fused=True needs a vision tower whose width is a multiple of {LANES}, "
@@ -66,6 +65,12 @@ def resolve(config: ConfigDict, weights_spec: ModelSpec | None = None) -> Config
         raise UsageError(
             f"config.data.max_words is {config.data.max_words}; the text tower takes at most "
             f"{clip_config.context_length}"
+        )
+    aggregation = config.frames.aggregation
+    if aggregation == "transformer" and config.data.max_frames > clip_config.context_length:
+        raise UsageError(
+            f"config.data.max_frames is {config.data.max_frames}; "
+            f"config.frames.aggregation=transformer takes at most {clip_config.context_length}"
         )
     if config.model.freeze_patches is None:
         config.model.freeze_patches = pretrained

@@ -64,9 +64,10 @@ def score_matrix(
 
     `paired_weights`: word weights of each clip's own caption (the reference).
     """
-    texts, clips = text.words.shape[0], video.patches.shape[0]
+    first_text, first_video = jax.tree.leaves(text)[0], jax.tree.leaves(video)[0]
+    texts, clips = len(first_text), len(first_video)
     text_block, clip_block = min(text_block, texts), min(clip_block, clips)
-    matrix = np.empty((texts, clips), text.sentence.dtype)
+    matrix = np.empty((texts, clips), first_text.dtype)
     for j in range(0, clips, clip_block):
         video_block = jax.device_put(_rows(video, j, clip_block))
         paired = None if paired_weights is None else _rows(paired_weights, j, clip_block)
@@ -159,7 +160,7 @@ class Scorer:
         With paired word weights, a clip's own caption is its first.
         """
         paired = None
-        if self.paired:
+        if self.paired and text.word_weights is not None:
             _, first = np.unique(video_of_text, return_index=True)
             paired = text.word_weights[first[indices]]
         chunk = self.config.similarity.chunk_size

@@ -29,13 +29,14 @@ class VisionTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     freeze_patches: bool = True  # False without pretrained weights
     fused: bool = False
+    patches: bool = True  # False: only the class token is returned
 
     @nn.compact
     def __call__(self, pixels: Pixels, valid: Bool[Array, " n"]) -> Float[Array, "l n p d"]:
         """Frames, as `embed_patches` takes them -> all tokens at every tap, the class token first.
 
         `ln_post` and the projection are applied to all tokens at each tap (paper section
-        3.1).
+        3.1), or without `patches` to the class token alone.
         """
         side, patch = self.image_size // self.patch_size, self.patch_size
         scale = self.width**-0.5
@@ -63,6 +64,7 @@ class VisionTransformer(nn.Module):
             fused=self.fused,
             name="tower",
         )(x)
+        x = x if self.patches else x[:, :, :1]
         shape = x.shape[:-1]  # l n p
         x = x.reshape(shape[0], -1, self.width)  # frames of 50 tokens would be padded on a TPU
         x = layer_norm("norm_post")(x).astype(self.dtype)
@@ -81,11 +83,12 @@ class TextTransformer(nn.Module):
     mlp_dim: int | None = None
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
+    words: bool = True  # False: only the sentence is returned
 
     @nn.compact
     def __call__(
         self, ids: Int[Array, "b w"], mask: Bool[Array, "b w"]
-    ) -> tuple[Float[Array, "b w d"], Float[Array, "b d"]]:
+    ) -> tuple[Float[Array, "b w d"] | None, Float[Array, "b d"]]:
         """Token ids and padding mask -> features of the words and of the sentence.
 
         The sentence is the word with the greatest token id, which is end-of-text.
@@ -115,10 +118,14 @@ class TextTransformer(nn.Module):
             dtype=self.dtype,
             name="tower",
         )(x, bias)[0]
+        end = jnp.argmax(ids, axis=1)[:, None, None]
+        if not self.words:
+            x = jnp.take_along_axis(x, end, axis=1)
         x = layer_norm("norm_final")(x).astype(self.dtype)
         words = x @ projection.astype(self.dtype)
-        end = jnp.argmax(ids, axis=1)
-        return words, jnp.take_along_axis(words, end[:, None, None], axis=1)[:, 0]
+        if not self.words:
+            return None, words[:, 0]
+        return words, jnp.take_along_axis(words, end, axis=1)[:, 0]
 
 
 class CLIP(nn.Module):
@@ -130,6 +137,8 @@ class CLIP(nn.Module):
     dtype: DTypeLike
     freeze_patches: bool
     fused: bool = False
+    patches: bool = True  # False: of the vision tower only the class token
+    words: bool = True  # False: of the text tower only the sentence
 
     def setup(self) -> None:
         config = self.config
@@ -147,6 +156,7 @@ class CLIP(nn.Module):
             dtype=self.dtype,
             freeze_patches=self.freeze_patches,
             fused=self.fused,
+            patches=self.patches,
         )
         self.text = TextTransformer(
             context_length=config.context_length,
@@ -159,5 +169,6 @@ class CLIP(nn.Module):
             mlp_dim=config.text_mlp_dim,
             remat=self.remat,
             dtype=self.dtype,
+            words=self.words,
         )
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())

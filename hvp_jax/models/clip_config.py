@@ -4,11 +4,12 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 # Of the score of a text and a video: see `similarity.py`.
 TERMS = ("word_patch", "sentence_patch", "sentence_frame", "sentence_clip")
+PAPER_TERMS = TERMS[:3]
 LANES = 128  # columns that a TPU's units work on
 # Of a frame whose attention, with its gradient, fits into a TPU core's fast memory.
 MAX_FUSED_TOKENS = 640
@@ -37,15 +38,6 @@ def fits_fused_tower(config: ClipConfig) -> bool:
     tokens = (config.image_size // config.patch_size) ** 2 + 1
     width, head_dim = config.vision_width, config.vision_head_dim
     return width % LANES == 0 and LANES % head_dim == 0 and tokens <= MAX_FUSED_TOKENS
-
-
-class ModelSpec(NamedTuple):
-    """What is known of a model from its weights."""
-
-    clip_config: ClipConfig
-    taps: tuple[int, ...] | None = None  # None: not recorded with the weights
-    stages: int = 0  # of distillation; 0: there are no weights, or only CLIP's
-    pretrained: bool = False  # training started, or will start, from pretrained weights
 
 
 _BASE_32 = ClipConfig(

@@ -4,7 +4,10 @@ A product of [a, b] and [b, c] takes 2abc operations, and its gradient twice as 
 clustering and the frozen patch convolution have no gradient.
 """
 
+from hvp_jax.models.distillation.methods import CLUSTERING, ITERATIONS
+from hvp_jax.models.frame_aggregation import LAYERS
 from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.models.model_spec import HeadConfig, head_of
 
 
 def tower(tokens: int, width: int, layers: int) -> int:
@@ -12,18 +15,31 @@ def tower(tokens: int, width: int, layers: int) -> int:
     return layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
 
 
-def distillation(tokens: int, width: int, stages: int) -> tuple[float, float]:
+def distillation(tokens: int, width: int, head: HeadConfig) -> tuple[float, float]:
     """Forward pass of one clip at one tap: operations with a gradient, and without (distances)."""
     learned = clustering = 0.0
-    for _ in range(stages):
+    for _ in range(head.stages):
         merged = (tokens + 1) // 2
-        convolution = 2 * tokens * 3 * width**2
-        merging = 2 * tokens * merged * width
-        attention = 2 * (2 * merged + 2 * tokens) * width**2 + 4 * merged * tokens * width
-        learned += convolution + merging + attention
-        clustering += 2 * tokens**2 * width
+        if head.conv:
+            learned += 2 * tokens * 3 * width**2
+        if head.attention:
+            learned += 2 * (2 * merged + 2 * tokens) * width**2 + 4 * merged * tokens * width
+        if head.method in CLUSTERING:
+            learned += 2 * tokens * merged * width  # merging
+        if head.method == "dpc_knn":
+            clustering += 2 * tokens**2 * width
+        elif head.method == "kmeans":
+            clustering += (2 * ITERATIONS + 1) * 2 * tokens * merged * width
         tokens = merged
     return learned, clustering
+
+
+def frame_aggregation(frames: int, width: int, kind: str) -> float:
+    """Forward pass of one clip at one tap."""
+    if kind == "none":
+        return 0.0
+    out = 2.0 * frames * width**2
+    return out + (tower(frames, width, LAYERS) if kind == "transformer" else 8 * out)
 
 
 def word_patch(texts: int, words: int, clips: int, tokens: int, *, width: int) -> float:
@@ -31,25 +47,52 @@ def word_patch(texts: int, words: int, clips: int, tokens: int, *, width: int) -
     return 2.0 * texts * words * clips * tokens * width
 
 
-def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
-    """One update on a batch of clips of `frames` frames and captions of `words` words."""
-    config, taps = model.clip_config, len(model.taps)
-    patches = (config.image_size // config.patch_size) ** 2
-    tokens = frames * (patches + 1)
-    distilled = tokens
+def tokens_of(model: HVPNet, frames: int) -> tuple[int, int]:
+    """The tokens of a clip of `frames` frames at one tap, before and after distillation."""
+    config = model.clip_config
+    tokens = distilled = frames * ((config.image_size // config.patch_size) ** 2 + 1)
     for _ in range(model.stages):
         distilled = (distilled + 1) // 2
+    return tokens, distilled
+
+
+def scoring(model: HVPNet, texts: int, clips: int, frames: int, words: int) -> float:
+    """The scores of every text and clip."""
+    width, taps = model.clip_config.embed_dim, len(model.taps)
+    _, distilled = tokens_of(model, frames)
+    sentence_terms = [term for term in model.terms if term != "word_patch"]
+    operations = 2.0 * len(sentence_terms) * texts * clips * width
+    if head_of(model).uses_words:
+        operations += word_patch(texts, words, clips, distilled, width=width)
+    return taps * operations
+
+
+def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
+    """One update on a batch of clips of `frames` frames and captions of `words` words.
+
+    Parts that no chosen term needs are not counted, nor are the products of a sentence with one
+    feature of a clip.
+    """
+    config, taps, head = model.clip_config, len(model.taps), head_of(model)
+    width, modules = config.embed_dim, head.modules()
+    patches = (config.image_size // config.patch_size) ** 2
+    tokens, distilled = tokens_of(model, frames)
 
     patch_embedding = frames * 2 * patches * 3 * config.patch_size**2 * config.vision_width
+    projected = tokens if head.uses_patches else frames
     vision = frames * tower(patches + 1, config.vision_width, config.vision_layers)
-    vision += taps * 2 * tokens * config.vision_width * config.embed_dim
-    text = (
-        tower(words, config.text_width, config.text_layers)
-        + 2 * words * config.text_width * config.embed_dim
-    )
-    learned, clustering = distillation(tokens, config.embed_dim, model.stages)
-    token_weights = (taps * (distilled + frames) + words) * 2 * 4 * config.embed_dim**2
-    scoring = taps * word_patch(batch, words, 1, distilled, width=config.embed_dim)
-    with_gradient = vision + text + taps * learned + token_weights + scoring
+    vision += taps * 2 * projected * config.vision_width * width
+    text = tower(words, config.text_width, config.text_layers)
+    text += 2 * (words if head.uses_words else 1) * config.text_width * width
+    learned = clustering = 0.0
+    if "distill" in modules:
+        learned, clustering = distillation(tokens, width, head)
+    if "frame_aggregation" in modules:
+        learned += frame_aggregation(frames, width, head.aggregation)
+    counts = {"word_weight": words, "patch_weight": taps * distilled, "frame_weight": taps * frames}
+    weighted = sum(count for name, count in counts.items() if name in modules)
+    with_gradient = vision + text + taps * learned + weighted * 2 * 4 * width**2
+    if head.uses_words:
+        with_gradient += taps * word_patch(batch, words, 1, distilled, width=width)
     patches_passes = 1 if model.freeze_patches else 2  # the pixels have no gradient
     return batch * (3 * with_gradient + patches_passes * patch_embedding + taps * clustering)

@@ -1,6 +1,6 @@
 """The complete HVP-Net: CLIP with taps, distillation and token weights.
 
-The only file of this folder that reads a config.
+This file and `model_spec.py` are the only ones of this folder that read a config.
 """
 
 from typing import Any
@@ -9,40 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from hvp_jax.models import similarity
 from hvp_jax.models.clip import CLIP
-from hvp_jax.models.clip_config import VARIANTS, ClipConfig, fits_fused_tower
-from hvp_jax.models.clustering import ACCELERATOR_GROUP
-from hvp_jax.models.distillation import TokenDistillation
+from hvp_jax.models.clip_config import PAPER_TERMS, VARIANTS, ClipConfig, fits_fused_tower
+from hvp_jax.models.distillation.clustering import ACCELERATOR_GROUP
+from hvp_jax.models.distillation.stage import TokenDistillation
+from hvp_jax.models.frame_aggregation import FrameAggregation
+from hvp_jax.models.layers import FrameMask, Frames, TokenWeight, WordMask
+from hvp_jax.models.model_spec import HeadConfig, head_from_config, head_of
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 
-# The axes of width and channels may be one: an array in a TPU's memory whose last axis has 3
-# elements takes 42 times its size.
-Frames = (
-    UInt8[Array, "b t height width 3"]
-    | UInt8[Array, "b t height columns"]
-    | Float[Array, "b t height width 3"]
-    | Float[Array, "b t height columns"]
-)
-WordMask = Bool[Array, "b w"] | Int[Array, "b w"]
-FrameMask = Bool[Array, "b t"] | Int[Array, "b t"]
-
-
-class TokenWeight(nn.Module):
-    """The small network that weights tokens, d -> 2d -> d -> 1 (paper section 3.3)."""
-
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*shape d"]) -> Float[Array, "*shape"]:
-        """Features before L2 normalisation -> raw weights."""
-        shape, width = x.shape[:-1], x.shape[-1]
-        x = x.astype(self.dtype).reshape(-1, width)
-        x = nn.relu(nn.Dense(2 * width, dtype=self.dtype, name="dense_0")(x))
-        x = nn.relu(nn.Dense(width, dtype=self.dtype, name="dense_1")(x))
-        return nn.Dense(1, name="dense_2")(x).reshape(shape)
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class HVPNet(nn.Module):
@@ -56,8 +35,18 @@ class HVPNet(nn.Module):
     freeze_patches: bool = True
     group: int | None = None  # of `clustering.map_groups`
     fused: bool = False  # with kernels for TPUs, `hvp_jax/models/kernels/`
+    # The rest of the head; `HeadConfig` says what each is.
+    terms: tuple[str, ...] = PAPER_TERMS
+    tap_weights: str = "uniform"
+    token_weights: str = "learned"
+    method: str = "dpc_knn"
+    attention: bool = True
+    conv: bool = True
+    aggregation: str = "none"
 
     def setup(self) -> None:
+        head = head_of(self)
+        modules = head.modules()
         self.clip = CLIP(
             config=self.clip_config,
             taps=self.taps,
@@ -65,31 +54,60 @@ class HVPNet(nn.Module):
             dtype=self.dtype,
             freeze_patches=self.freeze_patches,
             fused=self.fused,
+            patches=head.uses_patches,
+            words=head.uses_words,
         )
-        self.distill = TokenDistillation(
-            stages=self.stages,
-            dtype=self.dtype,
-            remat=self.remat == "full",
-            group=self.group,
-            fused=self.fused,
-        )
-        self.word_weight = TokenWeight(dtype=self.dtype)
-        self.patch_weight = TokenWeight(dtype=self.dtype)
-        self.frame_weight = TokenWeight(dtype=self.dtype)
+        # A part that no chosen term needs has no parameters.
+        if "distill" in modules:
+            self.distill = TokenDistillation(
+                stages=self.stages,
+                dtype=self.dtype,
+                remat=self.remat == "full",
+                group=self.group,
+                fused=self.fused,
+                method=self.method,
+                attention=self.attention,
+                conv=self.conv,
+            )
+        for name in modules & {"word_weight", "patch_weight", "frame_weight"}:
+            setattr(self, name, TokenWeight(dtype=self.dtype))
+        if "frame_aggregation" in modules:
+            self.frame_aggregation = FrameAggregation(
+                kind=self.aggregation,
+                config=self.clip_config,
+                remat=self.remat,
+                dtype=self.dtype,
+            )
+        if "tap_weights" in modules:
+            shape = len(self.terms), len(self.taps)
+            self.raw_tap_weights = self.param("tap_weights", nn.initializers.zeros, shape)
+
+    def _token_weights(
+        self, tokens: str, x: Float[Array, "*shape n d"], valid: Bool[Array, "... n"]
+    ) -> Float[Array, "*shape n"]:
+        """The weights of "word", "patch" or "frame" tokens, 0 for padding."""
+        if self.token_weights == "uniform":
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            return similarity.uniform_token_weights(jnp.broadcast_to(valid, x.shape[:-1]), wide)
+        raw = getattr(self, f"{tokens}_weight")(x)
+        self.sow("intermediates", f"{tokens}_weights", raw)
+        return similarity.normalize_token_weights(raw, valid, self.normalize)
 
     def encode_text(self, ids: Int[Array, "b w"], mask: WordMask) -> TextFeatures:
         """Token ids and padding mask -> normalised features and word weights."""
+        head = head_of(self)
         mask = mask.astype(bool)
         words, sentence = self.clip.text(ids, mask)
-        self.sow("intermediates", "words", words)
         self.sow("intermediates", "sentence", sentence)
+        unit = similarity.l2_normalize(sentence) if head.uses_sentence else None
+        if words is None:
+            return TextFeatures(None, None, unit)
+        self.sow("intermediates", "words", words)
         valid = mask if self.mask_padding else jnp.ones_like(mask)
-        raw = self.word_weight(words)
-        self.sow("intermediates", "word_weights", raw)
         return TextFeatures(
             words=similarity.pad_with_first_token(similarity.l2_normalize(words), valid),
-            word_weights=similarity.normalize_token_weights(raw, valid, self.normalize),
-            sentence=similarity.l2_normalize(sentence),
+            word_weights=self._token_weights("word", words, valid),
+            sentence=unit,
         )
 
     def encode_video(
@@ -100,41 +118,68 @@ class HVPNet(nn.Module):
         uint8 frames are normalised here; float frames must be normalised already. `key`: a
         random key for each clip, for the clustering's noise; None: no noise.
         """
+        head = head_of(self)
         mask = mask.astype(bool)
         batch, frames = mask.shape
         pixels = video.reshape(batch * frames, video.shape[2], -1)
         x = self.clip.visual(pixels, mask.reshape(-1))  # [L, B T, P, D]
-        taps, _, tokens, dim = x.shape
-        frame = x[:, :, 0].reshape(taps, batch, frames, dim)
-        patch = x.reshape(taps * batch, frames * tokens, dim)
-        self.sow("intermediates", "frames", frame)
-        self.sow("intermediates", "patches", patch.reshape(taps, batch, -1, dim))
-
         valid = mask if self.mask_padding else jnp.ones_like(mask)
         # Only a clip that pads a batch has no frames: counting one keeps its features finite.
         count = jnp.maximum(valid.sum(axis=1), 1)
-        if key is not None:
-            fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
-            key = fold_in(key, jnp.arange(taps)).reshape(-1)
-        patch, patch_count = self.distill(patch, jnp.tile(count * tokens, taps), key)
-        patch = patch.reshape(taps, batch, -1, dim)
-        patch_valid = jnp.arange(patch.shape[2]) < patch_count.reshape(taps, batch, 1)
-        frame_valid = jnp.arange(frames) < count[:, None]
+        features: dict[str, Array] = {}
+        if head.uses_frames:
+            frame = x[:, :, 0].reshape(len(x), batch, frames, -1)
+            features |= self._frame_features(frame, jnp.arange(frames) < count[:, None])
+        if head.uses_patches:
+            features |= self._patch_features(x.reshape(len(x), batch, -1, x.shape[3]), count, key)
+        if self.tap_weights == "learned":
+            weights = similarity.normalize_tap_weights(self.raw_tap_weights)
+            features["tap_weights"] = jnp.broadcast_to(weights, (batch, *weights.shape))
+        return VideoFeatures(**features)
 
-        raw_patch, raw_frame = self.patch_weight(patch), self.frame_weight(frame)
+    def _frame_features(
+        self, frame: Float[Array, "l b t d"], valid: Bool[Array, "b t"]
+    ) -> dict[str, Array]:
+        self.sow("intermediates", "frames", frame)
+        if self.aggregation != "none":
+            stacked = frame.reshape(-1, *frame.shape[2:])  # the taps on the batch axis
+            stacked = self.frame_aggregation(stacked, jnp.tile(valid, (len(frame), 1)))
+            frame = stacked.reshape(frame.shape)
+        features, unit = {}, similarity.l2_normalize(frame)
+        if "sentence_frame" in self.terms:
+            weights = self._token_weights("frame", frame, valid)
+            features["frame_sum"] = jnp.einsum("lbt,lbtd->bld", weights, unit, precision=HIGHEST)
+        if "sentence_clip" in self.terms:
+            features["clip_feature"] = similarity.mean_clip_feature(unit, valid)
+        return features
+
+    def _patch_features(
+        self, patch: Float[Array, "l b n d"], count: Int[Array, " b"], key: Array | None
+    ) -> dict[str, Array]:
+        """`count`: frames of a clip; `key`: as in `encode_video`."""
+        taps, batch, _, dim = patch.shape
+        self.sow("intermediates", "patches", patch)
+        side = self.clip_config.image_size // self.clip_config.patch_size
+        patch_count = jnp.tile(count * (side * side + 1), taps)
+        if self.stages:
+            if key is not None:
+                fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+                key = fold_in(key, jnp.arange(taps)).reshape(-1)
+            stacked = patch.reshape(taps * batch, -1, dim)
+            stacked, patch_count = self.distill(stacked, patch_count, key)
+            patch = stacked.reshape(taps, batch, -1, dim)
+        valid = jnp.arange(patch.shape[2]) < patch_count.reshape(taps, batch, 1)
         self.sow("intermediates", "distilled", patch)
-        self.sow("intermediates", "patch_weights", raw_patch)
-        self.sow("intermediates", "frame_weights", raw_frame)
-        patch_weights = similarity.normalize_token_weights(raw_patch, patch_valid, self.normalize)
-        frame_weights = similarity.normalize_token_weights(raw_frame, frame_valid, self.normalize)
-        patch, frame = similarity.l2_normalize(patch), similarity.l2_normalize(frame)
-        highest = jax.lax.Precision.HIGHEST
-        return VideoFeatures(
-            patches=similarity.pad_with_first_token(patch, patch_valid).swapaxes(0, 1),
-            patch_weights=patch_weights.swapaxes(0, 1),
-            patch_sum=jnp.einsum("lbm,lbmd->bld", patch_weights, patch, precision=highest),
-            frame_sum=jnp.einsum("lbt,lbtd->bld", frame_weights, frame, precision=highest),
-        )
+        weights = self._token_weights("patch", patch, valid)
+        patch = similarity.l2_normalize(patch)
+        features = {}
+        if "word_patch" in self.terms:
+            padded = similarity.pad_with_first_token(patch, valid)
+            features["patches"] = padded.swapaxes(0, 1)
+            features["patch_weights"] = weights.swapaxes(0, 1)
+        if "sentence_patch" in self.terms:
+            features["patch_sum"] = jnp.einsum("lbm,lbmd->bld", weights, patch, precision=HIGHEST)
+        return features
 
     def __call__(
         self,
@@ -168,7 +213,6 @@ def from_config(
     return HVPNet(
         clip_config,
         tuple(config.model.taps),
-        stages=config.distillation.stages,
         normalize=config.similarity.normalize,
         mask_padding=config.similarity.mask_padding,
         remat=config.model.remat,
@@ -176,6 +220,7 @@ def from_config(
         freeze_patches=config.model.freeze_patches,
         group=None if platform == "cpu" else ACCELERATOR_GROUP,
         fused=use_fused,
+        **vars(head_from_config(config)),
     )
 
 
@@ -191,7 +236,13 @@ def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> di
     )["params"]
 
 
-def shapes_of(clip_config: ClipConfig, stages: int) -> dict:
-    """The tree of parameters as shapes; the taps have no parameters of their own."""
-    model = HVPNet(clip_config, (clip_config.vision_layers,), stages=stages)
+def param_shapes(model: HVPNet) -> dict:
+    """The tree of a model's parameters as shapes."""
     return jax.eval_shape(lambda: init_params(model, 0))
+
+
+def shapes_of(
+    clip_config: ClipConfig, head: HeadConfig, taps: tuple[int, ...] | None = None
+) -> dict:
+    """The tree of parameters as shapes; only learned weights of the taps depend on the taps."""
+    return param_shapes(HVPNet(clip_config, taps or (clip_config.vision_layers,), **vars(head)))

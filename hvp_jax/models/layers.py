@@ -1,4 +1,4 @@
-"""Layers shared by CLIP's towers and the distillation."""
+"""Layers that several modules share, and the types of the model's inputs."""
 
 import math
 from collections.abc import Callable
@@ -7,12 +7,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # CLIP's, of pixels from 0 to 1.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 Pixels = UInt8[Array, "n height columns"] | Float[Array, "n height columns"]
+# The axes of width and channels may be one: an array in a TPU's memory whose last axis has 3
+# elements takes 42 times its size.
+Frames = (
+    UInt8[Array, "b t height width 3"]
+    | UInt8[Array, "b t height columns"]
+    | Float[Array, "b t height width 3"]
+    | Float[Array, "b t height columns"]
+)
+WordMask = Bool[Array, "b w"] | Int[Array, "b w"]
+FrameMask = Bool[Array, "b t"] | Int[Array, "b t"]
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -104,3 +114,18 @@ def attention(
         "nhqs,nshd->nhqd", weights.astype(value.dtype), value, preferred_element_type=wide
     )
     return (summed / total).astype(value.dtype).swapaxes(1, 2)
+
+
+class TokenWeight(nn.Module):
+    """The small network that weights tokens, d -> 2d -> d -> 1 (paper section 3.3)."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape d"]) -> Float[Array, "*shape"]:
+        """Features before L2 normalisation -> raw weights."""
+        shape, width = x.shape[:-1], x.shape[-1]
+        x = x.astype(self.dtype).reshape(-1, width)
+        x = nn.relu(nn.Dense(2 * width, dtype=self.dtype, name="dense_0")(x))
+        x = nn.relu(nn.Dense(width, dtype=self.dtype, name="dense_1")(x))
+        return nn.Dense(1, name="dense_2")(x).reshape(shape)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hvp_jax.models.similarity import TERMS
+from hvp_jax.models.clip_config import PAPER_TERMS
 
 
 def info_nce(
@@ -48,8 +48,8 @@ def same_clip(
 ) -> tuple[Bool[Array, "texts clips"], Bool[Array, "texts clips"]]:
     """Whether text i is a caption of clip j, and whether it is the one that is paired with it.
 
-    `clip_ids` tells which of the examples have the same clip. With an `axis`, they are those of the
-    device's own clips, and texts are those of all devices.
+    Examples of the same clip have equal `clip_ids`. With an `axis`, they are those of the device's
+    own clips, and texts are those of all devices.
     """
     ids, columns = clip_ids, jnp.arange(len(clip_ids))
     if axis is not None:
@@ -61,23 +61,24 @@ def same_clip(
 
 @jax.named_scope("loss")
 def contrastive(
-    scores: Float[Array, "3 l texts clips"],
+    scores: Float[Array, "terms l texts clips"],
     log_scale: Float[Array, ""],
     axis: str | None = None,
     *,
+    terms: tuple[str, ...] = PAPER_TERMS,
     form: str = "per_term",
     same_video: str = "negative",
     clip_ids: Int[Array, " clips"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of all terms, taps and both directions, and its parts.
 
-    The logits are the scores times exp(`log_scale`). With an `axis`, the scores are those of the
-    device's own clips.
+    The logits are the scores times exp(`log_scale`); `terms` names those of the scores. With an
+    `axis`, the scores are those of the device's own clips.
 
     `form`: "per_term", the sum of InfoNCE over all terms and taps, whose parts are named
     `TERM/tapI`, with I counted from 0; or "summed_score", InfoNCE of the sum over terms and taps,
-    which has no parts. `same_video`: captions of one clip, as `clip_ids` tells, are "negative" for
-    each other's clip, or "ignored", or "positive"; the first needs no `clip_ids`.
+    which has no parts. `same_video`: captions of one clip, whose `clip_ids` are equal, are
+    "negative" for each other's clip, or "ignored", or "positive"; the first needs no `clip_ids`.
     """
     logits = jnp.exp(log_scale) * scores
     if form == "summed_score":
@@ -90,12 +91,12 @@ def contrastive(
             positives = same
         else:
             logits = jnp.where(same & ~paired, -jnp.inf, logits)
-    losses = info_nce(logits, axis, positives)  # [3, l], or []
+    losses = info_nce(logits, axis, positives)  # [terms, l], or []
     if form == "summed_score":
         return losses, {}
     parts = {
-        f"{term}/tap{i}": losses[t, i]
-        for t, term in enumerate(TERMS)
+        f"{term}/tap{i}": of_term[i]
+        for term, of_term in zip(terms, losses, strict=True)
         for i in range(losses.shape[1])
     }
     return losses.sum(), parts

@@ -1,8 +1,9 @@
-"""The three scores of a text and a video at every tap (paper section 3.3).
+"""The scores of a text and a video at every tap (paper section 3.3).
 
 word-patch:     1/2 [sum_w ω_w max_p cos(w, p) + sum_p ω_p max_w cos(w, p)]
 sentence-patch: sum_p ω_p cos(sentence, p)
 sentence-frame: sum_f ω_f cos(sentence, f)
+sentence-clip:  cos(sentence, mean of the frames), of CLIP4Clip (arXiv 2104.08860); by choice only
 
 Features are normalised and weights computed once per caption and per clip. A sentence's
 score is then one product with the weighted sum of tokens. Only word-patch needs every pair
@@ -18,26 +19,38 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-TERMS = ("word_patch", "sentence_patch", "sentence_frame")
+from hvp_jax.models.clip_config import TERMS
+
+# The field of `VideoFeatures` that a term needs, in the order of TERMS.
+FIELDS = dict(zip(TERMS, ("patches", "patch_sum", "frame_sum", "clip_feature"), strict=True))
 
 
 # The fields of these two are not checked at run time: as pytrees they also hold shapes,
-# shardings or arrays with a leading device axis.
+# shardings or arrays with a leading device axis. A field that no chosen term needs is None.
 @typing.no_type_check
 @flax.struct.dataclass
 class TextFeatures:
-    words: Float[Array, "texts w d"]  # unit length; padding repeats the first word
-    word_weights: Float[Array, "texts w"]  # 0 for padding
-    sentence: Float[Array, "texts d"]  # unit length
+    words: Float[Array, "texts w d"] | None  # unit length; padding repeats the first word
+    word_weights: Float[Array, "texts w"] | None  # 0 for padding
+    sentence: Float[Array, "texts d"] | None  # unit length
 
 
 @typing.no_type_check
 @flax.struct.dataclass
 class VideoFeatures:
-    patches: Float[Array, "clips l m d"]  # unit length; padding repeats the first token
-    patch_weights: Float[Array, "clips l m"]  # 0 for padding
-    patch_sum: Float[Array, "clips l d"]  # weighted sum of the patches
-    frame_sum: Float[Array, "clips l d"]  # weighted sum of the normalised frames
+    # unit length; padding repeats the first token
+    patches: Float[Array, "clips l m d"] | None = None
+    patch_weights: Float[Array, "clips l m"] | None = None  # 0 for padding
+    patch_sum: Float[Array, "clips l d"] | None = None  # weighted sum of the patches
+    frame_sum: Float[Array, "clips l d"] | None = None  # weighted sum of the normalised frames
+    clip_feature: Float[Array, "clips l d"] | None = None  # unit length: mean of the frames
+    # Of each term at each tap, the same for all clips; None: 1.
+    tap_weights: Float[Array, "clips terms l"] | None = None
+
+
+def terms_of(video: VideoFeatures) -> tuple[str, ...]:
+    """The terms that can be scored with these features, in the order of `TERMS`."""
+    return tuple(term for term, field in FIELDS.items() if getattr(video, field) is not None)
 
 
 def l2_normalize(x: Float[Array | np.ndarray, "*shape d"]) -> Float[Array, "*shape d"]:
@@ -58,6 +71,29 @@ def normalize_token_weights(
     if normalize == "softmax":
         raw = jax.nn.softmax(jnp.where(valid, raw, -jnp.inf), axis=-1)
     return jnp.where(valid, raw, 0)
+
+
+def uniform_token_weights(
+    valid: Bool[Array, "*shape n"], dtype: DTypeLike
+) -> Float[Array, "*shape n"]:
+    """1/n for n valid tokens, 0 for padding."""
+    weights = valid.astype(dtype)
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1)
+
+
+def mean_clip_feature(
+    frames: Float[Array, "l b t d"], valid: Bool[Array, "b t"]
+) -> Float[Array, "b l d"]:
+    """The mean of the valid frames' features, which have unit length, at unit length."""
+    weights = uniform_token_weights(valid, frames.dtype)
+    mean = jnp.einsum("bt,lbtd->bld", weights, frames, precision=jax.lax.Precision.HIGHEST)
+    return l2_normalize(mean)
+
+
+def normalize_tap_weights(raw: Float[Array, "terms l"]) -> Float[Array, "terms l"]:
+    """Parameters -> the weights of the taps in every term, whose mean is 1."""
+    raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
+    return raw.shape[1] * jax.nn.softmax(raw, axis=1)
 
 
 def pad_with_first_token(
@@ -145,12 +181,47 @@ def scores(
     clip_chunk: int = 16,
     *,
     dtype: DTypeLike | None = None,
-) -> Float[Array, "3 l texts clips"]:
-    """Scores of every text and every clip: the terms in the order of `TERMS`, by tap.
+) -> Float[Array, "terms l texts clips"]:
+    """Scores of every text and every clip: the terms of `terms_of(video)`, by tap.
 
     `paired_weights` are the word weights of each clip's own caption: the reference uses them
     for every text, which leaks the answer. None: each text uses its own.
     """
+    table = []
+    if video.patches is not None:
+        of_words = _word_patch_of_taps(text, video, paired_weights, clip_chunk, dtype=dtype)
+        table.append(of_words)
+    return weigh_taps([*table, *sentence_scores(text, video)], video.tap_weights)
+
+
+def sentence_scores(
+    text: TextFeatures, video: VideoFeatures
+) -> list[Float[Array, "l texts clips"]]:
+    """Scores of the terms after word-patch: products with one feature of each clip and tap."""
+    return [
+        jnp.einsum("ad,bld->lab", text.sentence, feature, precision=jax.lax.Precision.HIGHEST)
+        for feature in (video.patch_sum, video.frame_sum, video.clip_feature)
+        if feature is not None
+    ]
+
+
+def weigh_taps(
+    terms: list[Float[Array, "l texts clips"]], tap_weights: Float[Array, "clips terms l"] | None
+) -> Float[Array, "terms l texts clips"]:
+    """The scores of all terms, each times the weight of its tap."""
+    table = jnp.stack(terms)
+    return table if tap_weights is None else table * tap_weights.transpose(1, 2, 0)[:, :, None]
+
+
+def _word_patch_of_taps(
+    text: TextFeatures,
+    video: VideoFeatures,
+    paired_weights: Float[Array, "clips w"] | None,
+    clip_chunk: int,
+    *,
+    dtype: DTypeLike | None,
+) -> Float[Array, "l texts clips"]:
+    assert video.patches is not None and text.words is not None
     clips, taps = video.patches.shape[:2]
 
     def stack(x):  # [B, L, ...] -> [L B, ...]: each tap of a clip is scored like a clip
@@ -159,7 +230,8 @@ def scores(
     weights = text.word_weights
     if paired_weights is not None:
         weights = jnp.tile(paired_weights, (taps, 1))
-    word = word_patch(
+    assert weights is not None
+    of_stack = word_patch(
         text.words,
         weights,
         stack(video.patches),
@@ -167,8 +239,5 @@ def scores(
         paired=paired_weights is not None,
         clip_chunk=clip_chunk,
         dtype=dtype,
-    ).reshape(-1, taps, clips)
-    highest = jax.lax.Precision.HIGHEST
-    patch = jnp.einsum("ad,bld->lab", text.sentence, video.patch_sum, precision=highest)
-    frame = jnp.einsum("ad,bld->lab", text.sentence, video.frame_sum, precision=highest)
-    return jnp.stack([jnp.swapaxes(word, 0, 1), patch, frame])
+    )
+    return jnp.swapaxes(of_stack.reshape(-1, taps, clips), 0, 1)

@@ -18,7 +18,7 @@ from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.models.losses import contrastive
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import step_spec, train_state
-from hvp_jax.training.optimizer import Optimizer, make_optimizer
+from hvp_jax.training.optimization.optimizer import Optimizer, make_optimizer
 from hvp_jax.training.train_step import loss_fn, train_step
 from hvp_jax.weights import torch_params
 
@@ -97,7 +97,7 @@ def _forward(model: HVPNet, params: dict[str, Any], batch: Batch) -> dict[str, A
         "loss": loss,
         "loss/total": loss,
     }
-    for t, term in enumerate(similarity.TERMS):
+    for t, term in enumerate(model.terms):
         computed[f"loss/{term}"] = sum(x for name, x in parts.items() if name.startswith(term))
         computed |= {f"sim/{term}/layer{i}": x for i, x in enumerate(scores[t])}
     taps = len(model.taps)

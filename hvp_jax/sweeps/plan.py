@@ -15,7 +15,7 @@ from data.errors import UsageError
 from hvp_jax.config import overrides
 from hvp_jax.config.resolve import resolve, spec_of_variant
 from hvp_jax.config.validate import validate
-from hvp_jax.models.clip_config import ModelSpec
+from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.sweeps.manifest import Manifest
 
 NAME = r"\w[\w.,=+-]*"  # of a setting, and of its folder

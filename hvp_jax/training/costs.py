@@ -12,6 +12,7 @@ import jax
 from data.errors import DataError
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.monitoring import json_files, metrics_logger
+from hvp_jax.parallel.processes import is_primary
 
 COST_FILE = "cost.json"
 
@@ -19,11 +20,13 @@ COST_FILE = "cost.json"
 def write(
     workdir: Path, model: HVPNet, flops_per_step: float, devices: Sequence[jax.Device]
 ) -> None:
-    """Writes the cost of the run that metrics.jsonl records.
+    """Process 0 writes the cost of the run that metrics.jsonl records.
 
     `step_ms` is the median over the logged rows. `peak_memory_mib` is the greatest of them: of
     the device that uses the most, or of the process on a CPU. Either is None where no row has it.
     """
+    if not is_primary():
+        return
     shapes = jax.eval_shape(lambda: init_params(model, 0))
     logged = [
         row.get("measured", {}) for row in metrics_logger.read_rows(workdir / "metrics.jsonl")

@@ -12,9 +12,9 @@ from data.errors import DataError, UsageError
 from data.records import Clip
 from hvp_jax.checkpoints import checkpointer, model_card
 from hvp_jax.config.saved import difference, from_json
-from hvp_jax.models.clip_config import ModelSpec
+from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.monitoring import environment, json_files
-from hvp_jax.training.schedules import AFTER_THE_END
+from hvp_jax.training.optimization.schedules import AFTER_THE_END
 from hvp_jax.training.step_spec import schedule_steps, steps_per_epoch
 
 # Keys, or beginnings of keys, that may change when a run resumes: they affect where files are and

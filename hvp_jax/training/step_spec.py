@@ -5,9 +5,9 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.training.optimizer import Optimizer, optimizer_from_config
-from hvp_jax.training.param_groups import ClipLayers
-from hvp_jax.training.schedules import AFTER_THE_END
+from hvp_jax.training.optimization.optimizer import Optimizer, optimizer_from_config
+from hvp_jax.training.optimization.param_groups import ClipLayers
+from hvp_jax.training.optimization.schedules import AFTER_THE_END
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from hvp_jax.training.optimizer import Optimizer, make_optimizer
+from hvp_jax.training.optimization.optimizer import Optimizer, make_optimizer
 
 
 class TrainState(NamedTuple):

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from data.batches.batch import BatchOfClips, TrainBatch
 from hvp_jax.models.losses import contrastive
-from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures, scores, terms_of
 from hvp_jax.parallel.sharding import SINGLE_DEVICE, Collectives
-from hvp_jax.training.optimizer import apply_updates_and_clamp
+from hvp_jax.training.optimization.optimizer import apply_updates_and_clamp
 from hvp_jax.training.step_spec import StepSpec
 from hvp_jax.training.train_state import TrainState
 
@@ -59,6 +59,7 @@ def loss_from_features(
         scores(text, video, paired_weights, clip_chunk=chunk_size, dtype=dtype),
         log_scale,
         axis,
+        terms=terms_of(video),
         form=form,
         same_video=same_video,
         clip_ids=clip_ids,

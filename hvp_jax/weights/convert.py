@@ -7,7 +7,7 @@ from pathlib import Path
 from flax.traverse_util import flatten_dict
 
 from hvp_jax.checkpoints.model_card import build_card
-from hvp_jax.models.clip_config import ModelSpec
+from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.weights import formats, initial, optimizer_state, param_mapping
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,9 @@ def convert_torch(
             "middle and last layer"
         )
     head_modules = sorted({rule.path.partition("/")[0] for rule in param_mapping.HVPNET_HEAD})
+    spec = ModelSpec(source.clip_config, source.taps, source.head, pretrained=True)
     card = build_card(
-        ModelSpec(source.clip_config, source.taps, source.stages, pretrained=True),
+        spec,
         ported=True,
         format=source.format,
         source=str(path),
@@ -62,7 +63,7 @@ def convert_torch(
         step=moments.steps if moments else 0,
         tensors=len(source.tensors.shapes),
         parameters=_count(params),
-        new=[] if source.stages else head_modules,
+        new=[] if source.head else head_modules,
         ignored=source.ignored,
         notes=notes,
         optimizer=moments.constants if moments else None,

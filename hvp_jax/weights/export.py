@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
+from data.errors import UsageError
 from hvp_jax.models.clip_config import ClipConfig
+from hvp_jax.models.hvpnet import shapes_of
+from hvp_jax.models.model_spec import HeadConfig
 from hvp_jax.weights import param_mapping, torch_params
 
 
@@ -20,7 +24,10 @@ def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
         text = json.dumps(config, indent=2) + "\n"
         (folder / "config.json").write_text(text)
     else:
-        scheme = param_mapping.NamingScheme(head=bool(card["stages"]))
+        has_head = set(params) != {"clip"}
+        if has_head:
+            _require_original_head(params, card)
+        scheme = param_mapping.NamingScheme(head=has_head)
     state = torch_params.to_torch(params, scheme)
     params.clear()  # frees the arrays that `state` does not share
     for name in list(state):
@@ -29,6 +36,18 @@ def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
     safetensors.numpy.save_file(state, file, metadata={"format": "pt"})
     file.chmod(0o644)  # the library makes it readable by its owner only
     return {"export": export, "left_out": left_out, "tensors": len(state)}
+
+
+def _require_original_head(params: dict, card: dict) -> None:
+    """Raises UsageError if the original has other parameters than these."""
+    clip_config = ClipConfig(**card["clip_config"])
+    original = shapes_of(clip_config, HeadConfig(stages=max(card["stages"], 1)))
+    differing = flatten_dict(params, sep="/").keys() ^ flatten_dict(original, sep="/").keys()
+    if differing:
+        raise UsageError(
+            f"--export=hvpnet: the original's head differs from that of the weights in "
+            f"{min(differing)}; --export=huggingface writes CLIP alone"
+        )
 
 
 def huggingface_config(clip_config: ClipConfig) -> dict:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from data.errors import DataError, UsageError
 from hvp_jax.checkpoints.model_card import CARD_FILE
 from hvp_jax.models.clip_config import ACTIVATIONS, ClipConfig
+from hvp_jax.models.model_spec import HeadConfig
 from hvp_jax.weights import infer_config, param_mapping, tensor_files, torch_params
 from hvp_jax.weights.identity import families, open_clip, pixels, repair, tokenizers
 from hvp_jax.weights.identity.activation import Evidence, from_names, settle
@@ -53,6 +54,11 @@ class TorchCheckpoint(NamedTuple):
     notes: tuple[str, ...]
     extras: dict[str, Any]  # entries beside the tensors: optimizer, steps
     normalization: pixels.Normalization | None = None  # None: CLIP's own
+
+    @property
+    def head(self) -> HeadConfig | None:
+        """HVP-Net's head; None: CLIP alone."""
+        return HeadConfig(stages=self.stages) if self.stages else None
 
     def load(self) -> dict[str, Any]:
         """The parameters. Once only: each tensor can be read only once."""

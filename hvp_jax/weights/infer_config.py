@@ -9,8 +9,9 @@ from flax.traverse_util import flatten_dict
 
 from data.errors import DataError
 from hvp_jax.models.clip_config import ACTIVATIONS, ClipConfig, Shape, from_shapes
-from hvp_jax.models.distillation import HEADS
+from hvp_jax.models.distillation.stage import HEADS
 from hvp_jax.models.hvpnet import shapes_of
+from hvp_jax.models.model_spec import HeadConfig
 from hvp_jax.weights import param_mapping, torch_params
 from hvp_jax.weights.identity import tokenizers
 from hvp_jax.weights.identity.beside import section
@@ -134,7 +135,7 @@ def check_shapes(
     sources: list[ParamSource], shapes: Mapping[str, Shape], config: ClipConfig, stages: int
 ) -> None:
     """Raises DataError that names the first tensor whose shape does not fit the others."""
-    expected_shapes = flatten_dict(shapes_of(config, max(stages, 1)), sep="/")
+    expected_shapes = flatten_dict(shapes_of(config, HeadConfig(stages=max(stages, 1))), sep="/")
     for source in sources:
         layer_shape = expected_shapes[source.path].shape[1 if source.stacked else 0 :]
         for names in source.layers:

@@ -21,8 +21,9 @@ from hvp_jax.checkpoints import checkpointer
 from hvp_jax.checkpoints.model_card import card_shapes, card_spec, read_card
 from hvp_jax.config.precision import cast_params
 from hvp_jax.config.resolve import spec_of_variant
-from hvp_jax.models.clip_config import VARIANTS, ClipConfig, ModelSpec
-from hvp_jax.models.hvpnet import HVPNet, init_params, shapes_of
+from hvp_jax.models.clip_config import VARIANTS, ClipConfig
+from hvp_jax.models.hvpnet import HVPNet, init_params
+from hvp_jax.models.model_spec import ModelSpec, head_of
 from hvp_jax.weights import formats
 from hvp_jax.weights.identity.activation import require
 
@@ -79,7 +80,7 @@ def _weights_at(path: Path, activation: str | None) -> InitialWeights:
     for note in source.notes:
         log.info("%s: %s", path, note)
     return InitialWeights(
-        ModelSpec(source.clip_config, source.taps, source.stages, pretrained=True),
+        ModelSpec(source.clip_config, source.taps, source.head, pretrained=True),
         source.load,
     )
 
@@ -100,11 +101,6 @@ def weights_of_workdir(workdir: Path) -> InitialWeights:
             return checkpoints.params(selected["step"], card_shapes(card))
 
     return InitialWeights(card_spec(card), load)
-
-
-def param_shapes(model: HVPNet) -> dict:
-    """The tree of shapes of a model's parameters."""
-    return shapes_of(model.clip_config, model.stages)
 
 
 def _require_variant(stored: ClipConfig, variant: ClipConfig, name: str) -> None:
@@ -159,11 +155,16 @@ def resize_positions(position: np.ndarray, side: int) -> np.ndarray:
 
 
 def init_or_load_params(weights: InitialWeights, model: HVPNet, seed: int) -> dict[str, Any]:
-    """The initial parameters: those loaded, and random ones for what they lack."""
+    """The initial parameters: those loaded, and random ones for what they lack.
+
+    Of weights of more terms than the model has, what the model does not need is left out.
+    """
     loaded = weights.load()
-    if weights.spec.stages:
-        return cast_params(loaded, model.dtype)
-    if loaded:
-        log.info("the weights are CLIP's alone: distillation and token weights start at random")
+    modules = head_of(model).modules()
+    if weights.spec.head:
+        fitting = {name: loaded[name] for name in ("clip", *sorted(modules))}
+        return cast_params(fitting, model.dtype)
+    if loaded and modules:
+        log.info("the weights are CLIP's alone: %s start at random", ", ".join(sorted(modules)))
     random = jax.jit(init_params, static_argnums=(0, 1))(model, seed)
     return cast_params({**random, **loaded}, model.dtype)

@@ -14,8 +14,8 @@ from hvp_jax.cli import main
 from hvp_jax.config import resolve, saved, schema
 from hvp_jax.config.overrides import override
 from hvp_jax.config.validate import validate
-from hvp_jax.models import clip_config
 from hvp_jax.models.clip_config import VARIANTS
+from hvp_jax.models.model_spec import HeadConfig, ModelSpec
 from tests.helpers.command import ROOT
 
 
@@ -46,7 +46,8 @@ def test_learning_rates_from_scratch_and_on_a_pretrained_clip():
     assert (
         resolve.resolve(changed(optimizer__learning_rate=0.5)).optimizer.clip_learning_rate == 0.5
     )
-    spec = clip_config.ModelSpec(VARIANTS["ViT-L/14"], (2, 24), 2, pretrained=True)
+    head = HeadConfig(stages=2)
+    spec = ModelSpec(VARIANTS["ViT-L/14"], (2, 24), head, pretrained=True)
     resolved = resolve.resolve(changed(model__weights="clip.npz"), spec)
     assert (resolved.model.taps, resolved.distillation.stages) == ((2, 24), 2)
     assert resolved.model.freeze_patches and resolved.model.variant is None

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import shapes_of
+from hvp_jax.models.model_spec import HeadConfig
 from hvp_jax.weights import param_mapping, torch_params
 
 SMALL = ClipConfig(
@@ -35,7 +36,7 @@ def random_state(config: ClipConfig = SMALL, seed: int = 0, head: bool = False) 
     """Tensors with the original's names, scaled so that no layer vanishes or explodes."""
     rng = np.random.default_rng(seed)
     flat = {}
-    for path, x in flatten_dict(shapes_of(config, 3), sep="/").items():
+    for path, x in flatten_dict(shapes_of(config, HeadConfig()), sep="/").items():
         if not head and not path.startswith("clip/"):
             continue
         w = rng.standard_normal(x.shape, np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 
 from data.batches.batch import Batch
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.training import optimizer
+from hvp_jax.training.optimization import optimizer
 from tests.helpers.small import SIZES, captions, normal
 
 BATCH, FRAMES, WORDS = 8, 2, 5

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.models import distillation, layers
+from hvp_jax.models import layers
+from hvp_jax.models.distillation.stage import grouped_attention
 from hvp_jax.models.kernels import cross_attention, self_attention
 from tests.helpers.small import normal
 
@@ -82,7 +83,7 @@ def test_the_cross_attention_and_its_gradient_equal_plain_attention(sizes, monke
 
     def plain(query, key, value, bias):
         parts = [x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value)]
-        return distillation.grouped_attention(*parts, bias).reshape(query.shape)
+        return grouped_attention(*parts, bias).reshape(query.shape)
 
     def fused(*arrays):
         return cross_attention.cross_attention(*arrays, heads)

@@ -14,7 +14,7 @@ from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parity.compare import NotJudged
 from hvp_jax.parity.runs import compare, replay
 from hvp_jax.parity.runs.checks import CURVES
-from hvp_jax.training import optimizer
+from hvp_jax.training.optimization import optimizer
 from tests.helpers.command import ROOT, run_command
 from tests.helpers.golden_runs import RUN, load_run, open_shortened, write_run
 from tests.helpers.parity_files import compilation_cache_variables, restore_settings

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hvp_jax.training import optimizer, param_groups, schedules, update_rules
+from hvp_jax.training.optimization import optimizer, param_groups, schedules, update_rules
 from hvp_jax.weights import torch_params
 from tests.helpers.command import GOLDEN
 from tests.helpers.small import normal

@@ -12,8 +12,9 @@ from configs.base import get_config
 from hvp_jax.config.resolve import resolve
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.sharding import Collectives
-from hvp_jax.training import optimizer, step_spec, train_state
-from hvp_jax.training.param_groups import ClipLayers, scale_by_layer
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.optimization import optimizer
+from hvp_jax.training.optimization.param_groups import ClipLayers, scale_by_layer
 from hvp_jax.training.train_step import loss_fn, train_step
 from tests.helpers.small import random_params
 from tests.helpers.train_steps import MODEL, batch_of

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hvp_jax.config.schema import CHOICES
-from hvp_jax.training import optimizer
-from hvp_jax.training.schedules import AFTER_THE_END, SCHEDULES
+from hvp_jax.training.optimization import optimizer
+from hvp_jax.training.optimization.schedules import AFTER_THE_END, SCHEDULES
 
 AFTER_WARMUP = {
     "warmup_linear": lambda x, warmup: max(0.0, (1 - x) / (1 - warmup)),

@@ -12,10 +12,11 @@ from optax import contrib
 
 from hvp_jax.checkpoints.checkpointer import Checkpointer
 from hvp_jax.parallel.partitioner import Partitioner
-from hvp_jax.training import optimizer, step_spec, train_state
-from hvp_jax.training.param_groups import ClipLayers
+from hvp_jax.training import step_spec, train_state
+from hvp_jax.training.optimization import optimizer
+from hvp_jax.training.optimization.param_groups import ClipLayers
+from hvp_jax.training.optimization.update_rules import BertAdamState, muon_dimensions
 from hvp_jax.training.train_step import train_step
-from hvp_jax.training.update_rules import BertAdamState, muon_dimensions
 from tests.helpers.saved_states import batches_at
 from tests.helpers.small import normal, random_params
 from tests.helpers.train_steps import MODEL, batch_of

@@ -17,7 +17,7 @@ from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parity import torch_checkpoint
 from hvp_jax.training import step_spec, train_state
-from hvp_jax.training.optimizer import make_optimizer
+from hvp_jax.training.optimization.optimizer import make_optimizer
 from hvp_jax.training.train_step import train_step
 from hvp_jax.weights import formats, initial, optimizer_state, torch_params
 from tests.helpers.checkpoints import KINDS, SMALL, random_state, write

@@ -15,6 +15,7 @@ from hvp_jax.evaluation.rerank import caption_bank, needs_bank
 from hvp_jax.evaluation.results import EvalResult, write_results
 from hvp_jax.evaluation.scorer import Scorer
 from hvp_jax.models.hvpnet import from_config
+from hvp_jax.models.model_spec import head_of
 from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.compile_cache import use_compile_cache
 from hvp_jax.parallel.partitioner import Partitioner
@@ -59,7 +60,7 @@ def run(config: ConfigDict, workdir: Path, rerank: Sequence[str] = ()) -> EvalRe
         selected = {"step": 0, "chosen_on": None, "weights": config.model.weights}
         if is_primary():
             json_files.make_workdir(workdir)
-    if not initial_weights.spec.stages:
+    if initial_weights.spec.head is None and head_of(model).modules():
         selected["warning"] = UNTRAINED
     use_compile_cache(config.compile_cache, workdir)
     params = partitioner.replicate_params(

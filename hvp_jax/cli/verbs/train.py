@@ -21,8 +21,8 @@ from hvp_jax.config.precision import cast_params, enable_float64
 from hvp_jax.config.resolve import check_platform, resolve, resolve_steps
 from hvp_jax.evaluation import metrics, report, results
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
-from hvp_jax.models.clip_config import ModelSpec
-from hvp_jax.models.hvpnet import HVPNet, from_config
+from hvp_jax.models.hvpnet import HVPNet, from_config, param_shapes
+from hvp_jax.models.model_spec import ModelSpec, head_of
 from hvp_jax.parallel.compile_cache import use_compile_cache
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
@@ -110,8 +110,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
             state, at, stopped = steps.run(state, validate if val_clips else None)
         if stopped:
             return _stopped(steps.signals.name, at, config.train.steps)
-        if is_primary():
-            costs.write(workdir, model, steps.flops_per_step, partitioner.devices)
+        costs.write(workdir, model, steps.flops_per_step, partitioner.devices)
         chosen = checkpoints.select_step()
         assert chosen is not None, "the loop has saved the last step"
         skipped, params = int(state.skipped), state.params
@@ -163,7 +162,7 @@ def _checkpointer(config: ConfigDict, workdir: Path) -> checkpointer.Checkpointe
 
 
 def _model_spec(model: HVPNet, pretrained: bool) -> ModelSpec:
-    return ModelSpec(model.clip_config, model.taps, model.stages, pretrained)
+    return ModelSpec(model.clip_config, model.taps, head_of(model), pretrained)
 
 
 def _warnings(
@@ -205,7 +204,7 @@ def _load_params(
     checkpoints: checkpointer.Checkpointer, step: int, model: HVPNet, partitioner: Partitioner
 ) -> optax.Params:
     """The parameters of a checkpoint, sharded like those of a state."""
-    params = checkpoints.params(step, initial.param_shapes(model))
+    params = checkpoints.params(step, param_shapes(model))
     return partitioner.shard_state(cast_params(params, model.dtype))
 
 

@@ -10,7 +10,7 @@ from data.errors import DataError
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.parity.golden import METRIC_GROUPS
-from hvp_jax.training.optimizer import MAX_LOG_SCALE
+from hvp_jax.training.optimization.optimizer import MAX_LOG_SCALE
 
 INPUTS = {  # axes of every array that a run starts from; equal letters are equal lengths
     "data/video": "CTHWK",

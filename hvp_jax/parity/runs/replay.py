@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from hvp_jax.evaluation import scorer
 from hvp_jax.models.clip import TextTransformer, VisionTransformer
+from hvp_jax.models.clip_config import PAPER_TERMS
 from hvp_jax.models.hvpnet import HVPNet
-from hvp_jax.models.similarity import TERMS
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, process_index_and_count
 from hvp_jax.parity.model_arrays import optimizer_from_metadata, retrieval_metrics
@@ -84,7 +84,7 @@ def replay(run: GoldenRun, dtype: DTypeLike, partitioner: Partitioner) -> dict[s
 def _row(metrics: dict[str, Any]) -> dict[str, float]:
     """The metrics of a step under the names of a golden file."""
     row = {name: metrics[metric].item() for metric, name in METRICS.items()}
-    for term in TERMS:
+    for term in PAPER_TERMS:
         taps = (x.item() for name, x in metrics.items() if name.startswith(f"loss/{term}/"))
         row[f"loss/{term}"] = sum(taps)
     return row

@@ -13,7 +13,7 @@ import optax
 from optax import contrib
 
 from hvp_jax.parallel.sharding import SINGLE_DEVICE, shard_axis
-from hvp_jax.training.param_groups import path_of
+from hvp_jax.training.optimization.param_groups import path_of
 
 LION_B1, LION_B2 = 0.9, 0.99  # of Lion's paper
 # Makes Muon's updates as large as AdamW's, so that a learning rate means the same (Liu et al.,

@@ -16,14 +16,14 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from hvp_jax.parallel.sharding import SINGLE_DEVICE
-from hvp_jax.training.param_groups import (
+from hvp_jax.training.optimization.param_groups import (
     ClipLayers,
     scale_by_group,
     scale_by_layer,
     weight_decay_mask,
 )
-from hvp_jax.training.schedules import SCHEDULES
-from hvp_jax.training.update_rules import on_complete_arrays, update_rule
+from hvp_jax.training.optimization.schedules import SCHEDULES
+from hvp_jax.training.optimization.update_rules import on_complete_arrays, update_rule
 
 MAX_LOG_SCALE = 4.605170185988092  # ln 100
 CLIP_EPSILON = 1e-6  # added to the norm by torch.nn.utils.clip_grad_norm_

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.models import clustering
+from hvp_jax.models.distillation import clustering
 from tests.helpers.small import normal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

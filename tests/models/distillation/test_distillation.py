@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.models import clustering, distillation
+from hvp_jax.models.distillation import clustering
+from hvp_jax.models.distillation.stage import TokenDistillation, grouped_attention
 from hvp_jax.models.layers import attention
 from tests.helpers.small import normal, random_params
 
@@ -86,7 +87,7 @@ def test_merge_has_the_gradient_of_the_formula_also_for_the_bias():
 @pytest.fixture(scope="module")
 def hierarchy():
     """A hierarchy of three stages: (x, count, key) -> tokens, their count, intermediates."""
-    module = distillation.TokenDistillation(stages=3)
+    module = TokenDistillation(stages=3)
     x, count = np.zeros((1, 4, WIDTH), np.float32), np.ones(1, np.int32)
     params = jax.tree.map(jnp.asarray, random_params(module, x, count))
 
@@ -142,7 +143,7 @@ def test_the_samples_of_a_batch_are_independent(hierarchy, hierarchy_once):
 
 def test_noise_depends_only_on_the_key():
     """For equidistant tokens, the noise alone determines the clusters."""
-    module, count = distillation.TokenDistillation(stages=1), jnp.full(3, 12)
+    module, count = TokenDistillation(stages=1), jnp.full(3, 12)
     x = np.tile(np.eye(12, WIDTH, dtype=np.float32), (3, 1, 1))
     params = random_params(module, x, count)
     stage = params["stage_0"]
@@ -176,7 +177,7 @@ def test_attention_by_groups_equals_the_whole_and_has_its_gradient(monkeypatch, 
         return (attention(query, key, value, bias[:, None, None]) * probe).sum()
 
     def grouped(query, key, value, bias):
-        return (distillation.grouped_attention(query, key, value, bias) * probe).sum()
+        return (grouped_attention(query, key, value, bias) * probe).sum()
 
     with jax.enable_x64(True):
         ours, expected = (
@@ -190,9 +191,9 @@ def test_attention_by_groups_equals_the_whole_and_has_its_gradient(monkeypatch, 
 def test_remat_changes_no_gradient_and_saves_fewer_residuals():
     x, count = np.float32(normal(0, 2, 64, WIDTH)), jnp.array([64, 50])
     gradients, pair_residuals, sizes = [], [], []
-    params = random_params(distillation.TokenDistillation(stages=2), x, count)
+    params = random_params(TokenDistillation(stages=2), x, count)
     for remat in (False, True):
-        module = distillation.TokenDistillation(stages=2, remat=remat)
+        module = TokenDistillation(stages=2, remat=remat)
 
         def weighted_sum(params, x, module=module):
             y, _ = module.apply({"params": params}, x, count)

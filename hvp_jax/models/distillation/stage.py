@@ -2,6 +2,7 @@
 
 A stage halves the tokens of every sample: convolve, score, cluster by DPC-KNN,
 merge each cluster, and let the merged tokens attend to the tokens before merging.
+`methods.py` has other ways to halve them.
 
 The valid tokens of a sample come first; `count` is their number. Padding does not affect
 valid tokens, so padding a clip further does not change the output.
@@ -14,7 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from hvp_jax.models.clustering import dpc_knn_cluster, map_groups, merge_clusters
+from hvp_jax.models.distillation import methods
+from hvp_jax.models.distillation.clustering import map_groups
 from hvp_jax.models.layers import attention, by_row, layer_norm
 
 HEADS = 8
@@ -83,42 +85,61 @@ class PartedDense(nn.Module):
 
 
 class DistillationStage(nn.Module):
-    """One halving of the tokens."""
+    """One halving of the tokens. What is switched off has no parameters."""
 
     dtype: DTypeLike
     fused: bool
     group: int | None
+    method: str = "dpc_knn"  # of `methods.py`
+    attention: bool = True
+    conv: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n d"], count: Int[Array, " b"], noise: Float[Array, "b n"] | None
     ) -> tuple[Float[Array, "b m d"], Int[Array, " b"]]:
         """Tokens and their count -> merged tokens, m = ceil(n / 2), and their count."""
-        width = x.shape[2]
         valid = jnp.arange(x.shape[1]) < count[:, None]
+        # Zero the padding, as the convolution's own padding at the ends is zero.
+        x = jnp.where(valid[:, :, None], x, 0)
+        if self.conv:
+            conv = nn.Conv(
+                x.shape[2], (3,), padding=1, use_bias=False, dtype=self.dtype, name="conv"
+            )
+            x = x + conv(x.astype(self.dtype))
+        x = layer_norm("norm")(x)  # at least float32
+        self.sow("intermediates", "tokens", x)
+        score = clusters = None
+        score_bias: Float[Array, ""] | float = 0.0
+        if self.attention or self.method in methods.SCORED:
+            score, score_bias = TokenScore(name="score")(x)  # [B, N], []
+            self.sow("intermediates", "scores", score + score_bias)
+        if self.method in methods.CLUSTERING:
+            clusters = methods.cluster(self.method, x, count, noise, group=self.group)
+            clusters = checkpoint_name(clusters, "clusters")
+            self.sow("intermediates", "clusters", clusters)
+        merged = methods.halve(
+            self.method, x, score, count, clusters, bias=score_bias, group=self.group
+        )
+        self.sow("intermediates", "merged", merged)
+        if self.attention:
+            assert score is not None
+            merged = merged + self._attend(merged, x, jnp.where(valid, score, -jnp.inf))
+        return merged, methods.halved(count)
+
+    def _attend(
+        self, merged: Float[Array, "b m d"], x: Float[Array, "b n d"], bias: Float[Array, "b n"]
+    ) -> Float[Array, "b m d"]:
+        """Attention of the merged tokens to the tokens before merging."""
+        width = x.shape[2]
 
         def dense(name, x, parts=1):
             return PartedDense(width, parts, dtype=self.dtype, name=name)(x.astype(self.dtype))
-
-        # Zero the padding, as the convolution's own padding at the ends is zero.
-        x = jnp.where(valid[:, :, None], x, 0)
-        conv = nn.Conv(width, (3,), padding=1, use_bias=False, dtype=self.dtype, name="conv")
-        x = layer_norm("norm")(x + conv(x.astype(self.dtype)))  # at least float32
-        score, score_bias = TokenScore(name="score")(x)  # [B, N], []
-
-        clusters, merged_count = dpc_knn_cluster(x, count, noise, group=self.group)
-        clusters = checkpoint_name(clusters, "clusters")
-        merged = merge_clusters(x, score, clusters, count, bias=score_bias, group=self.group)
-        self.sow("intermediates", "tokens", x)
-        self.sow("intermediates", "scores", score + score_bias)
-        self.sow("intermediates", "clusters", clusters)
-        self.sow("intermediates", "merged", merged)
 
         norm = layer_norm("attention_norm")
         (query,) = dense("query", norm(merged))
         key, value = dense("key_value", norm(x), parts=2)
         # The score of a token is added to its logits as a key; the bias cancels in the softmax.
-        bias = jnp.where(valid, score, -jnp.inf)
         if self.fused and not self.is_initializing():
             from hvp_jax.models.kernels.cross_attention import cross_attention  # Pallas
 
@@ -127,7 +148,7 @@ class DistillationStage(nn.Module):
             query, key, value = (x.reshape(*x.shape[:2], HEADS, -1) for x in (query, key, value))
             y = grouped_attention(query, key, value, bias, self.group).reshape(merged.shape)
         (y,) = dense("attention_out", y)
-        return merged + y, merged_count
+        return y
 
 
 class TokenDistillation(nn.Module):
@@ -138,6 +159,9 @@ class TokenDistillation(nn.Module):
     remat: bool = False  # save only a stage's input and clusters
     group: int | None = None  # of `map_groups`
     fused: bool = False  # attention by `hvp_jax/models/kernels/cross_attention.py`
+    method: str = "dpc_knn"  # of `methods.py`
+    attention: bool = True  # False: without this layer of every stage
+    conv: bool = True  # likewise
 
     @nn.compact
     def __call__(
@@ -156,9 +180,17 @@ class TokenDistillation(nn.Module):
             stage = nn.remat(DistillationStage, policy=keep)
         for i in range(self.stages):
             noise = None
-            if key is not None:
+            if key is not None and self.method == "dpc_knn":
                 stage_key = jax.vmap(jax.random.fold_in, (0, None))(key, i)
                 noise = jax.vmap(jax.random.uniform, (0, None))(stage_key, x.shape[1:2])
-            halve = stage(dtype=self.dtype, fused=self.fused, group=self.group, name=f"stage_{i}")
+            halve = stage(
+                dtype=self.dtype,
+                fused=self.fused,
+                group=self.group,
+                method=self.method,
+                attention=self.attention,
+                conv=self.conv,
+                name=f"stage_{i}",
+            )
             x, count = halve(x, count, noise)
         return x, count

@@ -1,0 +1,1 @@
+"""The optimizers, their schedules, and which parameters learn at which rate."""
