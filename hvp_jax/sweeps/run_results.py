@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from data.errors import DataError
 from hvp_jax.evaluation import rankings
 from hvp_jax.sweeps.manifest import ERROR_FILE
-from hvp_jax.training import costs
+from hvp_jax.evaluation import costs
 
 
 class RunResult(NamedTuple):
