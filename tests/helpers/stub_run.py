@@ -2,7 +2,7 @@
 
 A run has the steps of its config, 0.05 s each, and resumes after the last. Its result depends on
 the seed and the steps that it has done. It appends its name to RUNS, a file beside the folder of
-the runs, fails if weight_decay is 13, and saves and ends after a SIGTERM.
+the runs, fails if weight_decay is 13, and saves and ends after a SIGTERM, unless max_words is 13.
 """
 
 import json
@@ -31,7 +31,12 @@ def train(config: dict, seed: int, workdir: Path) -> int:
 
 def steps(config: dict, seed: int, workdir: Path) -> int:
     stopped = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+
+    def stop(number, frame):  # a second signal ends it, as it does a run
+        stopped.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, stop if config["data"]["max_words"] != 13 else signal.SIG_IGN)
     with open(workdir.parents[2] / RUNS, "a") as file:
         file.write(f"{workdir.parent.name}/{workdir.name}\n")
     if config["optimizer"]["weight_decay"] == 13:

@@ -41,6 +41,7 @@ def test_a_job_that_ends_without_a_word_is_a_failure(tmp_path, monkeypatch):
 def test_before_its_time_limit_a_job_saves_and_the_next_goes_on(tmp_path):
     workdir = tmp_path / "runs/base/seed-0"
     config = {"train": {"steps": 40}, "model": {"taps": None}, "optimizer": {"weight_decay": 0}}
+    config["data"] = {"max_words": 24}
     (tmp_path / "base.json").write_text(json.dumps(config))
     flags = (f"--config={tmp_path / 'base.json'}", "--config.seed=0", f"--workdir={workdir}")
     run = Run("base/seed-0", workdir, (*STUB, "train", *flags))

@@ -11,6 +11,7 @@ import pytest
 
 from data.errors import UsageError
 from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.monitoring import process_identity
 from hvp_jax.sweeps import plan
 from hvp_jax.sweeps.execution.stop import Stopped
 from tests.helpers.command import ROOT
@@ -164,7 +165,7 @@ def test_killed_twice_at_random_the_results_are_those_of_an_undisturbed_sweep(tm
         time.sleep(rng.uniform(0, 0.5))
         sweep.kill()
         sweep.communicate()
-        # The runs notice it, save and end.
+        # The runs notice it, save and end; a second signal would have ended them before.
         wait_until(lambda: not list(folder.glob("runs/*/*/lock.json")), timeout=10)
         assert len(results(folder)) < 6, kill
     assert execute(file, folder, steps=6, jobs=2) == []
@@ -188,3 +189,17 @@ def test_a_signal_stops_the_runs_which_save_and_the_next_sweep_resumes_them(tmp_
     done = len((workdir / "metrics.jsonl").read_text().splitlines())
     assert 1 <= done < 40 and execute(file, folder, steps=40) == []
     assert started(folder) == ["prepare", "three/seed-0", "three/seed-0", "last/seed-0"]
+
+
+def test_a_second_signal_kills_the_runs(tmp_path):
+    settings = {"stubborn": {"data.max_words": 13}}
+    file, folder = write_sweep(tmp_path / "one.py", settings, (0,)), tmp_path / "sweep"
+    sweep = start(file, folder, steps=2000)
+    wait_until((folder / "runs/stubborn/seed-0/metrics.jsonl").exists)
+    sweep.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert sweep.poll() is None
+    sweep.send_signal(signal.SIGINT)
+    sweep.communicate(timeout=20)
+    holder = json.loads((folder / "runs/stubborn/seed-0/lock.json").read_text())
+    wait_until(lambda: not process_identity.is_alive(holder), timeout=10)

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from data.errors import UsageError
 from hvp_jax.monitoring import json_files
 from hvp_jax.sweeps.execution.progress import progress_bar, report
-from hvp_jax.sweeps.execution.runs import Run, read_object
+from hvp_jax.sweeps.execution.runs import Run, read_object, stop
 from hvp_jax.sweeps.execution.stop import Stopped, StopSignal, stop_signal
 
 FOLDER = "cluster"  # of the sweep: what submitit writes, and jobs.json
@@ -48,8 +47,8 @@ class ClusterRun:
         import submitit
 
         if self._process is not None:
-            with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it has just ended
-                os.kill(self._process.pid, signal.SIGTERM)
+            stop(self._process)
+            with contextlib.suppress(ChildProcessError):  # it has just ended
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(ClusterRun(self._run))
 

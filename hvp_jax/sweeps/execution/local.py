@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from hvp_jax.sweeps.execution.progress import progress_bar, report
-from hvp_jax.sweeps.execution.runs import Run
+from hvp_jax.sweeps.execution.runs import Run, stop
 from hvp_jax.sweeps.execution.stop import Stopped, StopSignal, stop_signal
 
 POLL_INTERVAL = 0.1  # seconds
@@ -28,7 +28,7 @@ def execute(runs: Sequence[Run], jobs: int) -> None:
         try:
             pool.loop(stopped)
         finally:  # after a bug
-            pool.send(signal.SIGTERM)
+            pool.stop()
     if stopped.name:
         raise Stopped(stopped.name)
 
@@ -78,12 +78,17 @@ class _Pool:
                 log.warning(
                     "stopping %d runs, which save first; once more to kill them", len(self._running)
                 )
-            self.send(signal.SIGTERM if signals == 1 else signal.SIGKILL)
-
-    def send(self, number: signal.Signals) -> None:
-        """To the running runs; a SIGKILL also to the processes that read their data."""
-        for _, process in self._running:
-            if number == signal.SIGKILL and process.poll() is None:
-                os.killpg(process.pid, number)
+            if signals == 1:
+                self.stop()
             else:
-                process.send_signal(number)
+                self._kill()
+
+    def stop(self) -> None:
+        for _, process in self._running:
+            stop(process)
+
+    def _kill(self) -> None:
+        """The runs, and the processes that read their data."""
+        for _, process in self._running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)

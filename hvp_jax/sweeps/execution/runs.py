@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -17,7 +16,7 @@ from hvp_jax.monitoring.workdir_lock import LOCK_FILE
 from hvp_jax.sweeps.manifest import ERROR_FILE
 
 LOG_FILE = "log.txt"
-WRAPPER = Path(__file__).with_name("until_parent_ends.py")
+SUPERVISE = Path(__file__).with_name("supervise.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,7 @@ class Run:
     def start(self) -> subprocess.Popen:
         """Starts or resumes the run; what it prints is appended to log.txt in its workdir.
 
-        The run is told to save and end when this process ends, whatever ends it. To be called by
-        the main thread: the end of the thread that started it counts.
+        It saves and ends after `stop`, and when this process ends, whatever ends it.
         """
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.forgive()
@@ -44,8 +42,8 @@ class Run:
             log.write(self._first_line().encode())
             log.flush()
             return subprocess.Popen(
-                [sys.executable, WRAPPER, str(os.getpid()), *self.command],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, SUPERVISE, *self.command],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # the terminal's Ctrl-C reaches the sweep alone
@@ -107,6 +105,12 @@ class Run:
         lines = [line for line in lines if line]
         errors = [line for line in lines if re.match(r"error: |\w*Error: ", line)]
         return (errors or lines or [f"ended with {ending(status)}"])[-1].removeprefix("error: ")
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Tells a started run to save and end; once more changes nothing."""
+    assert process.stdin is not None, "Run.start opens it"
+    process.stdin.close()
 
 
 def read_object(path: Path) -> dict[str, Any]:
