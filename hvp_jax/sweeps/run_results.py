@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from hvp_jax.evaluation import rankings
+from hvp_jax.evaluation import costs, rankings
 from hvp_jax.sweeps.manifest import ERROR_FILE
-from hvp_jax.training import costs
 
 
 class RunResult(NamedTuple):

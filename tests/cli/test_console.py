@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvp_jax.cli.verbs import doctor, main, port, prepare
+from hvp_jax.cli import main
+from hvp_jax.cli.verbs import doctor, port, prepare
 from hvp_jax.monitoring import json_files
 from tests.helpers.command import ROOT, run_command
 

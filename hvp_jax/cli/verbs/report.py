@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, UsageError
-from hvp_jax.evaluation import report
+from hvp_jax.evaluation import costs, report
 from hvp_jax.monitoring.metrics_logger import read_rows
 from hvp_jax.sweeps.manifest import MANIFEST_FILE
 from hvp_jax.sweeps.results import SweepResult, summarize
-from hvp_jax.training import costs
 
 
 @dataclasses.dataclass(frozen=True)

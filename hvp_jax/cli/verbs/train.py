@@ -19,14 +19,14 @@ from data.splits import clips_of_split
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import cast_params, enable_float64
 from hvp_jax.config.resolve import check_platform, resolve, resolve_steps
-from hvp_jax.evaluation import metrics, report, results
+from hvp_jax.evaluation import costs, metrics, report, results
 from hvp_jax.evaluation.scorer import Scorer, evaluate_split
 from hvp_jax.models.hvpnet import HVPNet, from_config, param_shapes
 from hvp_jax.models.model_spec import ModelSpec, head_of
 from hvp_jax.parallel.compile_cache import use_compile_cache
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, primary_first, process_index_and_count
-from hvp_jax.training import costs, loop, resume, train_state
+from hvp_jax.training import loop, resume, train_state
 from hvp_jax.training.exclusive import exclusive
 from hvp_jax.training.step_spec import (
     StepSpec,
@@ -77,7 +77,6 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
     examples = pairs.count_examples(train_clips, config.data.sampling)
     pairs.require_batch(train_clips, config.data.sampling, config.train.batch_size)
     config = resolve_steps(config, examples, initial_weights.spec.pretrained)
-
     source = inputs.open_frame_source(
         config, model.clip_config.image_size, [*train_clips, *val_clips, *eval_clips]
     )

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from data.errors import DataError
+from hvp_jax.evaluation import costs
 from hvp_jax.models.hvpnet import HVPNet, init_params
-from hvp_jax.training import costs
 from tests.helpers.small import SIZES
 
 
