@@ -35,6 +35,7 @@ for name in ("absl", "jax", "orbax", "grain"):
 SLOW = (
     "test_processes.py",
     "test_train.py",
+    "test_sweep.py",
     "test_parity_run.py",
     "test_train_run.py",
     "test_parity.py",
