@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from data import inputs
 from data.batches import eval_batches, pipeline
+from data.batches.pairs import Pairs
 from data.records import Clip
 from hvp_jax.cli import main
 from hvp_jax.cli.verbs import train
@@ -65,11 +66,12 @@ def golden_data(monkeypatch):
                 num_frames=num_frames,
                 batch_size=batch_size,
             ),
-            clip_of_pair=np.array([i for i, clip in enumerate(clips) for _ in clip.captions]),
-            captions=captions,
+            pairs=Pairs.of_clips(clips, options["sampling"], options["seed"]),
             max_words=max_words,
+            epoch_batches=len(run.arrays["batches"]),
             host_index=0,
             host_count=1,
+            tell_clips=options["tell_clips"],
         )
         position = {int(caption): i for i, caption in enumerate(captions)}
         order = [np.array([position[k] for k in row]) for row in run.arrays["batches"].tolist()]
