@@ -54,7 +54,8 @@ def scoring_settings(config: ConfigDict) -> dict[str, Any]:
         "mask_padding": config.similarity.mask_padding,
         "noise": config.distillation.noise == "always",
     }
-    paired = config.similarity.word_weights == "paired"
+    # Word weights are used by one term only.
+    paired = settings["word_weights"] == "paired" and "word_patch" in config.similarity.terms
     return settings | ({"contains_the_answer": True, "warning": LEAK_WARNING} if paired else {})
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.batches import pipeline, shared_memory
+from data.batches import shared_memory, worker_batches
 from data.errors import UsageError
 
 MIB = 1 << 20
@@ -34,6 +34,6 @@ def test_a_machine_without_the_folder_is_not_refused(monkeypatch):
 
 
 def test_a_worker_that_dies_of_full_shared_memory_does_not_blame_a_decoder():
-    message = pipeline._death_message(-signal.SIGBUS)
+    message = worker_batches._death_message(-signal.SIGBUS)
     assert "shared memory is full" in message and "--shm-size" in message
     assert "decoder" not in message

@@ -59,15 +59,15 @@ def two_processes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_replays(tmp_path_factory):
-    """The first 25 steps of a golden run, and what two processes compute of it."""
+    """The first 12 steps of a golden run, and what two processes compute of it."""
     folder, address = tmp_path_factory.mktemp("replays"), free_address()
-    golden, out = write_run(folder / "run.npz", 25), folder / "results.npz"
+    golden, out = write_run(folder / "run.npz", 12), folder / "results.npz"
     script = "import sys; sys.path[:0] = ['.']; from tests.helpers import one_of_two as o; "
     script += f"from pathlib import Path; o.replay_run({address!r}, int(sys.argv[1]), "
     script += f"Path({str(golden)!r}), Path({str(out)!r}))"
     run_two(lambda i: ["-c", script, str(i)], devices=4)
     with np.load(out) as file:
-        return open_shortened(25), {name: file[name] for name in file.files}
+        return open_shortened(12), {name: file[name] for name in file.files}
 
 
 @pytest.fixture(scope="module")

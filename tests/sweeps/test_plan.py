@@ -8,7 +8,8 @@ from configs.sweeps.base import grid, one_at_a_time, product
 from data.errors import UsageError
 from hvp_jax.cli import main
 from hvp_jax.config.schema import flatten
-from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.models.clip_config import VARIANTS
+from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.sweeps import plan
 from hvp_jax.weights import initial
 from tests.helpers.command import ROOT

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from data.errors import UsageError
-from hvp_jax.models.clip_config import VARIANTS, ModelSpec
+from hvp_jax.models.clip_config import VARIANTS
+from hvp_jax.models.model_spec import HeadConfig, ModelSpec
 from hvp_jax.monitoring import process_identity
 from hvp_jax.sweeps import plan
 from hvp_jax.sweeps.execution.stop import Stopped
@@ -112,7 +113,7 @@ def test_the_folder_of_another_sweep_is_refused(tmp_path, settings, seeds, steps
 def test_a_setting_that_the_weights_do_not_fit_is_named_before_anything_starts(
     tmp_path, monkeypatch
 ):
-    spec = ModelSpec(VARIANTS["tiny"], stages=3, pretrained=True)
+    spec = ModelSpec(VARIANTS["tiny"], head=HeadConfig(stages=3), pretrained=True)
     monkeypatch.setattr(plan, "_spec_of_weights", lambda *model: spec)
     settings = {"base": {}, "one": {"distillation.stages": 1}}
     file, folder = write_sweep(tmp_path / "two.py", settings), tmp_path / "sweep"
