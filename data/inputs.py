@@ -198,7 +198,7 @@ def batches(
     """An endless iterator of this process's training batches, for a resolved config; clips are
     padded to `num_frames`.
 
-    They tell which examples have the same clip if the loss needs it. The frames are those of
+    They have clip ids if the loss needs them. The frames are those of
     `source`, unless they are chosen at random.
     """
     frames: frame_sources.FrameSource | frame_sources.RandomFrames = source
@@ -219,6 +219,6 @@ def batches(
         host_count=process_count,
         augment=open_augment(config.seed, **config.augment),
         sampling=config.data.sampling,
-        tell_clips=config.loss.same_video != "negative",
+        with_clip_ids=config.loss.same_video != "negative",
     )
     return pipeline.train_batches(numbered, config.data.workers)

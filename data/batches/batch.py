@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class BatchOfClips(NamedTuple):
-    """A `Batch` that tells which of its examples have the same clip: those with the same number."""
+    """A `Batch` with the number of each example's clip: equal for examples of the same clip."""
 
     text_ids: Int32[Any, "b w"]
     text_mask: Bool[Any, "b w"]

@@ -78,7 +78,7 @@ class ReadPairs:
     epoch_batches: int  # of this host
     host_index: int
     host_count: int
-    tell_clips: bool  # a batch tells which of its examples have the same clip
+    with_clip_ids: bool  # batches are `BatchOfClips`
 
     def __call__(self, index: int, examples: Int[np.ndarray, " b"]) -> TrainBatch:
         clips, captions = self.pairs.of_epoch(index // self.epoch_batches, examples)
@@ -86,7 +86,7 @@ class ReadPairs:
         # Position of the batch's first example in the training stream over all hosts and epochs.
         first = (index * self.host_count + self.host_index) * len(examples)
         videos = self.videos(clips, first)
-        if self.tell_clips:
+        if self.with_clip_ids:
             return BatchOfClips(ids, mask, *videos, clips.astype(np.int32))
         return Batch(ids, mask, *videos)
 
@@ -103,7 +103,7 @@ def numbered_batches(
     host_count: int = 1,
     augment: Augment | None = None,
     sampling: str = "pairs",
-    tell_clips: bool = False,
+    with_clip_ids: bool = False,
 ) -> grain.MapDataset[TrainBatch]:
     """An infinite data set of training batches of (clip, caption) pairs, shuffled every epoch.
 
@@ -117,7 +117,7 @@ def numbered_batches(
 
     Two captions of one clip can be in the same batch, where the loss treats each as a
     negative of the other, as the original does, unless `loss.same_video` says otherwise; for that
-    the batches must `tell_clips`.
+    the batches must `with_clip_ids`.
 
     Raises DataError if the examples do not fill a batch, and for an item if one of its clips
     cannot be read; UsageError if the seed is out of range.
@@ -146,7 +146,7 @@ def numbered_batches(
             epoch_batches=epoch_batches,
             host_index=host_index,
             host_count=host_count,
-            tell_clips=tell_clips,
+            with_clip_ids=with_clip_ids,
         )
     )
 

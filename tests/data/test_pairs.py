@@ -84,7 +84,7 @@ def test_no_clip_meets_itself_in_a_batch_of_videos():
 
 
 def test_batches_tell_which_examples_have_the_same_clip_if_they_are_to():
-    told = take(start("pairs", tell_clips=True), 8)
+    told = take(start("pairs", with_clip_ids=True), 8)
     plain = take(start("pairs"), 8)
     for batch, other in zip(told, plain, strict=True):
         assert type(batch) is BatchOfClips and type(other) is Batch

@@ -71,7 +71,7 @@ def golden_data(monkeypatch):
             epoch_batches=len(run.arrays["batches"]),
             host_index=0,
             host_count=1,
-            tell_clips=options["tell_clips"],
+            with_clip_ids=options["with_clip_ids"],
         )
         position = {int(caption): i for i, caption in enumerate(captions)}
         order = [np.array([position[k] for k in row]) for row in run.arrays["batches"].tolist()]

@@ -105,7 +105,7 @@ def test_the_default_has_the_state_of_before(params):
     assert len(jax.tree.leaves(state)) == 2 * len(jax.tree.leaves(params)) + 1
 
 
-@pytest.mark.parametrize("name", OPTAX)
+@pytest.mark.parametrize("name", ["lion", "muon"])
 def test_eight_devices_with_shards_make_the_updates_of_one(name, params):
     """Two steps of a small model; a large matrix and its moments are sharded over the devices."""
     tx = make(name, clip_layers=LAST, warmup_fraction=0.0)
@@ -129,7 +129,7 @@ def test_eight_devices_with_shards_make_the_updates_of_one(name, params):
     assert (errors > 0.01 * RATE).mean() < 0.01
 
 
-@pytest.mark.parametrize("name", OPTAX)
+@pytest.mark.parametrize("name", ["lion", "muon"])  # one state of optax's own, one of groups
 def test_a_checkpoint_keeps_the_state(name, params, tmp_path):
     tx = make(name, clip_layers=LAST)
     state = train_state.create_train_state(params, tx)

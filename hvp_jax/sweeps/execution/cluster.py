@@ -81,7 +81,7 @@ def execute(runs: Sequence[Run], folder: Path, cluster: str, jobs: int | None) -
     """
     name, options = parse(cluster)
     known = _known_jobs(folder, name)
-    # Slurm forgets old jobs; a run that has failed has told so itself.
+    # Slurm forgets old jobs; a run that has failed has an error.txt.
     jobs_of = {run.name: known[run.name] for run in runs if run.name in known and not run.error()}
     jobs_of = {name: job for name, job in jobs_of.items() if not job.done()}
     new = [run for run in runs if not run.is_finished() and run.name not in jobs_of]

@@ -48,7 +48,7 @@ class _Pool:
             for run, process in list(self._running):
                 if process.poll() is not None:
                     self._running.remove((run, process))
-                    # A run that was told to stop has not failed: the next sweep resumes it.
+                    # A run that was asked to stop has not failed: the next sweep resumes it.
                     if run.is_finished() or not stopped.name:
                         run.finish(process.returncode)
                         report(self.bar, run)
@@ -71,7 +71,7 @@ class _Pool:
         return not holder
 
     def _pass_on(self, signals: int) -> None:
-        """Tells the runs of signals that have come since; here, as no run is just starting."""
+        """Passes on to the runs signals that have come since; here, as no run is just starting."""
         if signals > self._passed_on:
             self._passed_on = signals
             if signals == 1 and self._running:

@@ -108,7 +108,7 @@ class Run:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Tells a started run to save and end; once more changes nothing."""
+    """Asks a started run to save and end; once more changes nothing."""
     assert process.stdin is not None, "Run.start opens it"
     process.stdin.close()
 
