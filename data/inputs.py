@@ -198,8 +198,8 @@ def batches(
     """An endless iterator of this process's training batches, for a resolved config; clips are
     padded to `num_frames`.
 
-    They have clip ids if the loss needs them. The frames are those of
-    `source`, unless they are chosen at random.
+    They have clip ids if the loss needs them. The frames are those of `source`, unless they are
+    chosen at random.
     """
     frames: frame_sources.FrameSource | frame_sources.RandomFrames = source
     if config.data.frame_choice == "random_in_segment":

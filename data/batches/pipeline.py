@@ -116,8 +116,8 @@ def numbered_batches(
     and epochs, so an example is augmented differently in every epoch.
 
     Two captions of one clip can be in the same batch, where the loss treats each as a
-    negative of the other, as the original does, unless `loss.same_video` says otherwise; for that
-    the batches must `with_clip_ids`.
+    negative of the other, as the original does, unless `loss.same_video` says otherwise; that
+    needs batches `with_clip_ids`.
 
     Raises DataError if the examples do not fill a batch, and for an item if one of its clips
     cannot be read; UsageError if the seed is out of range.
