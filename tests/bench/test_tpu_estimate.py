@@ -81,6 +81,14 @@ def test_nested_loops_multiply_and_starts_and_steps_count():
     assert counted.loops_without_count == []
 
 
+def test_the_greatest_number_of_cycles_is_no_estimate():
+    """TPU's compiler writes it for some convolutions; their bytes are counted."""
+    counted = estimator(LOOPS.replace('cycles":"1000"', f'cycles":"{2**63 - 1}"')).total()
+    moved = 2 * 8 * 128 * 4
+    np.testing.assert_allclose(counted.seconds(), 6 * 5 * moved / PEAK.bandwidth, rtol=0.01)
+    assert "text_products" in counted.by("part", estimate.BYTES)
+
+
 def test_a_loop_of_unknown_length_is_named():
     counted = estimator(LOOPS.replace("direction=LT", "direction=NE"))
     np.testing.assert_allclose(counted.total().seconds(), 1000 / CHIP.clock, rtol=1e-4)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
 BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
 
+# The compiler writes the greatest number of 64 bits where it has no estimate of the cycles.
+NO_ESTIMATE = 2**63 - 1
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 # The layout in a shape has parentheses too, but none after a space and a word.
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -43,7 +45,8 @@ class Instruction(NamedTuple):
     @property
     def cycles(self) -> int | None:
         """The compiler's estimate, or None if it makes none."""
-        return int(found) if (found := self.attribute(r'"estimated_cycles":"(\d+)"')) else None
+        found = int(self.attribute(r'"estimated_cycles":"(\d+)"') or NO_ESTIMATE)
+        return found if found < NO_ESTIMATE else None
 
 
 class Program(NamedTuple):
