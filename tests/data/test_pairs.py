@@ -10,8 +10,7 @@ from data.batches import pipeline
 from data.batches.batch import Batch, BatchOfClips
 from data.batches.pairs import count_examples
 from data.errors import DataError
-from data.tokenizer import tokenize
-from tests.helpers.synthetic_frames import CLIPS, FRAMES, WORDS, SyntheticFrames, make_clips
+from tests.helpers.synthetic_frames import CLIPS, FRAMES, WORDS, SyntheticFrames, make_clips, pairs
 
 MANY = make_clips([3, 1, 40, 0, 4, 2, 5, 6, 2])  # eight clips with captions
 
@@ -25,15 +24,8 @@ def start(sampling="videos", batch_size=4, host=(0, 1), clips=MANY, seed=42, **f
     )  # fmt: skip
 
 
-def pairs(batches, clips=MANY) -> list[tuple[int, str]]:
-    """(clip, caption) of every row: the clip from its colour, the caption from its tokens."""
-    captions = [caption for clip in clips for caption in clip.captions]
-    caption_of = {tokenize([caption], WORDS)[0].tobytes(): caption for caption in captions}
-    return [
-        (int(video[0, 0, 0, 0]) - 1, caption_of[ids.tobytes()])
-        for batch in batches
-        for video, ids in zip(batch.video, batch.text_ids, strict=True)
-    ]
+def of_many(batches) -> list[tuple[int, str]]:
+    return pairs(batches, MANY)
 
 
 def take(run, n):
@@ -43,23 +35,23 @@ def take(run, n):
 def test_an_epoch_of_videos_has_each_clip_once_with_a_caption_of_its_own():
     run, seen = start(), defaultdict(set)
     for _ in range(30):
-        epoch = pairs(take(run, 2))
+        epoch = of_many(take(run, 2))
         assert sorted(clip for clip, _ in epoch) == [0, 1, 2, 4, 5, 6, 7, 8]
         for clip, caption in epoch:
             assert caption in MANY[clip].captions
             seen[clip].add(caption)
     assert seen[0] == set(MANY[0].captions) and seen[1] == set(MANY[1].captions)
     assert len(seen[2]) > 15  # of 40, in 30 epochs
-    assert pairs(take(start(), 4)) != pairs(take(start(seed=43), 4))
-    assert pairs(take(start(), 4)) == pairs(take(start(), 4))
+    assert of_many(take(start(), 4)) != of_many(take(start(seed=43), 4))
+    assert of_many(take(start(), 4)) == of_many(take(start(), 4))
 
 
 def test_captions_depend_on_the_epoch_and_the_clip_but_not_on_the_processes():
-    whole = pairs(take(start(batch_size=4), 20))
+    whole = of_many(take(start(batch_size=4), 20))
     halves = [take(start(batch_size=2, host=(i, 2)), 20) for i in range(2)]
-    joined = [pairs([batch]) for together in zip(*halves, strict=True) for batch in together]
+    joined = [of_many([batch]) for together in zip(*halves, strict=True) for batch in together]
     assert sum(joined, []) == whole
-    eight = pairs(take(start(batch_size=8), 10))  # the same order in batches of another size
+    eight = of_many(take(start(batch_size=8), 10))  # the same order in batches of another size
     assert eight == whole
 
 
@@ -67,17 +59,17 @@ def test_videos_resume_with_the_state_of_the_iterator():
     run = start()
     take(run, 5)
     state = json.loads(json.dumps(run.get_state()))
-    after = pairs(take(run, 6))
+    after = of_many(take(run, 6))
     fresh = start()
     fresh.set_state(state)
-    assert pairs(take(fresh, 6)) == after
+    assert of_many(take(fresh, 6)) == after
     assert state.keys() == start("pairs").get_state().keys()
 
 
 def test_no_clip_meets_itself_in_a_batch_of_videos():
     for sampling, most in (("videos", 1), ("pairs", 3)):
         counts = [
-            Counter(clip for clip, _ in pairs([batch])).most_common(1)[0][1]
+            Counter(clip for clip, _ in of_many([batch])).most_common(1)[0][1]
             for batch in take(start(sampling), 10)
         ]
         assert max(counts) == 1 if most == 1 else max(counts) >= most
@@ -89,7 +81,7 @@ def test_batches_tell_which_examples_have_the_same_clip_if_they_are_to():
     for batch, other in zip(told, plain, strict=True):
         assert type(batch) is BatchOfClips and type(other) is Batch
         assert batch.clip_ids.dtype == np.int32
-        assert batch.clip_ids.tolist() == [clip for clip, _ in pairs([batch])]
+        assert batch.clip_ids.tolist() == [clip for clip, _ in of_many([batch])]
         for x, y in zip(batch[:4], other, strict=True):
             np.testing.assert_array_equal(x, y)
 

@@ -20,7 +20,7 @@ from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import prepare
 from data.tokenizer import tokenize
-from tests.helpers.synthetic_frames import CLIPS, FRAMES, SIZE, WORDS, SyntheticFrames
+from tests.helpers.synthetic_frames import CLIPS, FRAMES, SIZE, WORDS, SyntheticFrames, pairs
 
 
 def start(seed=42, batch_size=4, workers=0, host=(0, 1), clips=CLIPS, source=None):
@@ -40,17 +40,6 @@ def start(seed=42, batch_size=4, workers=0, host=(0, 1), clips=CLIPS, source=Non
 
 def take(iterator, n: int) -> list[Batch]:
     return list(itertools.islice(iterator, n))
-
-
-def pairs(batches: list[Batch], clips=CLIPS) -> list[tuple[int, str]]:
-    """(clip, caption) of every row: the clip from its colour, the caption from its tokens."""
-    captions = [caption for clip in clips for caption in clip.captions]
-    caption_of = {tokenize([caption], WORDS)[0].tobytes(): caption for caption in captions}
-    return [
-        (int(video[0, 0, 0, 0]) - 1, caption_of[ids.tobytes()])
-        for batch in batches
-        for video, ids in zip(batch.video, batch.text_ids, strict=True)
-    ]
 
 
 def assert_same(one: list, other: list) -> None:

@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from data.batches.batch import Batch
 from data.records import Clip
+from data.tokenizer import tokenize
 
 SIZE, FRAMES, WORDS = 8, 3, 7
 
@@ -26,3 +28,14 @@ class SyntheticFrames:
 
 
 CLIPS = make_clips([3, 1, 2, 0, 4, 2])  # 12 pairs
+
+
+def pairs(batches: list[Batch], clips: list[Clip] = CLIPS) -> list[tuple[int, str]]:
+    """(clip, caption) of every row: the clip from its colour, the caption from its tokens."""
+    captions = [caption for clip in clips for caption in clip.captions]
+    caption_of = {tokenize([caption], WORDS)[0].tobytes(): caption for caption in captions}
+    return [
+        (int(video[0, 0, 0, 0]) - 1, caption_of[ids.tobytes()])
+        for batch in batches
+        for video, ids in zip(batch.video, batch.text_ids, strict=True)
+    ]
