@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from data.errors import UsageError
+from data.storage import files
+from data.storage.path import Path
 
 
 def to_json_types(value: Any) -> Any:
@@ -35,13 +36,13 @@ def to_json_types(value: Any) -> Any:
         return to_json_types(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def make_workdir(workdir: Path) -> None:
     """Creates the workdir if it does not exist. Raises UsageError if that fails."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        files.make_folder(workdir)
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be created: {error.strerror}") from None
 
@@ -71,14 +72,8 @@ def open_atomically(
 
     Raises UsageError if the file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, encoding=encoding, errors=errors) as file:
+        with files.open_atomically(path, mode, encoding, errors) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

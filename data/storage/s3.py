@@ -1,0 +1,44 @@
+"""s3://: s3fs, with errors in plain words and without a cache of what other hosts change."""
+
+from typing import Any
+
+from data.errors import UsageError
+from data.storage import faults
+
+try:
+    import botocore.exceptions
+    import s3fs
+except ImportError:
+    raise UsageError("s3:// needs `pip install -r requirements-bucket.txt`") from None
+
+LOGIN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+class FileSystem(s3fs.S3FileSystem):
+    """S3FileSystem whose errors are those of `faults`."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options | {"use_listings_cache": False})
+
+    async def _call_s3(self, method: str, *args: Any, **options: Any) -> Any:
+        try:
+            return await super()._call_s3(method, *args, **options)
+        except Exception as error:
+            path = "/".join(str(options[key]) for key in ("Bucket", "Key") if options.get(key))
+            raise _explain(error, f"s3://{path}") from error
+
+
+def _explain(error: Exception, path: str) -> Exception:
+    if isinstance(error, botocore.exceptions.NoCredentialsError):
+        return faults.no_credentials(path, LOGIN)
+    if isinstance(error, FileNotFoundError):
+        return faults.from_status(404, path, "")
+    if isinstance(error, FileExistsError):
+        return faults.from_status(412, path, "")
+    if isinstance(error, PermissionError):
+        return faults.from_status(403, path, str(error))
+    if isinstance(error, botocore.exceptions.ConnectionError | botocore.exceptions.HTTPClientError):
+        return faults.no_connection(path, error)
+    if isinstance(error, OSError) and error.filename is None:
+        return OSError(error.errno or 5, error.strerror or str(error), path)
+    return error
