@@ -10,14 +10,14 @@ import unicodedata
 from typing import Literal
 
 from data.errors import UsageError
+from data.storage.path import is_bucket
 
-Kind = Literal["any", "file", "folder", "folder or bucket"]
+Kind = Literal["any", "file", "folder"]
 
 QUOTES = "\"'“”‘’"
 INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode categories: control, format, spaces
 # gs://bucket, s3:/bucket (as pathlib shortens it), hf://, host:/folder, user@host:/folder
 REMOTE = re.compile(r"[\w.+@-]{2,}:/")
-BUCKET = re.compile(r"(gs|s3)://[\w.-]+(/|$)")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 VARIABLE = re.compile(r"\$(?:\{[^}]*\}?|[A-Za-z_]\w*)")
 
@@ -25,9 +25,9 @@ VARIABLE = re.compile(r"\$(?:\{[^}]*\}?|[A-Za-z_]\w*)")
 def check_path(name: str, text: str, kind: Kind = "any") -> str:
     """The path that the flag or config key `name` gives, with `~` and `$NAME` expanded.
 
-    It need not exist. Raises UsageError if it is not on this machine's disks, has characters
-    that nobody means, exists and cannot be read, or is not of the `kind` that is needed. A bucket,
-    where `kind` allows one, is not looked at.
+    It need not exist. Raises UsageError if it is neither on this machine's disks nor in a bucket,
+    has characters that nobody means, exists and cannot be read, or is not of the `kind` that is
+    needed. A bucket is not looked at.
     """
     shown = f"{name}={text}"
     if not text:
@@ -49,26 +49,24 @@ def check_path(name: str, text: str, kind: Kind = "any") -> str:
         raise UsageError(f"{shown} is a path of Windows; under WSL, C:\\x is /mnt/c/x")
     if path.startswith("file:/"):
         raise UsageError(f"{shown} is a URL; write /{path.removeprefix('file:').lstrip('/')}")
+    if is_bucket(path):
+        return path
     if REMOTE.match(path):
-        if kind == "folder or bucket":
-            if is_bucket(path):
-                return path
-            raise UsageError(f"{shown} is neither a folder nor a bucket: gs://NAME or s3://NAME")
         raise UsageError(
-            f"{shown} is not on this machine: buckets and other hosts are not supported; mount it "
-            "or copy it, and give the local folder"
+            f"{shown} is neither on this machine nor in a bucket, gs://NAME/... or s3://NAME/...; "
+            "mount it or copy it"
         )
     _check_on_disk(shown, path, kind)
     return path
 
 
-def is_bucket(path: str) -> bool:
-    """Whether a path is in a bucket, which only `compile_cache` may name."""
-    return bool(BUCKET.match(path))
-
-
 def require_writable_folder(name: str, path: str | os.PathLike) -> None:
-    """Raises UsageError unless files can be written to a folder, or it can be made."""
+    """Raises UsageError unless files can be written to a folder, or it can be made.
+
+    A bucket is not asked: it answers when the first file is written.
+    """
+    if is_bucket(path):
+        return
     existing = os.path.abspath(path)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
@@ -138,7 +136,7 @@ def _check_on_disk(shown: str, path: str, kind: Kind) -> None:
     if not os.path.exists(path):
         raise UsageError(f"{shown} is a link to {os.readlink(path)}, which does not exist")
     is_folder = os.path.isdir(path)
-    if kind in ("folder", "folder or bucket") and not is_folder:
+    if kind == "folder" and not is_folder:
         raise UsageError(f"{shown} is a file; it must be a folder")
     if kind == "file" and is_folder:
         raise UsageError(f"{shown} is a folder; it must be a file")

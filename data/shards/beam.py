@@ -9,11 +9,12 @@ import pickle
 import shlex
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from data.errors import UsageError
 from data.records import Broken
 from data.shards import writer
+from data.storage import files as storage
+from data.storage.path import Path
 from data.video import inspection
 from data.worker_pool import IsolatedProcess
 
@@ -36,7 +37,7 @@ def write_shards(tasks: Sequence[writer.ShardTask], options: str) -> list[Broken
         pickled = pipeline | beam.Create([pickle.dumps(task) for task in tasks])
         _ = pickled | beam.Reshuffle() | beam.Map(_write_shard)
     files = [file for task in tasks if (file := _broken_file(task)).exists()]
-    return [Broken(*broken) for file in files for broken in json.loads(file.read_text())]
+    return [Broken(*broken) for file in files for broken in json.loads(storage.read_text(file))]
 
 
 def _broken_file(task: writer.ShardTask) -> Path:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from data.records import Broken, Clip
 from data.shards import writer
+from data.storage.path import Path
 from data.video.inspection import DecodeRequest
 from data.worker_process import Failed
 

@@ -25,7 +25,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from data.checks.quick_check import refusal
@@ -35,6 +34,8 @@ from data.shards import beam, builder, writer
 from data.shards.builder import Clips
 from data.shards.fingerprint import fingerprint
 from data.shards.reader import location_of, read_fingerprint
+from data.storage import files as storage
+from data.storage.path import Path
 from data.video import inspection
 from data.worker_pool import IsolatedProcess
 
@@ -103,7 +104,7 @@ def prepare(
     return {
         "directory": destination,
         "splits": {split: len(ids) for split, ids in wanted["clip_ids"].items()},
-        "bytes": sum(path.stat().st_size for path in location_of(destination).iterdir()),
+        "bytes": sum(storage.stat(path).size for path in location_of(destination).iterdir()),
         "written": not existing,
     }
 
@@ -186,7 +187,7 @@ def _require_disk_space(
         results = builder.examples(sample, size, max_frames, decoder.each)
         good = (result for result in results if not isinstance(result, Broken))
         count = writer.write_records(path, good, dataset.info.features)
-        needed = path.stat().st_size * remaining // max(count, 1)
+        needed = storage.stat(path).size * remaining // max(count, 1)
     existing = next(path for path in location.parents if path.exists())
     free = shutil.disk_usage(existing).free
     uncompressed = remaining * max_frames * size * size * 3

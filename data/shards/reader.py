@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -13,6 +12,8 @@ from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards.builder import Clips
 from data.shards.fingerprint import changed_clips
+from data.storage import files as storage
+from data.storage.path import Path
 
 
 def location_of(directory: str) -> Path:
@@ -23,7 +24,7 @@ def location_of(directory: str) -> Path:
 def read_fingerprint(directory: str) -> dict[str, Any] | None:
     """The fingerprint of the shards in `directory`; None if there are no complete shards."""
     try:
-        prepared = json.loads((location_of(directory) / "metadata.json").read_text())
+        prepared = json.loads(storage.read_text(location_of(directory) / "metadata.json"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     if "texts" not in prepared:

@@ -19,7 +19,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
@@ -27,6 +26,8 @@ from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
 from data.errors import UsageError
 from data.records import Broken
+from data.storage import files as storage
+from data.storage.path import Path
 from data.worker_pool import POLL, IsolatedProcess
 
 SYSTEM_CALL_FAILED = re.compile(r"\b\w+\(\) failed: ([^;]+)")  # ArrayRecord's message
@@ -124,7 +125,7 @@ def write_shard(
         count = write_records(partial, good_examples(), task.features)
         if broken:
             return broken
-        stats = {"examples": count, "bytes": partial.stat().st_size, "sha256": _digest(partial)}
+        stats = {"examples": count, "bytes": storage.stat(partial).size, "sha256": _digest(partial)}
         _move_durably(partial, task.folder / "files" / task.name)
         partial.write_text(json.dumps(stats))
         _move_durably(partial, task.folder / "facts" / f"{task.name}.json")
@@ -139,8 +140,8 @@ def read_stats(folder: Path, name: str) -> dict[str, Any] | None:
     Only its size is compared, not its content.
     """
     try:
-        stats = json.loads((folder / "facts" / f"{name}.json").read_text())
-        same_size = stats["bytes"] == (folder / "files" / name).stat().st_size
+        stats = json.loads(storage.read_text(folder / "facts" / f"{name}.json"))
+        same_size = stats["bytes"] == storage.stat(folder / "files" / name).size
     except (OSError, ValueError, KeyError):
         return None
     return stats if same_size else None

@@ -8,7 +8,6 @@ and a manifest (`manifest.py`) with checksums of all of them.
 import contextlib
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from data.errors import DataError, UsageError
+from data.storage.path import Path, absolute
 from hvp_jax.checkpoints import disk_space, event_loop, manifest, retention
 from hvp_jax.checkpoints.manifest import CorruptCheckpoint
 from hvp_jax.checkpoints.restore import fail_together, read_arrays
@@ -38,7 +38,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: Path, max_to_keep: int, keep_period: int = 0, select_by: str = ""):
-        self.path = Path(workdir).absolute() / "checkpoints"
+        self.path = absolute(workdir) / "checkpoints"
         self._scores = retention.StepScores(self.path, select_by)
         self._pending: int | None = None  # the step that is being written
         self._options = ocp.CheckpointManagerOptions(

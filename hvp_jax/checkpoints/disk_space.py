@@ -4,9 +4,9 @@ import contextlib
 import errno
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.parallel.processes import is_primary
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -7,7 +7,6 @@ order of summation nor on the sharding, and every process gets it.
 
 import json
 import zlib
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.errors import DataError, UsageError
+from data.storage.path import Path
 
 ITEM = "manifest"  # a JSON item of a checkpoint, beside the array items params and rest
 # The names that earlier versions wrote.

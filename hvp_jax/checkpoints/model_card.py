@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import shapes_of
 from hvp_jax.models.model_spec import HeadConfig, ModelSpec
@@ -62,7 +63,7 @@ def read_card(workdir: Path) -> dict[str, Any]:
     """
     path = Path(workdir) / CARD_FILE
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(storage.read_text(path))
         sizes = card.pop("clip_config", None) or card.pop("sizes")
         sizes = {RENAMED_SIZES.get(name, name): value for name, value in sizes.items()}
         return card | {

@@ -1,7 +1,6 @@
 """Reads the arrays of a checkpoint; if one process finds damage, all of them raise the error."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.checkpoints import manifest
 from hvp_jax.parallel.processes import all_gather_hosts
 

@@ -3,11 +3,11 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from data.storage.path import Path
 from hvp_jax.checkpoints import manifest
 from hvp_jax.config.schema import SELECT_BY
 

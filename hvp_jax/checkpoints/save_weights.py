@@ -1,12 +1,12 @@
 """Writes converted weights as a checkpoint, using little more memory than they take."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from data.storage.path import Path, absolute
 from hvp_jax.checkpoints import disk_space, manifest
 
 
@@ -18,7 +18,7 @@ def save_weights(
     There is no iterator state: a run that resumes from this checkpoint begins an epoch. The
     leaves are moved out of `params`, so that at most one is in memory twice.
     """
-    path = Path(workdir).absolute() / "checkpoints"
+    path = absolute(workdir) / "checkpoints"
     items = {"params": params} | ({} if rest is None else {"rest": rest})
     cpu = jax.local_devices(backend="cpu")[0]
     largest = max(x.nbytes for x in jax.tree.leaves(items))

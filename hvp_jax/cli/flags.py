@@ -7,10 +7,10 @@ verb's flags by name, and add an entry to VERBS with that function as its `targe
 import argparse
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from data import paths
+from data.storage.path import Path
 from hvp_jax.evaluation.rerank import METHODS
 from hvp_jax.weights.param_mapping import FORMATS
 

@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import math
 import traceback
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -19,6 +18,8 @@ from configs.base import UnknownForm
 from configs.sweeps.base import Sweep
 from data.errors import DataError, UsageError
 from data.paths import check_path
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.config.saved import from_json
 from hvp_jax.config.schema import NOT_PATHS, OPTIONAL, PATHS, RENAMED, RENAMED_GROUPS, flatten
 
@@ -119,7 +120,7 @@ def load_json(path: Path) -> ConfigDict:
     if not path.is_file():
         raise UsageError(f"{path} does not exist; give --config, or the workdir of a training run")
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return from_json(storage.read_text(path))
     except (DataError, ValueError) as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -76,7 +76,7 @@ PATHS: dict[str, paths.Kind] = {  # the keys that name a file or a folder
     "data.videos": "folder",
     "data.shards": "folder",
     "data.exclude": "file",
-    "compile_cache": "folder or bucket",
+    "compile_cache": "folder",
 }
 # Values of these keys that are no path.
 NOT_PATHS = {("compile_cache", "auto"), ("compile_cache", "none")}

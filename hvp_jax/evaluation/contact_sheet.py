@@ -4,7 +4,6 @@ import os
 import textwrap
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -13,6 +12,8 @@ from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
+
+from data.storage.path import Path
 
 INK, GREY, FAINT, PAPER = "#1c2330", "#737d8c", "#e3e7ed", "#fcfcfd"
 ORANGE, GREEN = "#d9822b", "#15995b"

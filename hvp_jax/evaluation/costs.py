@@ -4,12 +4,13 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from data.errors import DataError
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.monitoring import json_files, metrics_logger
 from hvp_jax.parallel.processes import is_primary
@@ -55,6 +56,6 @@ def read(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text("utf-8")))
+        return dict(json.loads(storage.read_text(path)))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged, run `train` again: {error}") from None

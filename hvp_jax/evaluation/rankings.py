@@ -2,7 +2,6 @@
 
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 
 from data import records
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.evaluation import metrics
 from hvp_jax.monitoring import json_files
 

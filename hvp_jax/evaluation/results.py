@@ -3,7 +3,6 @@ printed table."""
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import optax
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from data.batches import frame_sources
 from data.records import Clip
+from data.storage.path import Path
 from hvp_jax.evaluation import metrics, rankings, report, rerank, trec
 from hvp_jax.evaluation.scorer import Scorer, score_split
 from hvp_jax.monitoring import json_files

@@ -17,11 +17,11 @@ not found.
 
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from data.storage.path import Path
 from hvp_jax.evaluation import metrics
 from hvp_jax.evaluation.rankings import Rankings
 from hvp_jax.monitoring import json_files

@@ -6,10 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.monitoring.json_files import to_json_types, write_text_atomically
 from hvp_jax.monitoring.tensorboard import TensorBoardWriter
 
@@ -123,7 +124,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises DataError if the file is missing or a line is not an object with a `step`.
     """
     try:
-        lines = Path(path).read_text("utf-8", "replace").split("\n")[:-1]
+        lines = storage.read_text(path, "replace").split("\n")[:-1]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: run `train` first, which writes it") from None
     rows = []

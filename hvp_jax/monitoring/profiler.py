@@ -1,9 +1,10 @@
 """Profiler traces of a run's steps, for TensorBoard or Perfetto."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from data.storage.path import Path
 
 
 class StepProfiler:

@@ -3,8 +3,9 @@
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from data.storage.path import Path
 
 
 class TensorBoardWriter:

@@ -10,8 +10,10 @@ import os
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import NoReturn
+
+from data.storage import files as storage
+from data.storage.path import Path
 
 CHECK_INTERVAL = 5.0  # seconds between checks, at most
 WAITING_FOR_DEVICES = "waiting for the devices"
@@ -82,7 +84,7 @@ class Watchdog:
         statuses = {self._process: (step, doing)}
         for process in range(self._processes):
             try:
-                status = json.loads(self._status_path(process).read_text())
+                status = json.loads(storage.read_text(self._status_path(process)))
                 statuses[process] = status["step"], status["doing"]
             except (OSError, ValueError):
                 statuses.setdefault(process, (-1, "ended, or never started"))

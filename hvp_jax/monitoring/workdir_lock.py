@@ -19,10 +19,10 @@ import os
 import secrets
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.storage.path import Path
 from hvp_jax.monitoring import process_identity
 from hvp_jax.monitoring.json_files import make_workdir
 

@@ -8,14 +8,13 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from data.paths import is_bucket
+from data.storage.path import Path, is_bucket
 from hvp_jax.parallel.processes import broadcast_from_primary, is_primary
 
 FOLDER = "compile_cache"  # of a workdir

@@ -8,12 +8,12 @@ greatest magnitude in the golden array; ids and clusters must be equal.
 
 import re
 import zlib
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from data.errors import DataError, UsageError
+from data.storage.path import Path
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parity.compare import TOLERANCE, compare_arrays

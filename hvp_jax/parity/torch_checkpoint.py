@@ -5,7 +5,6 @@ checkpoint by `hvp_jax/parity/torch_clip.py`. The error of an array is its great
 difference over the greatest magnitude in PyTorch's.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parity.compare import compare_arrays
 from hvp_jax.parity.report import CheckpointReport

@@ -1,7 +1,6 @@
 """A sweep's figure: how much each setting's R@1 differs from the base's, sorted."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from data.storage.path import Path
 from hvp_jax.evaluation.contact_sheet import FAINT, GREY, INK, ORANGE, PAPER
 from hvp_jax.evaluation.report import BLUE, set_style
 from hvp_jax.monitoring import json_files

@@ -5,10 +5,11 @@ Every setting and seed is a run like any other, in the workdir DIR/runs/SETTING/
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.monitoring import json_files
 
 MANIFEST_FILE = "manifest.json"
@@ -54,7 +55,7 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        return _parse(json.loads(storage.read_text(path)))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; give the folder of a sweep") from None
     except (OSError, ValueError) as error:

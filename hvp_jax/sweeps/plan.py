@@ -5,13 +5,13 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.sweeps.base import Sweep
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.config import overrides
 from hvp_jax.config.resolve import resolve, spec_of_variant
 from hvp_jax.config.validate import validate

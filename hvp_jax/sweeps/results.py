@@ -5,12 +5,12 @@ Marks are Holm-corrected over the settings, for each figure and direction by its
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.monitoring import json_files
 from hvp_jax.sweeps import figure, manifest, statistics, table
 from hvp_jax.sweeps.run_results import (

@@ -1,10 +1,11 @@
 """What one run has left in its workdir: figures, ranks and costs."""
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.evaluation import costs, rankings
 from hvp_jax.sweeps.manifest import ERROR_FILE
 
@@ -36,7 +37,7 @@ def read_run(folder: Path) -> RunResult:
     """
     error = folder / ERROR_FILE
     if error.exists():
-        text = " ".join(error.read_text("utf-8", "replace").split())
+        text = " ".join(storage.read_text(error, "replace").split())
         raise DataError(f"failed: {text or 'without a message'}")
     if not folder.exists():
         raise DataError("not started")
@@ -45,7 +46,7 @@ def read_run(folder: Path) -> RunResult:
         raise DataError("not finished")
     path = folder / "eval.json"
     try:
-        evaluation = json.loads(path.read_text("utf-8"))
+        evaluation = json.loads(storage.read_text(path))
         missing = {"split", "scoring", "checkpoint"} - set(evaluation)
     except FileNotFoundError:
         raise DataError("not finished") from None

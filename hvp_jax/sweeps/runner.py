@@ -11,11 +11,11 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.config.overrides import load_json
 from hvp_jax.config.resolve import resolve
 from hvp_jax.config.saved import difference, to_json

@@ -5,10 +5,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.monitoring.workdir_lock import WorkdirLock
 from hvp_jax.parallel.processes import broadcast_from_primary, broadcast_text, is_primary
 

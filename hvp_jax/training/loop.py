@@ -13,7 +13,6 @@ import functools
 import math
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 
 from data.batches import pipeline
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.checkpoints.checkpointer import Checkpointer
 from hvp_jax.config.schema import parse_profile
 from hvp_jax.evaluation import report

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -10,6 +9,8 @@ from ml_collections import ConfigDict
 from data import records
 from data.errors import DataError, UsageError
 from data.records import Clip
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.checkpoints import checkpointer, model_card
 from hvp_jax.config.saved import difference, from_json
 from hvp_jax.models.model_spec import ModelSpec
@@ -55,8 +56,8 @@ def check_resumable(config: ConfigDict, data: dict, workdir: Path, examples: int
     if not path.exists() and model_card.read_card(workdir).get("ported"):
         return  # the first run in a workdir that `port` wrote
     try:
-        config_before = from_json(path.read_text())
-        before = json.loads((workdir / "data.json").read_text())
+        config_before = from_json(storage.read_text(path))
+        before = json.loads(storage.read_text(workdir / "data.json"))
     except (DataError, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot resume from its checkpoints: {error}") from None
     if before.get("processes", 1) != data["processes"]:
@@ -110,7 +111,7 @@ def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examp
 def recorded_num_frames(workdir: Path) -> int:
     """The padded number of frames of a clip in the run's batches; 0 if it is not recorded."""
     try:
-        record = json.loads((workdir / "data.json").read_text())
+        record = json.loads(storage.read_text(workdir / "data.json"))
         return record.get("num_frames") or record.get("width", 0)  # the key's name in older runs
     except (OSError, ValueError):
         return 0

@@ -2,10 +2,10 @@
 
 import hashlib
 import logging
-from pathlib import Path
 
 from flax.traverse_util import flatten_dict
 
+from data.storage.path import Path
 from hvp_jax.checkpoints.model_card import build_card
 from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.weights import formats, initial, optimizer_state, param_mapping

@@ -1,13 +1,14 @@
 """Exports weights as safetensors with PyTorch's names."""
 
 import json
-from pathlib import Path
+import os
 
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import shapes_of
 from hvp_jax.models.model_spec import HeadConfig
@@ -34,7 +35,7 @@ def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
         state[name] = np.ascontiguousarray(state[name]).reshape(state[name].shape)
     file = folder / "model.safetensors"
     safetensors.numpy.save_file(state, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # the library makes it readable by its owner only
+    os.chmod(file, 0o644)  # the library makes it readable by its owner only
     return {"export": export, "left_out": left_out, "tensors": len(state)}
 
 

@@ -11,10 +11,10 @@ Nothing in a checkpoint is executed: pickles are read with `weights_only=True`.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError, UsageError
+from data.storage.path import Path
 from hvp_jax.checkpoints.model_card import CARD_FILE
 from hvp_jax.models.clip_config import ACTIVATIONS, ClipConfig
 from hvp_jax.models.model_spec import HeadConfig

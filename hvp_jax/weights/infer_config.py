@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.models.clip_config import ACTIVATIONS, ClipConfig, Shape, from_shapes
 from hvp_jax.models.distillation.stage import HEADS
 from hvp_jax.models.hvpnet import shapes_of

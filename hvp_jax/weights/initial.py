@@ -7,7 +7,6 @@ follow from its tensors; `hvp_jax/weights/formats.py` reads them.
 import dataclasses
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
+from data.storage.path import Path
 from data.tokenizer import VOCAB_SIZE
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.checkpoints.model_card import card_shapes, card_spec, read_card

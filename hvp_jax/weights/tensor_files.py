@@ -9,13 +9,13 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from data.errors import DataError, UsageError
+from data.storage.path import Path
 from hvp_jax.models.clip_config import Shape
 
 Reader = Callable[[], np.ndarray]

@@ -1,12 +1,12 @@
 """The verb `bench`: measures speed and memory of training, scoring and input."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.bench.input import bench_input
 from hvp_jax.bench.memory import bench_memory
 from hvp_jax.bench.plan import bench_plan

@@ -1,13 +1,13 @@
 """The verb `doctor`: finds missing, broken and suspicious clips in a data set."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data import inputs
 from data.checks import doctor, exclude
+from data.storage.path import Path
 from hvp_jax.monitoring import json_files
 
 BAD_IDS = "bad_ids.txt"

@@ -1,13 +1,13 @@
 """The verb `eval`: scores a split of a data set with a checkpoint."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from data import inputs, splits
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import enable_float64
 from hvp_jax.config.resolve import check_platform, resolve

@@ -1,11 +1,10 @@
 """The verb `parity`: the model's numbers against those of PyTorch."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.simulated import simulate_devices

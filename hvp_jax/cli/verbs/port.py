@@ -9,10 +9,10 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
+from data.storage.path import Path, absolute
 from hvp_jax.checkpoints import save_weights
 from hvp_jax.checkpoints.model_card import CARD_FILE, model_card
 from hvp_jax.monitoring import json_files
@@ -35,7 +35,7 @@ def run(
     source: Path, destination: Path, format: str = "auto", export: str | None = None
 ) -> PortResult:
     """Converts `source`, a PyTorch file or directory or a workdir, to `destination`."""
-    destination = Path(destination).absolute()
+    destination = absolute(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UsageError(
             f"--destination={destination} exists and is not empty; name a new directory"
@@ -68,7 +68,7 @@ def run(
             save_weights.save_weights(folder, card["step"], params, rest)
         json_files.write_json(folder / CARD_FILE, card)
         json_files.write_text_atomically(folder / "model_card.md", model_card(card))
-        folder.chmod(0o755)
+        os.chmod(folder, 0o755)
         _publish(folder, destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.evaluation import costs, report
 from hvp_jax.monitoring.metrics_logger import read_rows
 from hvp_jax.sweeps.manifest import MANIFEST_FILE
@@ -52,7 +53,7 @@ def run(workdir: Path) -> SweepResult | RunReport:
     try:
         validations = [row for row in rows if "text_to_video" in row]
         figures = (
-            json.loads(path.read_text("utf-8")) if path.exists() else (validations or [{}])[-1]
+            json.loads(storage.read_text(path)) if path.exists() else (validations or [{}])[-1]
         )
         return RunReport(
             step=rows[-1]["step"] if rows else 0,

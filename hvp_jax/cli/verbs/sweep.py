@@ -3,9 +3,9 @@
 import dataclasses
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
+from data.storage.path import Path
 from hvp_jax.monitoring.json_files import to_json_types
 from hvp_jax.sweeps import runner
 from hvp_jax.sweeps.execution.stop import Stopped

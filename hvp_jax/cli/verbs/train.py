@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import grain
 import jax
@@ -16,6 +15,7 @@ from data import inputs
 from data.batches import frame_sources, pairs, pipeline
 from data.records import Clip
 from data.splits import clips_of_split
+from data.storage.path import Path
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.config.precision import cast_params, enable_float64
 from hvp_jax.config.resolve import check_platform, resolve, resolve_steps

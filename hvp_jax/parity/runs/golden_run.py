@@ -28,13 +28,13 @@ weights, word weights of the paired caption, padding scored.
 import dataclasses
 import functools
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.batches.batch import Batch, TextBatch, VideoBatch
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.parity.runs.checks import (
     check_inputs,

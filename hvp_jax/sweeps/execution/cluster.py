@@ -6,10 +6,10 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
+from data.storage.path import Path
 from hvp_jax.monitoring import json_files
 from hvp_jax.sweeps.execution.progress import progress_bar, report
 from hvp_jax.sweeps.execution.runs import Run, read_object, stop

@@ -6,9 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from data.storage import files as storage
+from data.storage.path import Path
 from data.worker_process import ending
 from hvp_jax.monitoring import process_identity
 from hvp_jax.monitoring.json_files import write_text_atomically
@@ -69,7 +70,7 @@ class Run:
     def error(self) -> str:
         """What `fail` recorded; "" if the run has not failed."""
         path = self.workdir / ERROR_FILE
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        return storage.read_text(path).strip() if path.exists() else ""
 
     def is_finished(self) -> bool:
         """Whether the run has done all of its steps and is evaluated.
@@ -91,7 +92,7 @@ class Run:
 
     def _last_step(self) -> int | None:
         try:
-            lines = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = storage.read_text(self.workdir / "metrics.jsonl").splitlines()
             return max(json.loads(line)["step"] for line in lines)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -100,7 +101,7 @@ class Run:
         """The last line of the last attempt's log that is an error, else its last line."""
         if status < 0:
             return f"ended by {ending(status)}"
-        text = self.log.read_text(encoding="utf-8", errors="replace")
+        text = storage.read_text(self.log, "replace")
         lines = re.split(r"[\r\n]+", text.rpartition(self._first_line())[2].strip())
         lines = [line for line in lines if line]
         errors = [line for line in lines if re.match(r"error: |\w*Error: ", line)]
@@ -116,7 +117,7 @@ def stop(process: subprocess.Popen) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(storage.read_text(path))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

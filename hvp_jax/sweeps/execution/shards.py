@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from data.shards.reader import read_fingerprint
+from data.storage.path import Path
 from hvp_jax.config.schema import flatten
 from hvp_jax.sweeps.execution.runs import Run
 

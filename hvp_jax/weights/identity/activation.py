@@ -1,10 +1,10 @@
 """The activation of a checkpoint: QuickGELU or GELU, which its tensors do not show."""
 
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import UsageError
+from data.storage.path import Path, absolute
 
 NAMES = {"quick_gelu": "QuickGELU", "gelu": "GELU"}
 # What the names of public checkpoints say. The tags are those of open_clip; MetaCLIP's files are
@@ -34,7 +34,7 @@ def from_names(path: Path, run_name: Any = None) -> Evidence | None:
     """
     if re.search(r"quick[-_]?gelu", str(run_name or "").lower()):
         return Evidence("quick_gelu", f"its run is named {run_name}", certain=False)
-    path = path.absolute()
+    path = absolute(path)
     cached = [parent.name for parent in path.parents if parent.name.startswith("models--")]
     for name in (path.name, path.parent.name, *cached):
         activation = _of_name(name.lower())

@@ -1,10 +1,11 @@
 """The JSON files beside a checkpoint."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.storage import files as storage
+from data.storage.path import Path
 
 HUGGING_FACE_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -13,7 +14,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DataError that names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(storage.read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):

@@ -1,10 +1,10 @@
 """Other models than CLIP, refused by the name that their files give them."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.weights.identity.beside import HUGGING_FACE_CONFIG, read_if_there
 
 ONLY_CLIP = "only CLIP with a ViT, and captions in CLIP's BPE of 49,408 tokens, can be computed"

@@ -1,9 +1,9 @@
 """An open_clip_config.json: what it says of the towers, and whether they are CLIP's."""
 
-from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.weights.identity.beside import section
 from hvp_jax.weights.identity.families import ONLY_CLIP, SIGLIP
 

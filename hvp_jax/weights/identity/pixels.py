@@ -4,12 +4,12 @@ LAION's ViT-L/14 on LAION-2B has 0.5 and 0.5. The model here always normalises w
 difference is a scale per channel and a constant per patch, which the weights can contain.
 """
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from hvp_jax.weights.identity.beside import OPEN_CLIP_CONFIG, read_if_there, section
 

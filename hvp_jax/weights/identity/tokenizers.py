@@ -1,10 +1,10 @@
 """Whether a checkpoint's tokenizer is CLIP's, the only one that captions are encoded with."""
 
-from pathlib import Path
 from typing import Any
 
 from data import tokenizer
 from data.errors import DataError
+from data.storage.path import Path
 from hvp_jax.weights.identity.beside import read_if_there, section
 
 ONLY_BPE = f"captions can only be tokenized with CLIP's BPE of {tokenizer.VOCAB_SIZE:,}"
