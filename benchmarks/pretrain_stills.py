@@ -27,6 +27,7 @@ from hvp_jax.models.clip_config import VARIANTS
 from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.models.similarity import l2_normalize
 from hvp_jax.monitoring import json_files
+from hvp_jax.parallel import libtpu
 from hvp_jax.training.optimization.optimizer import apply_updates_and_clamp, make_optimizer
 
 CONFIG = VARIANTS["tiny"]
@@ -83,6 +84,7 @@ def pretrain(location: DatasetLocation, workdir: Path, steps: int) -> None:
 
 
 def main() -> None:
+    libtpu.quiet_without_chips()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--dataset", choices=("shapes", "folder"), default="shapes")
