@@ -30,6 +30,7 @@ class VisionTransformer(nn.Module):
     freeze_patches: bool = True  # False without pretrained weights
     fused: bool = False
     patches: bool = True  # False: only the class token is returned
+    learning_layers: int | None = None  # as in `Tower`
 
     @nn.compact
     def __call__(self, pixels: Pixels, valid: Bool[Array, " n"]) -> Float[Array, "l n p d"]:
@@ -62,6 +63,7 @@ class VisionTransformer(nn.Module):
             remat=self.remat,
             dtype=self.dtype,
             fused=self.fused,
+            learning_layers=self.learning_layers,
             name="tower",
         )(x)
         x = x if self.patches else x[:, :, :1]
@@ -84,6 +86,7 @@ class TextTransformer(nn.Module):
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
     words: bool = True  # False: only the sentence is returned
+    learning_layers: int | None = None  # as in `Tower`
 
     @nn.compact
     def __call__(
@@ -116,6 +119,7 @@ class TextTransformer(nn.Module):
             activation=self.activation,
             remat=self.remat,
             dtype=self.dtype,
+            learning_layers=self.learning_layers,
             name="tower",
         )(x, bias)[0]
         end = jnp.argmax(ids, axis=1)[:, None, None]
@@ -139,6 +143,7 @@ class CLIP(nn.Module):
     fused: bool = False
     patches: bool = True  # False: of the vision tower only the class token
     words: bool = True  # False: of the text tower only the sentence
+    learning_layers: int | None = None  # of each tower, as in `Tower`
 
     def setup(self) -> None:
         config = self.config
@@ -157,6 +162,7 @@ class CLIP(nn.Module):
             freeze_patches=self.freeze_patches,
             fused=self.fused,
             patches=self.patches,
+            learning_layers=self.learning_layers,
         )
         self.text = TextTransformer(
             context_length=config.context_length,
@@ -170,5 +176,6 @@ class CLIP(nn.Module):
             remat=self.remat,
             dtype=self.dtype,
             words=self.words,
+            learning_layers=self.learning_layers,
         )
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())

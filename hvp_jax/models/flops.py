@@ -1,7 +1,7 @@
 """Floating-point operations of a training step, counted from the shapes of its matrix products.
 
 A product of [a, b] and [b, c] takes 2abc operations, and its gradient twice as many. The
-clustering and the frozen patch convolution have no gradient.
+clustering and what is frozen have no gradient.
 """
 
 from hvp_jax.models.distillation.methods import CLUSTERING, ITERATIONS
@@ -78,12 +78,21 @@ def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
     patches = (config.image_size // config.patch_size) ** 2
     tokens, distilled = tokens_of(model, frames)
 
+    kept = model.learning_layers  # None: all layers have a gradient
+
+    def backward(layers: int) -> float:
+        """The share of a tower's products that have a gradient."""
+        return 1.0 if kept is None else min(kept, layers) / layers
+
     patch_embedding = frames * 2 * patches * 3 * config.patch_size**2 * config.vision_width
     projected = tokens if head.uses_patches else frames
     vision = frames * tower(patches + 1, config.vision_width, config.vision_layers)
-    vision += taps * 2 * projected * config.vision_width * width
     text = tower(words, config.text_width, config.text_layers)
-    text += 2 * (words if head.uses_words else 1) * config.text_width * width
+    towers = vision * (1 + 2 * backward(config.vision_layers))
+    towers += text * (1 + 2 * backward(config.text_layers))
+    projections = taps * 2 * projected * config.vision_width * width
+    projections += 2 * (words if head.uses_words else 1) * config.text_width * width
+    towers += projections * (1 if kept == 0 else 3)
     learned = clustering = 0.0
     if "distill" in modules:
         learned, clustering = distillation(tokens, width, head)
@@ -91,8 +100,11 @@ def training_step(model: HVPNet, batch: int, frames: int, words: int) -> float:
         learned += frame_aggregation(frames, width, head.aggregation)
     counts = {"word_weight": words, "patch_weight": taps * distilled, "frame_weight": taps * frames}
     weighted = sum(count for name, count in counts.items() if name in modules)
-    with_gradient = vision + text + taps * learned + weighted * 2 * 4 * width**2
+    with_gradient = taps * learned + weighted * 2 * 4 * width**2
     if head.uses_words:
         with_gradient += taps * word_patch(batch, words, 1, distilled, width=width)
-    patches_passes = 1 if model.freeze_patches else 2  # the pixels have no gradient
-    return batch * (3 * with_gradient + patches_passes * patch_embedding + taps * clustering)
+    # The pixels have no gradient.
+    patches_passes = 1 if model.freeze_patches or kept is not None else 2
+    return batch * (
+        towers + 3 * with_gradient + patches_passes * patch_embedding + taps * clustering
+    )

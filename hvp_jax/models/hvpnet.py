@@ -18,7 +18,7 @@ from hvp_jax.models.distillation.clustering import ACCELERATOR_GROUP
 from hvp_jax.models.distillation.stage import TokenDistillation
 from hvp_jax.models.frame_aggregation import FrameAggregation
 from hvp_jax.models.layers import FrameMask, Frames, TokenWeight, WordMask
-from hvp_jax.models.model_spec import HeadConfig, head_from_config, head_of
+from hvp_jax.models.model_spec import HeadConfig, head_from_config, head_of, learning_layers
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -35,6 +35,7 @@ class HVPNet(nn.Module):
     freeze_patches: bool = True
     group: int | None = None  # of `clustering.map_groups`
     fused: bool = False  # with kernels for TPUs, `hvp_jax/models/kernels/`
+    learning_layers: int | None = None  # of each tower, the last ones; None: all, 0: CLIP is frozen
     # The rest of the head; `HeadConfig` says what each is.
     terms: tuple[str, ...] = PAPER_TERMS
     tap_weights: str = "uniform"
@@ -56,6 +57,7 @@ class HVPNet(nn.Module):
             fused=self.fused,
             patches=head.uses_patches,
             words=head.uses_words,
+            learning_layers=self.learning_layers,
         )
         # A part that no chosen term needs has no parameters.
         if "distill" in modules:
@@ -207,9 +209,8 @@ def from_config(
     platform = platform or jax.default_backend()
     use_fused = config.model.fused
     if use_fused is None:
-        use_fused = (
-            platform == "tpu" and config.precision == "bfloat16" and fits_fused_tower(clip_config)
-        )
+        on_tpu = platform == "tpu" and config.precision == "bfloat16"
+        use_fused = on_tpu and fits_fused_tower(clip_config)
     return HVPNet(
         clip_config,
         tuple(config.model.taps),
@@ -220,6 +221,7 @@ def from_config(
         freeze_patches=config.model.freeze_patches,
         group=None if platform == "cpu" else ACCELERATOR_GROUP,
         fused=use_fused,
+        learning_layers=learning_layers(config),
         **vars(head_from_config(config)),
     )
 

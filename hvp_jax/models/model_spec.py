@@ -76,6 +76,12 @@ def head_from_config(config: Any) -> HeadConfig:
     )
 
 
+def learning_layers(config: Any) -> int | None:
+    """How many layers at the end of each tower learn; None: all."""
+    text = config.optimizer.clip_layers
+    return {"all": None, "none": 0}[text] if ":" not in text else int(text.partition(":")[2])
+
+
 def head_of(model: Any) -> HeadConfig:
     """The head of an `HVPNet`."""
     return HeadConfig(**{x.name: getattr(model, x.name) for x in dataclasses.fields(HeadConfig)})

@@ -87,12 +87,11 @@ def step_spec_from_config(config: ConfigDict, model: HVPNet, examples: int) -> S
 
 def clip_layers_from_config(optimizer: ConfigDict, model: HVPNet) -> ClipLayers | None:
     """What the keys `clip_layers` and `layer_decay` mean for a model; None if all learn alike."""
-    learning, decay = optimizer.clip_layers, optimizer.layer_decay
-    if learning == "all" and decay == 1:
+    if model.learning_layers is None and optimizer.layer_decay == 1:
         return None
     return ClipLayers(
         vision_layers=model.clip_config.vision_layers,
         text_layers=model.clip_config.text_layers,
-        learning=learning,
-        decay=decay,
+        learning=model.learning_layers,
+        decay=optimizer.layer_decay,
     )

@@ -87,8 +87,6 @@ def loss_fn(
     if spec.clip_layers:
         params = spec.clip_layers.stop_frozen_params(params)
     params = all_gather_params(params)
-    if spec.clip_layers:
-        params = spec.clip_layers.stop_frozen_layers(params)
     features: Any = spec.model.apply({"params": params}, *batch[:4], key=keys)
     text, video, log_scale = features
     return loss_from_features(

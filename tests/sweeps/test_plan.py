@@ -24,7 +24,16 @@ def load(name, *changes):
 
 
 def test_the_sweeps_that_must_be_there_are():
-    assert set(FILES) == {"taps", "distillation", "terms", "loss", "frames", "leaks", "recipe"}
+    assert set(FILES) == {
+        "taps",
+        "distillation",
+        "terms",
+        "loss",
+        "frames",
+        "leaks",
+        "recipe",
+        "hierarchy",
+    }
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -10,6 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from configs.base import get_config
 from hvp_jax.config.resolve import resolve
+from hvp_jax.models import flops
+from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.models.model_spec import learning_layers
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.sharding import Collectives
 from hvp_jax.training import step_spec, train_state
@@ -24,9 +27,13 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 RATE = 1e-2
 
 
-def layers(learning: str = "all", decay: float = 1.0) -> ClipLayers:
+def layers(learning: int | None = None, decay: float = 1.0) -> ClipLayers:
     """Of MODEL."""
     return ClipLayers(vision_layers=3, text_layers=2, learning=learning, decay=decay)
+
+
+def frozen(layers: ClipLayers | None) -> HVPNet:
+    return MODEL.clone(learning_layers=layers.learning if layers else None)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,9 @@ def train(params, clip_layers, steps=2, arguments=("shard_map", False, 1)):
     tx = optimizer.make_optimizer(
         RATE, RATE, 10, warmup_fraction=0.0, clip_layers=clip_layers, freeze_patches=False
     )
-    spec = step_spec.StepSpec(model=MODEL, optimizer=tx, noise=False, clip_layers=clip_layers)
+    spec = step_spec.StepSpec(
+        model=frozen(clip_layers), optimizer=tx, noise=False, clip_layers=clip_layers
+    )
     partitioner = Partitioner(*arguments[:2], jax.devices()[: arguments[2]])
     state = partitioner.shard_state(train_state.create_train_state(params, tx))
     step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
@@ -55,20 +64,19 @@ HEAD = ("norm_post", "norm_final", "projection")
 
 
 @pytest.mark.parametrize("arguments", [("shard_map", False, 1), ("shard_map", True, 8)])
-@pytest.mark.parametrize("learning", ["none", "last:1", "last:2"])
+@pytest.mark.parametrize("learning", [0, 1, 2])
 def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(params, learning, arguments):
     state, _ = train(params, layers(learning), arguments=arguments)
     before, after = flat(params), flat(state.params)
-    count = 0 if learning == "none" else int(learning[-1])
     for path, x in before.items():
         changed = after[path] != x
         if not path.startswith("clip/") or path == "clip/logit_scale":
             assert changed.any() or "dense_2/bias" in path, path  # which a softmax ignores
         elif "/tower/" in path:
-            assert not changed[: len(x) - count].any(), path
-            assert all(layer.any() for layer in changed[len(x) - count :]), path
+            assert not changed[: len(x) - learning].any(), path
+            assert all(layer.any() for layer in changed[len(x) - learning :]), path
         else:
-            learns = count and path.split("/")[2] in HEAD
+            learns = learning and path.split("/")[2] in HEAD
             assert changed.any() == bool(learns), path
 
 
@@ -79,27 +87,29 @@ def test_frozen_parameters_have_no_moments_and_no_share_of_the_norm(params):
                 optimizer.make_optimizer(RATE, RATE, 10, clip_layers=layers(learning)).init(params)
             )
         )
-        for learning in ("none", "last:1")
+        for learning in (0, 1)
     }
     outside = [p for p in flat(params) if not p.startswith("clip/")]
-    assert moments["none"] == 2 * (len(outside) + 1) + 1
+    assert moments[0] == 2 * (len(outside) + 1) + 1
     inside = [p for p in flat(params) if p.startswith("clip/") and p != "clip/logit_scale"]
     heads = [p for p in inside if p.split("/")[2] in ("tower", *HEAD)]
-    assert moments["last:1"] == 2 * (len(outside) + 1 + len(heads)) + 1
+    assert moments[1] == 2 * (len(outside) + 1 + len(heads)) + 1
 
     def gradient(clip_layers):
-        spec = step_spec.StepSpec(model=MODEL, optimizer=None, noise=False, clip_layers=clip_layers)
+        spec = step_spec.StepSpec(
+            model=frozen(clip_layers), optimizer=None, noise=False, clip_layers=clip_layers
+        )
         loss = functools.partial(loss_fn, spec=spec)
         return flat(
             jax.jit(jax.grad(lambda p, batch: loss(p, jnp.int32(0), batch)[0]))(params, batch_of(0))
         )
 
-    complete, last = gradient(None), gradient(layers("last:1"))
+    complete, last = gradient(None), gradient(layers(1))
     for path, x in complete.items():
-        share = np.asarray(layers("last:1").share(path))
+        share = np.asarray(layers(1).share(path))
         share = share.reshape(-1, *[1] * (x.ndim - 1)) if share.ndim else share
         np.testing.assert_allclose(last[path], x * (share > 0), rtol=1e-4, atol=1e-6)
-    _, metrics = train(params, layers("last:1"), 1)
+    _, metrics = train(params, layers(1), 1)
     norm = np.sqrt(sum((x**2).sum() for x in last.values()))
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert norm < 0.99 * np.sqrt(sum((x**2).sum() for x in complete.values()))
@@ -107,15 +117,21 @@ def test_frozen_parameters_have_no_moments_and_no_share_of_the_norm(params):
 
 def test_without_layers_that_learn_the_towers_have_no_backward_pass(params):
     def loops(clip_layers):
-        spec = step_spec.StepSpec(model=MODEL, optimizer=None, noise=False, clip_layers=clip_layers)
+        spec = step_spec.StepSpec(
+            model=frozen(clip_layers), optimizer=None, noise=False, clip_layers=clip_layers
+        )
         loss = functools.partial(loss_fn, spec=spec)
         jaxpr = jax.make_jaxpr(jax.grad(lambda p, batch: loss(p, jnp.int32(0), batch)[0]))(
             params, jax.tree.map(jnp.asarray, batch_of(0))
         )
-        return [count_scans(jaxpr.jaxpr, depth) for depth in (3, 2)]
+        return [count_scans(jaxpr.jaxpr, depth) for depth in (3, 2, 1)]
 
-    assert loops(None) == [2, 2]  # forwards and backwards over the layers of each tower
-    assert loops(layers("none")) == [1, 1]
+    # Forwards and backwards over the layers of each tower, of 3 and 2 layers.
+    *complete, other = loops(None)
+    assert complete == [2, 2]
+    assert loops(layers(0)) == [1, 1, other]
+    # Forwards over 2 and 1 frozen layers, both ways over the last layer of each.
+    assert loops(layers(1)) == [0, 1, other + 1 + 2 * 2]
 
 
 def count_scans(jaxpr, length: int) -> int:
@@ -189,11 +205,28 @@ def test_a_device_that_holds_some_layers_takes_their_rates():
 def test_the_default_of_the_config_freezes_nothing_and_changes_no_update():
     config = resolve(get_config())
     model = MODEL
+    assert learning_layers(config) is None
     assert step_spec.clip_layers_from_config(config.optimizer, model) is None
-    config.optimizer.clip_layers = "last:1"
-    assert step_spec.clip_layers_from_config(config.optimizer, model) == layers("last:1")
+    for text, count in (("none", 0), ("last:1", 1), ("last:12", 12)):
+        config.optimizer.clip_layers = text
+        assert learning_layers(config) == count
+        last = MODEL.clone(learning_layers=count)
+        assert step_spec.clip_layers_from_config(config.optimizer, last) == layers(count)
     config.optimizer.clip_layers, config.optimizer.layer_decay = "all", 0.8
     config.train.steps = 5
     spec = step_spec.step_spec_from_config(config, model, 100)
     assert spec.clip_layers == layers(decay=0.8)
     assert len(spec.optimizer.init({"a": jnp.zeros(2)})) == 6  # one part more than without
+
+
+def test_what_is_frozen_costs_no_operations_of_a_backward_pass():
+    counts = {
+        kept: flops.training_step(MODEL.clone(learning_layers=kept), 4, 3, 6)
+        for kept in (None, 0, 1, 2, 3)
+    }
+    assert counts[0] < counts[1] < counts[2] < counts[3] <= counts[None]
+    config = MODEL.clip_config
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    layer = 3 * flops.tower(tokens, config.vision_width, 1)
+    # From 2 layers to 3, of the vision tower alone: the text tower has 2.
+    assert counts[3] - counts[2] == pytest.approx(4 * 2 * layer)

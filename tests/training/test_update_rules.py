@@ -29,7 +29,7 @@ OPTAX = {
     "lion": optax.lion(RATE, 0.9, 0.99, weight_decay=DECAY),
     "muon": contrib.muon(RATE, consistent_rms=0.2, weight_decay=DECAY),
 }
-LAST = ClipLayers(vision_layers=3, text_layers=2, learning="last:1")
+LAST = ClipLayers(vision_layers=3, text_layers=2, learning=1)
 
 
 def make(name: str, **fields) -> optimizer.Optimizer:
@@ -109,7 +109,9 @@ def test_the_default_has_the_state_of_before(params):
 def test_eight_devices_with_shards_make_the_updates_of_one(name, params):
     """Two steps of a small model; a large matrix and its moments are sharded over the devices."""
     tx = make(name, clip_layers=LAST, warmup_fraction=0.0)
-    spec = step_spec.StepSpec(model=MODEL, optimizer=tx, noise=False, clip_layers=LAST)
+    spec = step_spec.StepSpec(
+        model=MODEL.clone(learning_layers=1), optimizer=tx, noise=False, clip_layers=LAST
+    )
     states = []
     for fsdp, devices in ((False, 1), (True, 8)):
         partitioner = Partitioner("shard_map", fsdp, jax.devices()[:devices])

@@ -76,12 +76,15 @@ class Tower(nn.Module):
     remat: str
     dtype: DTypeLike
     fused: bool = False  # computed by `hvp_jax/models/tower/fused.py`
+    learning_layers: int | None = None  # the last so many have a gradient; None: all
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n width"], bias: Float[Array, "#b 1 #n n"] | None = None
     ) -> Float[Array, "l b n width"]:
         """Hidden states at the taps; `bias` as in `attention`."""
+        if self._frozen and not self.is_initializing():
+            return self._run_partly_frozen(x, bias)
         if self.fused and not self.is_initializing():
             from hvp_jax.models.tower import fused  # Pallas: only if needed
 
@@ -116,3 +119,31 @@ class Tower(nn.Module):
         taps = jnp.zeros((len(self.taps) + 1, *x.shape), x.dtype)
         (_, taps), _ = blocks((x, taps), jnp.asarray(slots), bias)
         return taps[:-1]
+
+    @property
+    def _frozen(self) -> int:
+        """The number of layers without a gradient."""
+        return 0 if self.learning_layers is None else max(self.layers - self.learning_layers, 0)
+
+    def _run_partly_frozen(
+        self, x: Float[Array, "b n width"], bias: Float[Array, "#b 1 #n n"] | None
+    ) -> Float[Array, "l b n width"]:
+        """Two towers, one behind the other, of which the first has no backward pass."""
+        frozen, params = self._frozen, self.variables["params"]["blocks"]
+
+        def run(x, part, taps):
+            layers = len(range(self.layers)[part])
+            tower = self.clone(
+                parent=None, name=None, layers=layers, taps=taps, learning_layers=None
+            )
+            return tower.apply(
+                {"params": {"blocks": jax.tree.map(lambda p: p[part], params)}}, x, bias
+            )
+
+        taps = tuple(tap for tap in self.taps if tap <= frozen)
+        rest = tuple(tap - frozen for tap in self.taps if tap > frozen)
+        first = run(x, slice(0, frozen), tuple(dict.fromkeys((*taps, frozen))))
+        first = jax.lax.stop_gradient(first)
+        if not rest:
+            return first[: len(taps)]
+        return jnp.concatenate([first[: len(taps)], run(first[-1], slice(frozen, None), rest)])

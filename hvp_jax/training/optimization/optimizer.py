@@ -88,7 +88,7 @@ def make_optimizer(
         return SCHEDULES[schedule](step, schedule_steps, warmup_fraction)
 
     rule = update_rule(name, b1, b2, epsilon)
-    if clip_layers and clip_layers.learning != "all":  # what is frozen needs no state
+    if clip_layers and clip_layers.learning is not None:  # what is frozen needs no state
         rule = optax.masked(rule, clip_layers.learns)
     init, update = optax.chain(
         clip_by_known_norm(max_grad_norm),

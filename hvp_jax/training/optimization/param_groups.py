@@ -46,15 +46,15 @@ def weight_decay_mask(params: optax.Params) -> optax.Params:
 class ClipLayers:
     """Which layers of CLIP's towers learn, and at which share of CLIP's learning rate.
 
-    `learning` is "all", "none" or "last:N". With "none" all of CLIP but its temperature is frozen;
-    with "last:N" so are the embeddings and all layers but the last N of each tower, while the final
-    norms and the projections learn. Layer i of L, counted from 1, learns at decay^(L - i), the
-    embeddings at decay^L.
+    `learning` is the `learning_layers` of the model: None for all, or the last so many of each
+    tower. The embeddings are then frozen as well; with 0 so is all of CLIP but its temperature,
+    else the final norms and the projections learn. Layer i of L, counted from 1, learns at
+    decay^(L - i), the embeddings at decay^L.
     """
 
     vision_layers: int
     text_layers: int
-    learning: str = "all"
+    learning: int | None = None
     decay: float = 1.0
 
     def share(self, path: str) -> float | np.ndarray:
@@ -66,14 +66,14 @@ class ClipLayers:
             return 1.0
         _, tower, name, *_ = path.split("/")
         depth = self.vision_layers if tower == "visual" else self.text_layers
-        if self.learning == "none":
+        if self.learning == 0:
             return np.zeros(depth) if name == "tower" else 0.0
-        last = depth if self.learning == "all" else int(self.learning.removeprefix("last:"))
+        last = depth if self.learning is None else self.learning
         if name == "tower":
             behind = np.arange(depth)[::-1]  # how many layers come after each
             return np.where(behind < last, self.decay**behind, 0.0)
         if name in EMBEDDINGS:
-            return self.decay**depth if self.learning == "all" else 0.0
+            return self.decay**depth if self.learning is None else 0.0
         return 1.0
 
     def learns(self, params: optax.Params) -> optax.Params:
@@ -85,30 +85,14 @@ class ClipLayers:
     def stop_frozen_params(self, params: optax.Params) -> optax.Params:
         """The parameters, without a gradient where nothing of them learns.
 
-        The backward pass leaves out what only they need: with "none" both towers.
+        Frozen layers of a tower some of whose layers learn are left to `learning_layers` of the
+        model.
         """
-        if self.learning == "all":
+        if self.learning is None:
             return params
         return jax.tree.map(
             lambda x, learns: x if learns else jax.lax.stop_gradient(x), params, self.learns(params)
         )
-
-    def stop_frozen_layers(self, params: optax.Params) -> optax.Params:
-        """Complete parameters, with gradients of 0 for the layers that do not learn.
-
-        So the norm that gradients are clipped to is that of what learns.
-        """
-        if not self.learning.startswith("last:"):
-            return params
-
-        def stop(keys, x):
-            share = self.share(path_of(keys))
-            if np.ndim(share) == 0 or np.all(share):
-                return x
-            learns = share.reshape(-1, *[1] * (x.ndim - 1)) > 0
-            return jnp.where(learns, x, jax.lax.stop_gradient(x))
-
-        return jax.tree_util.tree_map_with_path(stop, params)
 
 
 def scale_by_group(learning_rates: dict[str, float]) -> optax.GradientTransformation:

@@ -1,16 +1,12 @@
-"""Do several taps beat the last one alone? On the built-in clips, with a pretrained tower.
+"""A tiny CLIP pretrained on stills: what the paper's tower is to real videos.
 
-    python benchmarks/hierarchy.py --out=NEW [--steps=300] [--seeds=3] [--clip_learning_rate=1.5e-5]
+    python benchmarks/pretrain_stills.py --root=CLIPS --out=WEIGHTS [--dataset=folder] [--steps=300]
 
-First a tiny CLIP is pretrained for `--steps` steps on stills: one frame of a clip against its
-caption, class token against sentence. Then `run.py train` starts from it, with the last tap and
-with three; `--clip_learning_rate` is small, so that the tower hardly changes. Prints R@1 in
-both directions.
+One random frame of a training clip is matched with its caption, class token against sentence.
+WEIGHTS is then `--config.model.weights` of a run or a sweep. docs/ablations.md uses it.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,18 +27,18 @@ from hvp_jax.models.clip_config import VARIANTS
 from hvp_jax.models.model_spec import ModelSpec
 from hvp_jax.models.similarity import l2_normalize
 from hvp_jax.monitoring import json_files
+from hvp_jax.parallel import libtpu
 from hvp_jax.training.optimization.optimizer import apply_updates_and_clamp, make_optimizer
 
 CONFIG = VARIANTS["tiny"]
 LAST = (CONFIG.vision_layers,)
-THREE = (1, CONFIG.vision_layers // 2, CONFIG.vision_layers)
 LEARNING_RATE, BATCH, WORDS, FRAMES = 1.5e-3, 64, 24, 4
 
 
-def stills(clips: Path, steps: int) -> Iterator[dict[str, np.ndarray]]:
+def stills(location: DatasetLocation, steps: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one random frame of each clip, with one of its captions."""
     rng = np.random.default_rng(0)
-    dataset = inputs.read_dataset(DatasetLocation("shapes", root=str(clips)), splits=("train",))
+    dataset = inputs.read_dataset(location, splits=("train",))
     dataset = splits.clips_of_split(dataset, "train")
     source = frame_sources.MemoryFrames(dataset, CONFIG.image_size, FRAMES)
     pairs = [(clip.clip_id, caption) for clip in dataset for caption in clip.captions]
@@ -54,7 +50,7 @@ def stills(clips: Path, steps: int) -> Iterator[dict[str, np.ndarray]]:
         yield {"ids": ids[chosen], "mask": mask[chosen], "video": np.stack(frames)[:, None]}
 
 
-def pretrain(clips: Path, workdir: Path, steps: int) -> None:
+def pretrain(location: DatasetLocation, workdir: Path, steps: int) -> None:
     """Trains CLIP alone, without HVP-Net's head, and writes it as an initial checkpoint."""
     model = hvpnet.HVPNet(CONFIG, LAST, stages=1, freeze_patches=False)
     params = {"clip": jax.jit(hvpnet.init_params, static_argnums=(0, 1))(model, 0)["clip"]}
@@ -76,7 +72,7 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
         return apply_updates_and_clamp(params, updates), moments, loss
 
     moments = optimizer.init(params)
-    for i, batch in enumerate(stills(clips, steps), 1):
+    for i, batch in enumerate(stills(location, steps), 1):
         params, moments, loss = update(params, moments, batch)
         if i % 100 == 0:
             print(f"stills: step {i}, loss {float(loss):.2f}", flush=True)
@@ -87,37 +83,15 @@ def pretrain(clips: Path, workdir: Path, steps: int) -> None:
     )
 
 
-def recalls(args: argparse.Namespace, taps: tuple[int, ...], seed: int) -> list[float]:
-    """T2V and V2T R@1 of HVP-Net trained from the pretrained CLIP by the command `train`."""
-    workdir = args.out / f"taps{len(taps)}_seed{seed}"
-    command = [sys.executable, "run.py", "train", "--config=configs/demo.py", "--json"]
-    command += [f"--config.data.root={args.out / 'clips'}", f"--workdir={workdir}"]
-    command += [f"--config.model.weights={args.out / 'clip'}", f"--config.model.taps={taps}"]
-    command += [
-        f"--config.optimizer.learning_rate={LEARNING_RATE}",
-        f"--config.optimizer.clip_learning_rate={args.clip_learning_rate}",
-    ]
-    command += ["--config.train.steps=200", "--config.train.eval_every=200"]
-    command += [f"--config.seed={seed}"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    result = json.loads(done.stdout)
-    return [result[direction]["R@1"] for direction in ("text_to_video", "video_to_text")]
-
-
 def main() -> None:
+    libtpu.quiet_without_chips()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--dataset", choices=("shapes", "folder"), default="shapes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clip_learning_rate", type=float, default=LEARNING_RATE / 100)
     args = parser.parse_args()
-    args.out = args.out.absolute()
-    pretrain(args.out / "clips", args.out / "clip", args.steps)
-    for taps in (LAST, THREE):
-        by_seed = [recalls(args, taps, seed) for seed in range(args.seeds)]
-        mean = np.mean(by_seed, axis=0)
-        seeds = ", ".join(f"{t2v:.1f} / {v2t:.1f}" for t2v, v2t in by_seed)
-        print(f"taps {taps}: T2V / V2T R@1 {mean[0]:.1f} / {mean[1]:.1f} (seeds: {seeds})")
+    pretrain(DatasetLocation(args.dataset, root=str(args.root)), args.out, args.steps)
 
 
 if __name__ == "__main__":
