@@ -57,9 +57,9 @@ def read_bytes(path: PathLike) -> bytes:
         return file.read()
 
 
-def read_text(path: PathLike, errors: str = "strict") -> str:
-    """The content of a file in UTF-8, with the line ends of Unix."""
-    text = read_bytes(path).decode("utf-8", errors)
+def read_text(path: PathLike, errors: str = "strict", encoding: str = "utf-8") -> str:
+    """The content of a file, with the line ends of Unix."""
+    text = read_bytes(path).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
