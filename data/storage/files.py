@@ -199,3 +199,7 @@ def _file_system(path: PathLike) -> Iterator[Any]:
         if error.strerror:
             raise
         raise faults.from_status(404, os.fspath(path), "") from None
+    except OSError as error:
+        if error.filename and os.fspath(path).startswith(error.filename):
+            error.filename = os.fspath(path)  # the request of an upload names the bucket only
+        raise

@@ -37,7 +37,7 @@ def sizes(paths: Iterable[PathLike]) -> dict[str, int]:
     """
     known: dict[str, int] = {}
     in_folder: dict[str, set[str]] = {}
-    for path in map(os.fspath, paths):
+    for path in (os.fspath(path) for path in paths):
         if is_bucket(path):
             in_folder.setdefault(os.path.dirname(path), set()).add(path)
         else:
