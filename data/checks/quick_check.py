@@ -10,6 +10,8 @@ from tqdm import tqdm
 from data.annotations.common import first_few
 from data.errors import DataError
 from data.records import Broken, Clip
+from data.storage import listing
+from data.storage.path import is_bucket
 from data.video.decode import probe, require_stretch
 from data.video.file_faults import describe
 from data.video.local import local_video
@@ -24,7 +26,8 @@ def check_clips(clips: list[Clip], progress: bool = True) -> list[tuple[Clip, st
     ends: dict[str, dict[tuple[float | None, float | None], None]] = {}
     for clip in clips:
         ends.setdefault(clip.path, {})[clip.start, clip.end] = None
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    waiting = listing.THREADS if any(map(is_bucket, ends)) else 0
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, waiting)) as pool:
         faults = tqdm(
             pool.map(_find_faults, ends, ends.values()),
             total=len(ends),
