@@ -10,6 +10,7 @@ from data.annotations import common
 from data.checks.quick_check import check_clips
 from data.errors import DataError, UsageError
 from data.records import Annotations, Clip, DatasetLocation
+from data.shards.reader import open_shards
 from data.storage import files
 from data.synthetic import shapes
 from data.video.decode import read_frames
@@ -90,17 +91,24 @@ def test_what_is_missing_or_forbidden_is_one_line(root, bucket):
         inputs.read_annotations(location)
 
 
-def test_doctor_writes_bad_ids_to_a_bucket_and_excludes_them(root, bucket, run_cli):
-    command = ("doctor", "--config=configs/folder.py", f"--config.data.root={root}", "--json")
-    status, out, err = run_cli(*command, "--workdir=gs://bucket/check")
+def test_doctor_writes_bad_ids_to_a_bucket_and_prepare_excludes_them(root, bucket, run_cli):
+    command = ("--config=configs/folder.py", f"--config.data.root={root}", "--json")
+    status, out, err = run_cli("doctor", *command, "--workdir=gs://bucket/check")
     assert status == 1 and "Traceback" not in err, err
     (bad,) = json.loads(out)["bad"]
     assert bad["path"] == f"{root}/videos/bad.mp4" and "a text file" in bad["reason"]
     written = bucket.files("check/")
     assert written["check/bad_ids.txt"] == b'"bad"\n'
     assert json.loads(written["check/doctor.json"])["bad"] == [bad]
-    status, out, err = run_cli(*command, "--config.data.exclude=gs://bucket/check/bad_ids.txt")
-    assert status == 0, err
+    command += ("--config.model.variant=tiny", "--config.data.shards=gs://bucket/shards")
+    status, out, err = run_cli("prepare", *command)
+    assert status == 1 and "Traceback" not in err, err
+    assert f"1 of 4 clips are missing or broken: bad ({bad['path']}: a text file" in err
+    assert not bucket.files("shards/")
+    command += ("--config.data.exclude=gs://bucket/check/bad_ids.txt",)
+    status, out, err = run_cli("prepare", *command)
+    assert status == 0 and json.loads(out)["splits"] == {"train": 3}, err
+    assert open_shards("gs://bucket/shards", "train")[2]["captions"] == ("caption of part/2",)
 
 
 def test_files_in_a_bucket_are_checked_before_a_run(root, bucket):
