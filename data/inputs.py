@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import grain
 from ml_collections import ConfigDict
 
-from data.annotations import DATASETS, OWN, PROTOCOLS, PUBLISHED, common, folder
+from data.annotations import DATASETS, OWN, PROTOCOLS, PUBLISHED, common, files, folder
 from data.batches import frame_sources, pipeline, shared_memory
 from data.batches.augment import open_augment
 from data.checks.exclude import excluded_clips, read_ids
@@ -15,6 +15,7 @@ from data.checks.quick_check import require_sound
 from data.errors import DataError, UsageError
 from data.records import Annotations, Clip, DatasetLocation
 from data.splits import clips_of_splits, hold_out
+from data.storage import listing
 from data.synthetic import shapes
 from data.video.frame_choice import head, uniform
 
@@ -119,7 +120,9 @@ def _check_location(location: DatasetLocation) -> None:
 
 
 def _generate_shapes(root: str) -> None:
-    if not os.path.exists(os.path.join(root, "captions.csv")):
+    with files.readable(root):
+        is_there = listing.is_file(os.path.join(root, "captions.csv"))
+    if not is_there:
         shapes.make_dataset(root)
 
 

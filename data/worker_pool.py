@@ -4,18 +4,21 @@ hang or use too much memory, which then ends only its own process.
 
 import itertools
 import multiprocessing
-import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
 from data.errors import DataError
+from data.storage import files as storage
+from data.storage.path import is_bucket
 from data.time_limit import TimeLimit
 from data.worker_process import READY, Failed, ending, serve
 
 SECONDS = 300  # of processor time for one file: one that takes longer delays every epoch
 SECONDS_PER_MIB = 1  # and for its content, ten times what the densest videos need
+LARGE = 1 << 30  # bytes, taken for the size of a file in a bucket, which is not asked for
 MEMORY = 4 << 30  # bytes per process: enough for a few frames of the largest videos
 POLL = 0.2  # seconds between two calls of `on_wait` while a job runs
 START_TIMEOUT = 120  # seconds of processor time that a process may take to start
@@ -33,7 +36,10 @@ class _Worker:
         # Spawned, not forked: the fork of a process with threads may deadlock.
         context = multiprocessing.get_context("spawn")
         self.pipe, child_pipe = context.Pipe()
-        self.process = context.Process(target=serve, args=(work, memory, child_pipe), daemon=True)
+        # Removed by this process, since the other one may be killed.
+        self._folder = tempfile.TemporaryDirectory()
+        arguments = work, memory, self._folder.name, child_pipe
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
         with _children_lock:
             self.process.start()
         child_pipe.close()
@@ -60,6 +66,7 @@ class _Worker:
         self.process.kill()
         self.exitcode()
         self.pipe.close()
+        self._folder.cleanup()
 
     def exitcode(self) -> int:
         """Waits for the process to end."""
@@ -81,8 +88,8 @@ def run_isolated(
 
     `work` is a function at module level, run in at most `processes` processes. A job may take
     `seconds` of processor time, and more for a large file at its `path`; a process may allocate
-    `memory` bytes more than before its first job. An exception of `work` is a bug in this project
-    and raised here as RuntimeError.
+    `memory` bytes more than before its first job. A UserError of `work` is raised here too; any
+    other exception is a bug in this project and raised as RuntimeError.
     """
     queue = iter(enumerate(jobs))
     workers: list[_Worker] = []
@@ -174,9 +181,11 @@ class IsolatedProcess:
 
 def _seconds_for_content(argument: Any) -> float:
     try:
-        return SECONDS_PER_MIB * os.path.getsize(argument.path) / 2**20
+        path = argument.path
+        size = LARGE if is_bucket(path) else storage.stat(path).size
     except (AttributeError, OSError):
         return 0.0
+    return SECONDS_PER_MIB * size / 2**20
 
 
 def _result(worker: _Worker) -> Any:

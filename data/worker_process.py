@@ -4,11 +4,14 @@ import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any, NamedTuple
+
+from data.errors import UserError
 
 READY = "ready"  # the first message of a process
 
@@ -27,8 +30,14 @@ def ending(code: int) -> str:
         return f"signal {-code}"
 
 
-def serve(work: Callable[[Any], Any], memory: int, pipe: connection.Connection) -> None:
-    """The main function of a worker process: receives jobs, sends (result, error)."""
+def serve(
+    work: Callable[[Any], Any], memory: int, folder: str, pipe: connection.Connection
+) -> None:
+    """The main function of a worker process: receives jobs, sends (result, error).
+
+    Its temporary files are in `folder`.
+    """
+    tempfile.tempdir = folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent also receives it and ends this one
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _limit_memory(memory)
@@ -38,11 +47,13 @@ def serve(work: Callable[[Any], Any], memory: int, pipe: connection.Connection) 
             argument = pipe.recv()
         except EOFError:
             return
-        bug = None
+        bug: Exception | None = None
         try:
             result = work(argument)
         except MemoryError:
             result = Failed(f"needs more than {memory / 2**30:.3g} GiB of memory")
+        except UserError as error:
+            result, bug = None, error
         except Exception as error:
             result, bug = None, RuntimeError(f"{type(error).__name__}: {error} (at {argument!r})")
             bug.add_note(traceback.format_exc())  # pickling keeps the note, not the traceback

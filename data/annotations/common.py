@@ -1,6 +1,7 @@
 """Shared by the readers of annotations."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from data.annotations import files
 from data.errors import DataError, UsageError
 from data.records import Annotations, Clip
+from data.storage import listing
+from data.storage.path import is_bucket
 
 EXTENSIONS = frozenset(
     ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .h264 .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 .mpeg"
@@ -59,6 +62,11 @@ def without(clips: Iterable[Clip], exclude: frozenset[str]) -> list[Clip]:
 
 def walk(folder: str) -> Iterator[str]:
     """Sorted paths of all files below `folder` that are not hidden; symlinks are followed."""
+    if is_bucket(folder):
+        with files.readable(folder):
+            paths = listing.find(folder)
+        yield from (path for path in paths if not re.search(r"(^|/)\.", relative(path, folder)))
+        return
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -71,6 +79,11 @@ def walk(folder: str) -> Iterator[str]:
             name for name in folders if name[0] != "." and _is_new(os.path.join(parent, name), seen)
         )
         yield from (os.path.join(parent, name) for name in sorted(names) if name[0] != ".")
+
+
+def relative(path: str, folder: str) -> str:
+    """The path inside `folder` of a file that `walk` gives."""
+    return path.removeprefix(folder).lstrip("/")
 
 
 def name_text(path: str) -> str:
@@ -96,7 +109,7 @@ def name_missing(ids: Sequence[str], folder: str) -> str:
     for path in walk(folder):
         name = _loose(path)
         for key in (name, os.path.splitext(name)[0].rstrip()):
-            similar.setdefault(key, os.path.relpath(path, folder))
+            similar.setdefault(key, relative(path, folder))
 
     def describe(video_id: str) -> str:
         name = _loose(video_id)
@@ -118,10 +131,12 @@ def is_video(path: str) -> bool:
 
 def index_videos(videos: str) -> dict[str, list[str]]:
     """File names below `videos`, with and without extension -> paths; none if it is ""."""
-    if videos and not os.path.isdir(videos):
-        raise UsageError(
-            f"{files.not_a_directory(videos)}; data.videos must be the directory of the video files"
-        )
+    with files.readable(videos):
+        if videos and not listing.is_folder(videos):
+            raise UsageError(
+                f"{files.not_a_directory(videos)}; data.videos must be the directory of the video"
+                " files"
+            )
     paths: dict[str, list[str]] = {}
     for path in walk(videos) if videos else ():
         name = normalize(name_text(os.path.basename(path)))
@@ -138,11 +153,15 @@ def match_video(paths: Mapping[str, list[str]], *names: str) -> str:
     """
     matches = list(dict.fromkeys(path for name in names for path in paths.get(normalize(name), ())))
     matches = [path for path in matches if is_video(path)] or matches
-    if len(matches) > 1 and len({os.path.realpath(path) for path in matches}) > 1:
+    if len(matches) > 1 and len(set(map(_real_path, matches))) > 1:
         raise DataError(
             f"video {names[0]!r} matches both {matches[0]} and {matches[1]}; remove one of them"
         )
     return matches[0] if matches else ""
+
+
+def _real_path(path: str) -> str:
+    return path if is_bucket(path) else os.path.realpath(path)
 
 
 def build_clips(

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
+from data.storage import listing
+from data.storage.path import is_bucket
 
 
 def find_annotation_file(folder: str, *names: str, optional: bool = False) -> str:
@@ -19,9 +22,10 @@ def find_annotation_file(folder: str, *names: str, optional: bool = False) -> st
     no file and it is `optional`. Raises UsageError if `folder` is no directory, DataError if no
     file matches, or several do and none is named `names[0]`.
     """
-    if not os.path.isdir(folder):
-        raise UsageError(f"{not_a_directory(folder)}; data.annotations must contain {names[0]}")
-    files = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    with readable(folder):
+        if not listing.is_folder(folder):
+            raise UsageError(f"{not_a_directory(folder)}; data.annotations must contain {names[0]}")
+        files = [name for name in storage.names(folder) if not name.startswith(".")]
     matches = [name for name in files if any(_matches(name, pattern) for pattern in names)]
     if names[0] in matches:
         matches = [names[0]]
@@ -42,17 +46,23 @@ def _matches(name: str, pattern: str) -> bool:
 
 def not_a_directory(path: str) -> str:
     """The first half of an error message about `path`, which is no directory."""
-    where = "" if os.path.isabs(path) else f" in {os.getcwd()}"
-    return f"{path!r} {'is not a directory' if os.path.exists(path) else 'does not exist'}{where}"
+    where = "" if is_bucket(path) or os.path.isabs(path) else f" in {os.getcwd()}"
+    return f"{path!r} {'is not a directory' if listing.is_file(path) else 'does not exist'}{where}"
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Turns an OSError inside into a DataError about the file or folder that is read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_text(path: str) -> str:
     """The text of a UTF-8 file without its byte order mark. Raises DataError, naming the line."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    with readable(path):
+        content = storage.read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from collections.abc import Container, Sequence
 from data.annotations import common, files
 from data.errors import DataError, UsageError
 from data.records import Annotations, Clip, DatasetLocation
+from data.storage import listing
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 NO_VALUE = ("nan", "NaN", "null", "NULL", "None", "N/A", "#N/A", "<NA>")
@@ -30,7 +31,7 @@ _Video = tuple[str, str]  # path of its file, or "" and the id
 def require_files(root: str, clips: Sequence[Clip]) -> None:
     """Raises DataError if one of the clips of `root` has no file."""
     folder = os.path.join(root, "videos")
-    if clips and not os.path.isdir(folder):
+    if clips and not listing.is_folder(folder):
         raise DataError(f"{folder}: no such directory; the video files belong there")
     if clips and not any(common.walk(folder)):
         raise DataError(f"{folder}: contains no files; put the videos there")
@@ -50,10 +51,11 @@ def read(location: DatasetLocation) -> Annotations:
     Raises UsageError if it is no directory, DataError for anything wrong inside it.
     """
     root = location.root
-    if not os.path.isdir(root):
-        raise UsageError(
-            f"{files.not_a_directory(root)}; data.root must contain videos/ and captions.csv"
-        )
+    with files.readable(root):
+        if not listing.is_folder(root):
+            raise UsageError(
+                f"{files.not_a_directory(root)}; data.root must contain videos/ and captions.csv"
+            )
     folder, table = os.path.join(root, "videos"), os.path.join(root, "captions.csv")
     names, stems = _find_files(folder)
     captions: dict[tuple[_Video, float | None, float | None], list[str]] = {}
@@ -103,7 +105,7 @@ def _find_files(folder: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     names: dict[str, str] = {}
     stems: dict[str, list[str]] = {}
     for path in common.walk(folder):
-        name = common.normalize(common.name_text(os.path.relpath(path, folder)))
+        name = common.normalize(common.name_text(common.relative(path, folder)))
         names[name] = path
         if common.is_video(path):
             stems.setdefault(os.path.splitext(name)[0], []).append(path)
@@ -133,7 +135,7 @@ def _canonical_id(video_id: str, listed_ids: Container[str]) -> str:
 
 def _read_rows(table: str) -> list[tuple[int, dict[str, str]]]:
     """Rows with their numbers; the header is row 1, as in a spreadsheet."""
-    if not os.path.isfile(table):
+    if not listing.is_file(table):
         raise DataError(f"{table}: no such file; it must contain the captions (video_id,caption)")
     reader = csv.reader(io.StringIO(files.read_text(table), newline=""), strict=True)
     try:

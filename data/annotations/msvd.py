@@ -10,6 +10,7 @@ from typing import Any
 from data.annotations import common, files
 from data.errors import DataError
 from data.records import Annotations, DatasetLocation
+from data.storage import files as storage
 
 CAPTIONS = ("raw-captions.pkl", "*caption*.pkl", "*caption*.json")
 
@@ -55,11 +56,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_pickle(path: str) -> Any:
     """A pickle of lists, tuples, dicts, texts and numbers; raises DataError for anything else."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    with files.readable(path):
+        content = storage.read_bytes(path)
     try:
         # Strings pickled by Python 2 are bytes for Python 3; `encoding` decodes them.
         return _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()

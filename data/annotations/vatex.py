@@ -12,6 +12,7 @@ import re
 from data.annotations import common, files
 from data.errors import DataError, UsageError
 from data.records import Annotations, Clip, DatasetLocation
+from data.storage import files as storage
 
 SEGMENT_ID = re.compile(r"(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})")
 
@@ -49,11 +50,11 @@ def _with_segment(clip: Clip) -> Clip:
 
 
 def _test_list(folder: str, protocol: str) -> str:
-    lists = sorted(
+    lists = [
         name
-        for name in os.listdir(folder)
+        for name in storage.names(folder)
         if name[0] != "." and "test" in name.lower() and name.lower().endswith(".txt")
-    )
+    ]
     stems = [os.path.splitext(name)[0] for name in lists]
     if protocol and protocol not in stems:
         raise UsageError(
@@ -72,7 +73,7 @@ def _test_list(folder: str, protocol: str) -> str:
 
 def _read_captions(folder: str) -> dict[str, list[str]]:
     """Id -> captions, from all `vatex_*.json` (one file per split), or else from one file."""
-    names = [n for n in sorted(os.listdir(folder)) if re.fullmatch(r"vatex_.*\.json", n, re.I)]
+    names = [n for n in storage.names(folder) if re.fullmatch(r"vatex_.*\.json", n, re.I)]
     if not names:
         path = files.find_annotation_file(folder, "vatex_training_v1.0.json", "*caption*.json")
         with files.expecting(path, "{id: [caption]}"):

@@ -12,11 +12,15 @@ from tqdm import tqdm
 from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards.reader import open_shards
+from data.storage.path import is_bucket
 from data.video.decode import read_frames
 from data.video.frame_choice import FrameChoice, random_in_segment, uniform
 
 # The frames of a data set are kept in memory if they need no more bytes than this.
 MEMORY_LIMIT = 2 << 30
+# That read a batch from a bucket, over all processes of a machine: a request takes tens of
+# milliseconds and hardly any processor time (docs/prepare.md has the measurement).
+BUCKET_THREADS = 32
 
 Frames = UInt8[np.ndarray, "n s s 3"]
 
@@ -41,6 +45,7 @@ class FileFrames:
         self, clips: Sequence[Clip], size: int, max_frames: int, choice: FrameChoice = uniform
     ):
         self.size, self.longest = size, max_frames
+        self.waits = any(is_bucket(clip.path) for clip in clips)
         self._clips = {clip.clip_id: clip for clip in clips}
         self._choice = choice
 
@@ -84,7 +89,7 @@ class MemoryFrames:
     ):
         files = FileFrames(clips, size, max_frames, choice)
         ids = [clip.clip_id for clip in clips]
-        with ThreadPoolExecutor(num_threads()) as pool:
+        with ThreadPoolExecutor(num_threads(files)) as pool:
             decoded = tqdm(pool.map(files.__getitem__, ids), "decoding", len(ids), leave=False)
             self._frames = dict(zip(ids, decoded, strict=True))
         self.size = size
@@ -103,6 +108,7 @@ class ShardFrames:
 
     def __init__(self, directory: str, clips: Sequence[Clip], size: int, max_frames: int):
         self.size, self.longest = size, max_frames
+        self.waits = is_bucket(directory)
         self._splits = {
             split: open_shards(directory, split, clips)
             for split in dict.fromkeys(clip.split for clip in clips)
@@ -158,6 +164,10 @@ def share_cores(num_processes: int) -> None:
     _num_processes = num_processes
 
 
-def num_threads() -> int:
-    """How many threads this process may use for reading."""
-    return max(1, len(os.sched_getaffinity(0)) // _num_processes)
+def num_threads(source: object = None) -> int:
+    """How many threads this process may use for reading.
+
+    They are more than its cores if the source `waits`: for the answers of a bucket.
+    """
+    waiting = BUCKET_THREADS if getattr(source, "waits", False) else 0
+    return max(1, len(os.sched_getaffinity(0)) // _num_processes, waiting // _num_processes)

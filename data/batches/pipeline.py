@@ -62,7 +62,7 @@ class ReadVideos:
             video[row, : len(frames)] = frames
             mask[row, : len(frames)] = True
 
-        with ThreadPoolExecutor(frame_sources.num_threads()) as pool:
+        with ThreadPoolExecutor(frame_sources.num_threads(self.source)) as pool:
             for _ in pool.map(read, range(len(clips))):
                 pass  # raises what `read` raised
         return VideoBatch(video, mask)

@@ -3,12 +3,14 @@
 import collections
 import json
 import logging
-import os
 from collections.abc import Sequence
 
 from data.annotations import common
 from data.errors import DataError, UsageError
 from data.records import Clip
+from data.storage import files as storage
+from data.storage import listing
+from data.storage.path import PathLike
 
 SPLITS = ("train", "val", "test")
 LOG = logging.getLogger(__name__)
@@ -21,15 +23,17 @@ def read_ids(path: str) -> frozenset[str]:
     """
     if not path:
         return frozenset()
-    if not os.path.isfile(path):
-        raise UsageError(
-            f"data.exclude is {path}: no such file; it must contain the ids of clips to exclude"
-        )
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
+        if not listing.is_file(path):
+            raise UsageError(
+                f"data.exclude is {path}: no such file; it must contain the ids of clips to exclude"
+            )
+        text = storage.read_text(path, encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: data.exclude cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}; data.exclude must be a text file in UTF-8") from None
+    lines = [line.strip() for line in text.split("\n")]
     return frozenset(_read_id(line) for line in lines if line)
 
 
@@ -40,9 +44,9 @@ def _read_id(line: str) -> str:
         return line  # an id that begins with a quote
 
 
-def write_ids(path: str | os.PathLike, ids: Sequence[str]) -> None:
+def write_ids(path: PathLike, ids: Sequence[str]) -> None:
     """Writes one JSON string per line, since an id may contain a newline."""
-    with open(path, "w", encoding="utf-8") as file:
+    with storage.open_atomically(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(clip_id) + "\n" for clip_id in ids)
 
 

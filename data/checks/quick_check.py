@@ -10,7 +10,11 @@ from tqdm import tqdm
 from data.annotations.common import first_few
 from data.errors import DataError
 from data.records import Broken, Clip
+from data.storage import listing
+from data.storage.path import is_bucket
 from data.video.decode import probe, require_stretch
+from data.video.file_faults import describe
+from data.video.local import local_video
 
 
 def check_clips(clips: list[Clip], progress: bool = True) -> list[tuple[Clip, str]]:
@@ -22,7 +26,8 @@ def check_clips(clips: list[Clip], progress: bool = True) -> list[tuple[Clip, st
     ends: dict[str, dict[tuple[float | None, float | None], None]] = {}
     for clip in clips:
         ends.setdefault(clip.path, {})[clip.start, clip.end] = None
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    waiting = listing.THREADS if any(map(is_bucket, ends)) else 0
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, waiting)) as pool:
         faults = tqdm(
             pool.map(_find_faults, ends, ends.values()),
             total=len(ends),
@@ -59,11 +64,15 @@ def _find_faults(
     path: str, ends: Collection[tuple[float | None, float | None]]
 ) -> list[str | None]:
     """Why each stretch of a file cannot be read; None if it can be."""
-    if not os.path.isfile(path):
-        return ["no such file"] * len(ends)
-    if fault := _fault(path, functools.partial(probe, path)):
-        return [fault] * len(ends)
-    return [_fault(path, functools.partial(require_stretch, path, *end)) for end in ends]
+    try:
+        with local_video(path) as local:
+            if not os.path.isfile(local):
+                return ["no such file"] * len(ends)
+            if fault := _fault(local, functools.partial(probe, local)):
+                return [fault] * len(ends)
+            return [_fault(local, functools.partial(require_stretch, local, *end)) for end in ends]
+    except (FileNotFoundError, PermissionError) as error:
+        return [describe(error)] * len(ends)
 
 
 def _fault(path: str, check: Callable[[], None]) -> str | None:

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from data.records import Broken, Clip
 from data.shards import writer
+from data.shards.staging import Staging, read_all_stats
 from data.storage.path import Path
 from data.video.inspection import DecodeRequest
 from data.worker_process import Failed
@@ -79,8 +80,8 @@ class Clips(tfds.core.ShardBasedBuilder):
             ]
         return shards
 
-    def tasks(self, folder: Path) -> dict[str, list[writer.ShardTask]]:
-        """The shards of each split, to be written into the staging folder `folder`."""
+    def tasks(self, staging: Staging) -> dict[str, list[writer.ShardTask]]:
+        """The shards of each split, to be written into the staging folder."""
         tasks = {}
         for split, shards in self._shard_iterators_per_split(None).items():
             template = self._get_filename_template(split)
@@ -89,7 +90,7 @@ class Clips(tfds.core.ShardBasedBuilder):
                 for i in range(len(shards))
             ]
             tasks[split] = [
-                writer.ShardTask(folder, path.name, shard, self.info.features)
+                writer.ShardTask(staging, path.name, shard, self.info.features)
                 for path, shard in zip(paths, shards, strict=True)
             ]
         return tasks
@@ -98,7 +99,9 @@ class Clips(tfds.core.ShardBasedBuilder):
         """Writes the metadata files of TFDS for the finished shards into `directory`."""
         splits = []
         for split, shards in tasks.items():
-            stats = [writer.require_stats(task.folder, task.name) for task in shards]
+            found = read_all_stats(shards[0].staging, [task.name for task in shards])
+            stats = [shard for shard in found if shard is not None]
+            assert len(stats) == len(shards), f"{split}: a shard is not finished"
             lengths = [shard["examples"] for shard in stats]
             num_bytes = sum(shard["bytes"] for shard in stats)
             template = self._get_filename_template(split)

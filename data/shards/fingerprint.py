@@ -6,11 +6,11 @@ the data set is copied elsewhere, or its video files are deleted.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from data.records import Clip
+from data.storage import listing
 
 NO_FILE = -1  # the size of a missing file; such a clip is never written
 
@@ -25,10 +25,11 @@ def fingerprint(
     the captions}. A file that is gone counts with its size in the fingerprint `known`.
     """
     known_sizes = _file_sizes(known) if known else {}
+    sizes = listing.sizes({clip.path for clip in clips})
     digest = hashlib.sha256()
     columns: dict[str, dict[str, list]] = {"clip_ids": {}, "bytes": {}, "texts": {}}
     for clip in clips:
-        file_size = _file_size(clip, known_sizes.get(clip.clip_id, NO_FILE))
+        file_size = sizes.get(clip.path, known_sizes.get(clip.clip_id, NO_FILE))
         row = (clip.clip_id, file_size, _text_digest(clip))
         digest.update(json.dumps([clip.split, *row]).encode())
         for column, value in zip(columns.values(), row, strict=True):
@@ -44,6 +45,7 @@ def changed_clips(prepared: dict[str, Any], split: str, clips: Sequence[Clip]) -
     split_of = {i: part for part, ids in prepared["clip_ids"].items() for i in ids}
     text_of = dict(zip(prepared["clip_ids"][split], prepared["texts"][split], strict=True))
     file_sizes = _file_sizes(prepared)
+    sizes = listing.sizes({clip.path for clip in clips if clip.split == split})
     changed = []
     for clip in clips:
         old_split = split_of.get(clip.clip_id)
@@ -55,7 +57,7 @@ def changed_clips(prepared: dict[str, Any], split: str, clips: Sequence[Clip]) -
             changed.append(f"{clip.clip_id} (other captions)")
         else:
             old = file_sizes[clip.clip_id]
-            new = _file_size(clip, old)
+            new = sizes.get(clip.path, old)
             if new != old:
                 changed.append(f"{clip.clip_id} ({clip.path} had {old} bytes, has {new})")
     return changed
@@ -65,13 +67,6 @@ def _file_sizes(prepared: dict[str, Any]) -> dict[str, int]:
     """Sizes of the video files by clip id."""
     splits = ((prepared["clip_ids"][s], prepared["bytes"][s]) for s in prepared["clip_ids"])
     return {i: size for split in splits for i, size in zip(*split, strict=True)}
-
-
-def _file_size(clip: Clip, if_gone: int) -> int:
-    try:
-        return os.path.getsize(clip.path)
-    except OSError:
-        return if_gone
 
 
 def _text_digest(clip: Clip) -> str:

@@ -10,6 +10,7 @@ and `reader.py` reads it. An example is
 The files are written to DESTINATION/clips/incomplete.*, and moved to their directory when
 all are finished, together with the fingerprint (`metadata.json`). So shards under their final
 name are always complete, and the next `prepare` resumes with what a killed one has finished.
+In a bucket, where nothing can be moved, they are complete if there is a `metadata.json`.
 
 Frames are stored raw. In random access, clips of drawings (3 frames of 224 px) take 35%
 of their size and 0.5 ms raw, as ArrayRecord compresses by itself; 33% and 1.4 ms with
@@ -30,12 +31,13 @@ from typing import Any
 from data.checks.quick_check import refusal
 from data.errors import DataError, UsageError
 from data.records import Broken, Clip
-from data.shards import beam, builder, writer
+from data.shards import beam, builder, staging, writer
 from data.shards.builder import Clips
 from data.shards.fingerprint import fingerprint
 from data.shards.reader import location_of, read_fingerprint
 from data.storage import files as storage
-from data.storage.path import Path
+from data.storage import listing
+from data.storage.path import Path, is_bucket
 from data.video import inspection
 from data.worker_pool import IsolatedProcess
 
@@ -77,6 +79,7 @@ def prepare(
     """
     if not clips:
         raise DataError("there are no clips to prepare")
+    location = location_of(destination)
     existing = read_fingerprint(destination)
     wanted = fingerprint(clips, size, max_frames, existing)
     if existing and existing != wanted:
@@ -104,7 +107,7 @@ def prepare(
     return {
         "directory": destination,
         "splits": {split: len(ids) for split, ids in wanted["clip_ids"].items()},
-        "bytes": sum(storage.stat(path).size for path in location_of(destination).iterdir()),
+        "bytes": sum(listing.sizes(location / name for name in storage.names(location)).values()),
         "written": not existing,
     }
 
@@ -135,13 +138,15 @@ def _write(
     dataset = Clips(clips=clips, fingerprint=wanted, data_dir=destination)
     location = location_of(destination)
     key = hashlib.sha256(json.dumps([wanted, builder.SHARD_BYTES]).encode()).hexdigest()[:16]
-    staging = location.with_name(f"incomplete.{key}")
-    tasks_of_splits = dataset.tasks(staging)
+    stage = staging.Staging.of(location, f"incomplete.{key}")
+    tasks_of_splits = dataset.tasks(stage)
     tasks = [task for split in tasks_of_splits.values() for task in split]
-    _remove_staging(destination, keep=staging)
+    _remove_staging(destination, keep=stage.folder)
     _require_disk_space(dataset, clips, location, tasks)
-    new_folders = [path for path in (location.parent, Path(destination)) if not path.exists()]
-    writer.prepare_folder(staging)
+    new_folders = [
+        path for path in (location.parent, Path(destination)) if not listing.is_folder(path)
+    ]
+    staging.make(stage)
     if beam_options:
         broken = beam.write_shards(tasks, beam_options)
         progress(len(clips), len(clips))
@@ -151,29 +156,36 @@ def _write(
             tasks, inspection.decode_checked, processes, lambda done: progress(done, len(clips))
         )
     if broken:
-        shutil.rmtree(staging)
-        for path in new_folders:
-            path.rmdir()
+        storage.remove_tree(stage.folder)
+        if is_bucket(destination):
+            storage.remove_tree(location)
+        else:
+            for path in new_folders:
+                path.rmdir()
         raise refusal(broken, len(clips))
-    writer.publish(
-        staging, tasks, location, lambda folder: dataset.write_info(tasks_of_splits, folder)
+    staging.publish(
+        stage,
+        [task.name for task in tasks],
+        location,
+        lambda folder: dataset.write_info(tasks_of_splits, folder),
     )
 
 
 def _remove_staging(destination: str, keep: Path | None = None) -> None:
     """Removes the staging folders that killed runs left behind, except `keep`."""
-    for path in location_of(destination).parent.glob("incomplete.*"):
-        if path != keep:
+    folder = location_of(destination).parent
+    for path in (folder / name for name in staging.names_in(folder)):
+        if path.name.startswith("incomplete.") and path != keep:
             if keep:
                 log.info("%s: removed, its unfinished shards have other clips or sizes", path)
-            shutil.rmtree(path)
+            storage.remove_tree(path)
 
 
 def _require_disk_space(
     dataset: Clips, clips: Sequence[Clip], location: Path, tasks: list[writer.ShardTask]
 ) -> None:
     """Logs how much disk space is needed; raises UsageError if less is free."""
-    finished = [writer.read_stats(task.folder, task.name) for task in tasks]
+    finished = staging.read_all_stats(tasks[0].staging, [task.name for task in tasks])
     remaining = len(clips) - sum(stats["examples"] for stats in finished if stats)
     if not remaining:
         return
@@ -188,13 +200,16 @@ def _require_disk_space(
         good = (result for result in results if not isinstance(result, Broken))
         count = writer.write_records(path, good, dataset.info.features)
         needed = storage.stat(path).size * remaining // max(count, 1)
-    existing = next(path for path in location.parents if path.exists())
-    free = shutil.disk_usage(existing).free
     uncompressed = remaining * max_frames * size * size * 3
     need = (
         f"{remaining} clips need about {_format_bytes(needed)} "
         f"(their frames at most {_format_bytes(uncompressed)})"
     )
+    if is_bucket(location):
+        log.info("%s: %s", location.parents[1], need)
+        return
+    existing = next(path for path in location.parents if path.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise UsageError(
             f"{existing} has {_format_bytes(free)} free, {need}: "

@@ -1,7 +1,6 @@
 """Random access to the shards that `prepare` wrote."""
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,8 @@ from data.records import Clip
 from data.shards.builder import Clips
 from data.shards.fingerprint import changed_clips
 from data.storage import files as storage
-from data.storage.path import Path
+from data.storage import listing
+from data.storage.path import Path, is_bucket
 
 
 def location_of(directory: str) -> Path:
@@ -77,6 +77,11 @@ def open_shards(directory: str, split: str, clips: Sequence[Clip] = ()) -> Shard
     files are missing or truncated, as after an interrupted copy, or if `clips` of this
     split have changed since.
     """
+    if is_bucket(directory) and not directory.startswith("gs:"):
+        raise UsageError(
+            f"data.shards is {directory}, and ArrayRecord files are read from gs:// or from a disk "
+            "only; copy them to gs:// or to a folder of each host"
+        )
     prepared = read_fingerprint(directory)
     if prepared is None:
         raise UsageError(f"{directory} contains no finished shards: run `prepare` first")
@@ -93,7 +98,7 @@ def open_shards(directory: str, split: str, clips: Sequence[Clip] = ()) -> Shard
         )
     dataset = tfds.builder_from_directory(location_of(directory))
     info = dataset.info.splits[split]
-    num_bytes = sum(os.path.getsize(path) for path in info.filepaths if os.path.exists(path))
+    num_bytes = sum(listing.sizes(info.filepaths).values())
     if num_bytes != info.num_bytes:
         raise DataError(
             f"{directory}: files of the split {split} are missing or truncated: "

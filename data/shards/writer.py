@@ -1,22 +1,8 @@
-"""Shards written several at a time, each of them atomically.
-
-A staging folder contains
-
-    files/NAME       finished shards, and nothing else
-    facts/NAME.json  statistics of each: {"examples", "bytes", "sha256"}, written after it
-    *.partial        files being written, or left behind by a killed process
-
-A shard is finished if its statistics exist and match it; any other is written again. So a
-kill, a crash of the machine or a damaged file costs only the shards that it affects.
-"""
+"""Shards written several at a time, each of them atomically (`staging.py`)."""
 
 import concurrent.futures
-import hashlib
-import json
-import os
 import re
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -26,7 +12,8 @@ from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
 from data.errors import UsageError
 from data.records import Broken
-from data.storage import files as storage
+from data.shards import staging
+from data.shards.staging import Staging
 from data.storage.path import Path
 from data.worker_pool import POLL, IsolatedProcess
 
@@ -40,7 +27,7 @@ DecodeEach = Callable[[Iterable[Any]], Iterator[Any]]  # `IsolatedProcess.each`
 class ShardTask(NamedTuple):
     """One shard to write; can be pickled."""
 
-    folder: Path
+    staging: Staging
     name: str
     # Yields keys and examples, as a TFDS builder does, or what is wrong with a clip.
     examples: Callable[[DecodeEach], Iterable[tuple[str, dict] | Broken]]
@@ -73,31 +60,6 @@ def write_records(
     return count
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes the staging folder if there is none, and removes partial files from it."""
-    for part in ("files", "facts"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.partial"):
-        path.unlink()
-
-
-def publish(
-    folder: Path, tasks: list[ShardTask], directory: Path, write_info: Callable[[Path], None]
-) -> None:
-    """Moves the finished shards and the files that `write_info` adds to `directory`, atomically."""
-    files = folder / "files"
-    names = {task.name for task in tasks}
-    for path in files.iterdir():
-        if path.name not in names:  # left by a call that was killed
-            path.unlink()
-    write_info(files)
-    for path in files.iterdir():
-        sync(path)
-    sync(files)
-    os.rename(files, directory)
-    sync(directory.parent)
-
-
 def write_shard(
     task: ShardTask, decode_each: DecodeEach, report_done: Callable[[int], None] = lambda n: None
 ) -> list[Broken]:
@@ -106,8 +68,8 @@ def write_shard(
     Several processes may write shards at the same time. report_done(n) is called when n more
     examples are done.
     """
-    stats = read_stats(task.folder, task.name)
-    if stats and _digest(task.folder / "files" / task.name) == stats["sha256"]:
+    stats = staging.read_stats(task.staging, task.name)
+    if stats and staging.is_intact(task.staging, task.name, stats):
         report_done(stats["examples"])
         return []
     broken: list[Broken] = []
@@ -120,38 +82,11 @@ def write_shard(
                 yield item
             report_done(1)
 
-    partial = task.folder / f"{task.name}.{uuid.uuid4().hex}.partial"
-    try:
+    with staging.partial_file(task.staging, task.name) as partial:
         count = write_records(partial, good_examples(), task.features)
-        if broken:
-            return broken
-        stats = {"examples": count, "bytes": storage.stat(partial).size, "sha256": _digest(partial)}
-        _move_durably(partial, task.folder / "files" / task.name)
-        partial.write_text(json.dumps(stats))
-        _move_durably(partial, task.folder / "facts" / f"{task.name}.json")
-    finally:
-        partial.unlink(missing_ok=True)
-    return []
-
-
-def read_stats(folder: Path, name: str) -> dict[str, Any] | None:
-    """{"examples", "bytes", "sha256"} of a shard; None if it is not finished.
-
-    Only its size is compared, not its content.
-    """
-    try:
-        stats = json.loads(storage.read_text(folder / "facts" / f"{name}.json"))
-        same_size = stats["bytes"] == storage.stat(folder / "files" / name).size
-    except (OSError, ValueError, KeyError):
-        return None
-    return stats if same_size else None
-
-
-def require_stats(folder: Path, name: str) -> dict[str, Any]:
-    """The same of a shard that is known to be finished."""
-    stats = read_stats(folder, name)
-    assert stats is not None, f"{folder / name} is not finished"
-    return stats
+        if not broken:
+            staging.finish(task.staging, task.name, partial, count)
+    return broken
 
 
 def write_shards(
@@ -203,24 +138,3 @@ def write_shards(
             stop.set()
             pool.shutdown()
     return [clip for number in sorted(broken) for clip in broken[number]]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _move_durably(partial: Path, path: Path) -> None:
-    """Renames a file once its content is on the disk; returns when the new name is too."""
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -57,9 +57,9 @@ def read_bytes(path: PathLike) -> bytes:
         return file.read()
 
 
-def read_text(path: PathLike, errors: str = "strict") -> str:
-    """The content of a file in UTF-8, with the line ends of Unix."""
-    text = read_bytes(path).decode("utf-8", errors)
+def read_text(path: PathLike, errors: str = "strict", encoding: str = "utf-8") -> str:
+    """The content of a file, with the line ends of Unix."""
+    text = read_bytes(path).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -199,3 +199,7 @@ def _file_system(path: PathLike) -> Iterator[Any]:
         if error.strerror:
             raise
         raise faults.from_status(404, os.fspath(path), "") from None
+    except OSError as error:
+        if error.filename and os.fspath(path).startswith(error.filename):
+            error.filename = os.fspath(path)  # the request of an upload names the bucket only
+        raise

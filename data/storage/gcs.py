@@ -17,6 +17,7 @@ try:
 except ImportError:
     raise UsageError("gs:// needs `pip install -r requirements-bucket.txt`") from None
 
+BLOCK = 16 * 2**20  # bytes of a request
 LOGIN = "run `gcloud auth application-default login`, or use a service account"
 
 NO_ANSWER = (
@@ -42,11 +43,13 @@ class FileSystem(gcsfs.GCSFileSystem):
         except Exception as error:
             raise _explain(error, _name(path, args)) from error
 
-    async def _get_file_request(self, rpath: str, *args: Any, **options: Any) -> Any:
-        try:
-            return await super()._get_file_request(rpath, *args, **options)
-        except Exception as error:
-            raise _explain(error, _name(rpath, ())) from error
+    async def _get_file(self, rpath: str, lpath: str, callback: Any = None, **options: Any) -> None:
+        """Block by block. gcsfs's own makes a TypeError of every fault, and does not try again."""
+        size = (await self._info(rpath))["size"]
+        with open(lpath, "wb") as file:
+            for start in range(0, size, BLOCK):
+                end = min(start + BLOCK, size)
+                file.write(await self._cat_file(rpath, start=start, end=end))
 
 
 def _explain(error: Exception, path: str) -> Exception:

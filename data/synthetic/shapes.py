@@ -14,12 +14,15 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import av
 import numpy as np
 
 from data.errors import UsageError
+from data.storage import files as storage
+from data.storage import listing
+from data.storage.path import is_bucket
 from data.synthetic.drawing import (
     BACKDROPS,
     COLOURS,
@@ -70,6 +73,8 @@ def make_dataset(
     The same seed gives the same frames and captions. Raises UsageError if `root` exists and is
     not an empty directory.
     """
+    if is_bucket(root):
+        return _make_in_bucket(root, seed, train=train, val=val, test=test)
     root = os.path.abspath(root)
     if os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
         raise UsageError(f"{root}: is not empty; name a new directory for the built-in clips")
@@ -92,6 +97,26 @@ def make_dataset(
             ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make_in_bucket(root: str, seed: int, **counts: int) -> None:
+    """The same; `captions.csv` is the last object to appear."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "shapes")
+        make_dataset(local, seed, **counts)
+        videos = [f"videos/{name}" for name in storage.names(os.path.join(local, "videos"))]
+
+        def upload(name: str) -> None:
+            storage.upload(os.path.join(local, name), f"{root.rstrip('/')}/{name}")
+
+        try:
+            with ThreadPoolExecutor(listing.THREADS) as pool:
+                list(pool.map(upload, videos))
+            upload("captions.csv")
+        except OSError as error:
+            raise UsageError(
+                f"{root}: cannot write the built-in clips there: {error.strerror}"
+            ) from None
 
 
 def _scenes(seed: int, counts: dict[str, int]) -> list[tuple[str, Scene]]:

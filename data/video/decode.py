@@ -15,8 +15,9 @@ import av
 import numpy as np
 
 from data.video import seeking
-from data.video.file_faults import unreadable
+from data.video.file_faults import describe, unreadable
 from data.video.frame_choice import FrameChoice, uniform
+from data.video.local import local_video
 from data.video.render import read_orientation, render_frame
 from data.video.timeline import Timeline, frames_of_clip, read_timeline, require_within
 
@@ -43,6 +44,22 @@ def read_frames(
 
     Raises DataError if nothing decodes, or if the clip is beyond the end of the video.
     """
+    try:
+        with local_video(path) as local:
+            return _read_local(local, size, max_frames, start, end, choice=choice)
+    except (FileNotFoundError, PermissionError) as error:
+        raise unreadable(path, describe(error)) from None
+
+
+def _read_local(
+    path: str,
+    size: int,
+    max_frames: int,
+    start: float | None,
+    end: float | None,
+    *,
+    choice: FrameChoice,
+) -> np.ndarray:
     timeline = timeline_of(path)
     require_within(path, timeline, start, end)
     numbers = frames_of_clip(timeline, max_frames, start, end, choice=choice)

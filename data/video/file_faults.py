@@ -27,21 +27,22 @@ def fault_of_file(path: str) -> tuple[str, bool]:
         status = os.stat(path)
     except OSError as error:
         if not os.path.islink(path):
-            return _describe(error), isinstance(error, FileNotFoundError)
+            return describe(error), isinstance(error, FileNotFoundError)
         if isinstance(error, FileNotFoundError):
             return f"a link to {os.readlink(path)!r}, which does not exist", True
-        return f"a link that leads nowhere ({_describe(error)})", False
+        return f"a link that leads nowhere ({describe(error)})", False
     if not stat.S_ISREG(status.st_mode):
         return "a directory" if stat.S_ISDIR(status.st_mode) else "not a file", False
     try:
         with open(path, "rb") as file:
             file.read(1)
     except OSError as error:
-        return f"{_describe(error)} (mode {stat.S_IMODE(status.st_mode):03o})", False
+        return f"{describe(error)} (mode {stat.S_IMODE(status.st_mode):03o})", False
     return ("" if status.st_size else "empty file"), False
 
 
-def _describe(error: OSError) -> str:
+def describe(error: OSError) -> str:
+    """Why a file cannot be read, as the end of a sentence."""
     text = error.strerror or str(error)
     return text[0].lower() + text[1:]
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from data.errors import DataError
 from data.video import decode, strict_decode
-from data.video.file_faults import fault_of_file, reason_of_content
+from data.video.file_faults import describe, fault_of_file, reason_of_content
+from data.video.local import local_video
 from data.video.strict_decode import Decoded
 from data.video.timeline import Timeline, frames_of_clip, require_within
 
@@ -50,7 +51,19 @@ class FileReport(NamedTuple):
 
 
 def inspect_file(job: FileJob) -> FileReport:
-    """What is wrong with each clip of a file; raises nothing but MemoryError."""
+    """What is wrong with each clip of a file.
+
+    Raises nothing but MemoryError, and DataError if its bucket cannot be reached.
+    """
+    try:
+        with local_video(job.path) as local:
+            return _inspect_local(job._replace(path=local))
+    except (FileNotFoundError, PermissionError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        return FileReport((SegmentReport(describe(error)),) * len(job.segments), missing)
+
+
+def _inspect_local(job: FileJob) -> FileReport:
     fault, missing = fault_of_file(job.path)
     if fault:
         return FileReport((SegmentReport(fault),) * len(job.segments), missing)
@@ -83,8 +96,19 @@ def decode_checked(request: DecodeRequest) -> np.ndarray | str:
     """The frames of a clip as `read_frames` gives them, or why it must not be used for training.
 
     Frames are uint8 [n, size, size, 3], n <= max_frames; the reason is that of `inspect_file`.
-    An undamaged file is decoded once for both. Raises nothing but MemoryError.
+    An undamaged file is decoded once for both. Raises nothing but MemoryError, and DataError
+    if its bucket cannot be reached or refuses to read.
     """
+    try:
+        with local_video(request.path) as local:
+            return _decode_local(request._replace(path=local))
+    except FileNotFoundError as error:
+        return describe(error)
+    except PermissionError as error:  # a bucket's rights are rarely those of one object
+        raise DataError(f"{request.path}: cannot be read: {error.strerror}") from None
+
+
+def _decode_local(request: DecodeRequest) -> np.ndarray | str:
     if fault := fault_of_file(request.path)[0]:
         return fault
     job = FileJob(request.path, ((request.start, request.end),), request.max_frames)

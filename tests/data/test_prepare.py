@@ -16,7 +16,7 @@ import pytest
 
 from data.errors import DataError, UsageError
 from data.records import Clip
-from data.shards import builder, prepare, writer
+from data.shards import builder, prepare, staging, writer
 from data.shards.reader import open_shards
 from data.video import inspection
 from data.worker_pool import IsolatedProcess
@@ -102,17 +102,17 @@ def test_resumes_after_a_kill_at_any_time(clips, uninterrupted, tmp_path):
 def test_resumes_after_a_kill_during_publish(clips, uninterrupted, tmp_path, monkeypatch, when):
     """An interruption is like a kill here, since `prepare` does no cleanup in that case."""
 
-    def interrupted(folder, tasks, directory, write_info):
+    def interrupted(stage, shards, directory, write_info):
         if when == "during":
-            (folder / "files/features.json").write_text("{")
-            (folder / "files/other.json").write_text("{")
+            (stage.files / "features.json").write_text("{")
+            (stage.files / "other.json").write_text("{")
         if when == "after":
-            publish(folder, tasks, directory, write_info)
+            publish(stage, shards, directory, write_info)
         raise KeyboardInterrupt
 
-    publish = writer.publish
+    publish = staging.publish
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writer, "publish", interrupted)
+        patch.setattr(staging, "publish", interrupted)
         prepare.prepare(clips, str(tmp_path), SIZE, FRAMES, workers=1)
     calls = []
     examples = builder.examples

@@ -61,7 +61,9 @@ def test_another_run_in_the_same_folder_is_named(clips, tmp_path, monkeypatch):
     destination = tmp_path / "shards"
 
     def moved(tasks, *arguments, **options):
-        raise FileNotFoundError(2, "No such file or directory", str(tasks[0].folder / "x.partial"))
+        raise FileNotFoundError(
+            2, "No such file or directory", str(tasks[0].staging.folder / "x.partial")
+        )
 
     monkeypatch.setattr(writer, "write_shards", moved)
     with pytest.raises(UsageError, match="another `prepare` works there"):

@@ -1,11 +1,13 @@
 """An emulated bucket on this machine, whose faults a test chooses.
 
 gcp-storage-emulator answers the requests. Added to it is what this project relies on and it does
-not do: to refuse a new object where one exists (`ifGenerationMatch=0`).
+not do: to refuse a new object where one exists (`ifGenerationMatch=0`), and to send the end of an
+object (`Range: bytes=-COUNT`).
 """
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -130,7 +132,16 @@ class _Handler(RequestHandler):
         self.wfile.write(content)
 
     def do_GET(self) -> None:
-        self._answer("GET", super().do_GET)
+        self._answer("GET", self._get)
+
+    def _get(self) -> None:
+        end = re.fullmatch(r"bytes=-(\d+)", self.headers.get("Range", ""))
+        name = re.search(r"/b/bucket/o/([^?]+)", self.path)
+        with contextlib.suppress(NotFound):
+            if end and name:
+                size = len(self.storage.get_file("bucket", unquote(name[1])))
+                self.headers.replace_header("Range", f"bytes={max(size - int(end[1]), 0)}-")
+        super().do_GET()
 
     def do_POST(self) -> None:
         self._answer("POST", super().do_POST)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from data import inputs
 from data.checks import doctor, exclude
+from data.errors import UsageError
 from data.storage.path import Path
 from hvp_jax.monitoring import json_files
 
@@ -54,7 +55,10 @@ def run(config: ConfigDict, workdir: Path | None = None) -> DoctorResult:
         json_files.make_workdir(workdir)
         json_files.write_json(workdir / "doctor.json", report)
         bad = dict.fromkeys(entry["video_id"] for entry in report["bad"])
-        exclude.write_ids(workdir / BAD_IDS, list(bad))
+        try:
+            exclude.write_ids(workdir / BAD_IDS, list(bad))
+        except OSError as error:
+            raise UsageError(f"cannot write {workdir / BAD_IDS}: {error.strerror}") from None
         if not report["ok"]:
             text += f"\nexclude them with --config.data.exclude={workdir / BAD_IDS}"
     elif not report["ok"]:
