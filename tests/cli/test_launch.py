@@ -20,9 +20,9 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-# gcloud with hosts of a fake slice in $HOST: `ssh` runs its command there. `describe` takes the next
-# line of $HOST/states, and the last one again and again; `delete` takes the machines away. All
-# calls but those of `ssh` are recorded.
+# gcloud with hosts of a fake slice in $HOST: `ssh` runs its command there. `describe` takes the
+# next line of $HOST/states, and the last one again and again; `delete` takes the machines away.
+# All calls but those of `ssh` are recorded.
 GCLOUD = r"""#!/bin/bash
 cd "$HOST"
 case "$*" in
