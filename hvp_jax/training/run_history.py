@@ -49,7 +49,7 @@ def recorded(workdir: PathLike, step: int, *, writes: bool) -> Iterator[None]:
     folder = Path(workdir) / FOLDER
     record = {
         "step": step,
-        "reached": max([step, *(row["step"] for row in _rows(Path(workdir))[-1:])]),
+        "reached": max(step, _last_logged_step(Path(workdir))),
         "started": process_identity.now(),
         "host": socket.gethostname(),
         "processes": jax.process_count(),
@@ -84,9 +84,12 @@ def read(workdir: PathLike) -> list[Start]:
     return starts
 
 
-def _rows(workdir: Path) -> list[dict]:
-    path = workdir / "metrics.jsonl"
-    return metrics_logger.read_rows(path) if path.exists() else []
+def _last_logged_step(workdir: Path) -> int:
+    """0 if no row can be read, which is for the metrics logger to report."""
+    with contextlib.suppress(DataError):
+        rows = metrics_logger.read_rows(workdir / "metrics.jsonl")
+        return rows[-1]["step"] if rows else 0
+    return 0
 
 
 def _create(folder: Path, text: str) -> int:

@@ -83,10 +83,10 @@ def test_the_collectives_are_those_of_the_step(result):
 
 def test_between_two_slices_go_gradients_and_no_weights(run_cli):
     flags = ["--config.parallel=shard_map", "--config.fsdp=true", "--config.topology=2xv5e:2x2"]
-    done = run_cli(*SMALL, *flags, f"--config.train.batch_size={BATCH}", "--json", **QUICK)
+    flags += [f"--config.train.batch_size={BATCH}", "--json"]
+    done = run_cli(*SMALL, *flags, timeout=900, **QUICK)
     assert done.status == 0, done.stderr
-    result = json.loads(done.stdout)
-    row = result["topologies"]["2xv5e:2x2"]
+    row = json.loads(done.stdout)["topologies"]["2xv5e:2x2"]
     assert row["fits"] and row["chips"] == 2 * CHIPS
     use = row["collectives"]
     # A slice gathers its weights and scatters their gradients by itself.
