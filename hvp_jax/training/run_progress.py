@@ -83,7 +83,7 @@ def read(workdir: Path, rows: list[dict[str, Any]]) -> RunProgress:
     measured = [row["measured"] for row in rows if row.get("measured", {}).get("steps/s")]
     recent = measured[-RECENT:]
     rate = statistics.median(m["steps/s"] for m in recent) if recent else None
-    last = next((row for row in reversed(rows) if "loss" in row), {})
+    last: dict[str, Any] = next((row for row in reversed(rows) if "loss" in row), {})
     age = _seconds_between(lock["heartbeat"], process_identity.now()) if lock else None
     state = _state(lock, age, finished=steps is not None and step >= steps)
     kept = _kept_seconds(rows, starts[0].step if starts else 0) if starts else None

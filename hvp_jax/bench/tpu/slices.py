@@ -21,7 +21,7 @@ class Slice(NamedTuple):
     """A slice, or several that train together."""
 
     name: str  # such as v5e:4x4, or 2xv5e:4x4 for two of it
-    count: int
+    slices: int
     devices: list[jax.Device]  # one a chip
     peak: Peak
     chip: Tpu
@@ -57,5 +57,5 @@ def is_here(target: Slice) -> bool:
     """Whether JAX runs on the slices themselves."""
     here = jax.devices()
     kind, count = here[0].device_kind, len({slice_index(device) for device in here})
-    expected = len(target.devices), target.devices[0].device_kind, target.count
+    expected = len(target.devices), target.devices[0].device_kind, target.slices
     return (len(here), kind, count) == expected
