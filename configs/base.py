@@ -153,7 +153,8 @@ def get_config() -> ConfigDict:
 
     config.bench = "step"  # step, similarity, input, memory, plan, tpu: what `bench` measures
     # Of `bench=tpu`, the slices to compile for: generation and chips along each axis, such as
-    # v5e:4x4; several are separated by commas. v4, v5e, v5p, v6e.
+    # v5e:4x4; 2xv5e:4x4 is two such slices at once; several are separated by commas. v4, v5e, v5p,
+    # v6e.
     config.topology = "v5e:2x2"
     # "from:to", steps counted from 1, whose trace `train` writes to workdir/profile; empty: none.
     config.profile = ""

@@ -166,7 +166,7 @@ VERBS = {
     ),
     "report": Verb(
         "hvp_jax.cli.verbs.report:run",
-        "make the table of a sweep from what its runs have written; or print the figures of a run",
+        "make the table of a sweep from what its runs have written; or say where a run is",
         (required(WORKDIR),),
     ),
 }

@@ -105,10 +105,10 @@ def _validate_augment(rand_augment: str, crop: float) -> None:
 
 
 def _validate_topology(text: str) -> None:
-    one = rf"({'|'.join(GENERATIONS)}):[1-9][0-9]*(x[1-9][0-9]*){{1,2}}"
+    one = rf"([1-9][0-9]*x)?({'|'.join(GENERATIONS)}):[1-9][0-9]*(x[1-9][0-9]*){{1,2}}"
     if not re.fullmatch(rf"{one}(,{one})*", text):
         raise UsageError(
             f"config.topology is {text!r}; it must be {', '.join(GENERATIONS[:-1])} or "
-            f"{GENERATIONS[-1]} and the chips along each axis, such as v5e:4x4, or several with "
-            "commas between, such as v5e:4x4,v4:2x2x4"
+            f"{GENERATIONS[-1]} and the chips along each axis, such as v5e:4x4, or 2xv5e:4x4 for "
+            "two slices, or several with commas between, such as v5e:4x4,v4:2x2x4"
         )

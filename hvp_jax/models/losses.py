@@ -9,7 +9,7 @@ from hvp_jax.models.clip_config import PAPER_TERMS
 
 def info_nce(
     logits: Float[Array, "*stack texts clips"],
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
     positives: Bool[Array, "texts clips"] | None = None,
 ) -> Float[Array, "*stack"]:
     """Mean cross-entropy of the diagonal over rows, plus that over columns.
@@ -44,7 +44,7 @@ def info_nce(
 
 
 def same_clip(
-    clip_ids: Int[Array, " clips"], axis: str | None = None
+    clip_ids: Int[Array, " clips"], axis: str | tuple[str, ...] | None = None
 ) -> tuple[Bool[Array, "texts clips"], Bool[Array, "texts clips"]]:
     """Whether text i is a caption of clip j, and whether it is the one that is paired with it.
 
@@ -63,7 +63,7 @@ def same_clip(
 def contrastive(
     scores: Float[Array, "terms l texts clips"],
     log_scale: Float[Array, ""],
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
     *,
     terms: tuple[str, ...] = PAPER_TERMS,
     form: str = "per_term",

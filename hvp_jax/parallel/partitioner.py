@@ -17,12 +17,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from data.errors import UsageError
 from hvp_jax.parallel.sharding import Collectives, merge_channels, shard_axis
 
-AXIS = "batch"
+AXIS, SLICE = "batch", "slice"
+
+
+def slice_index(device: Any) -> int:
+    """The slice of a TPU that a device is of; on a GPU JAX gives this name to something else."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def make_mesh(devices: list) -> Mesh:
-    """A mesh of `devices` with one axis, along which batches are sharded."""
-    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    """A mesh of `devices` along whose axes batches are sharded.
+
+    One axis; with several slices of a TPU, they are a second one, before it.
+    """
+    slices = sorted({slice_index(device) for device in devices})
+    if len(slices) < 2:
+        return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    rows = [[d for d in devices if slice_index(d) == index] for index in slices]
+    return Mesh(np.array(rows), (SLICE, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _batch_spec(mesh: Mesh) -> PartitionSpec:
+    """How a batch is sharded: along all axes of a mesh."""
+    return PartitionSpec(mesh.axis_names if len(mesh.axis_names) > 1 else AXIS)
 
 
 def _abstract(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -43,7 +60,7 @@ def _with_stop_flag(step: Callable) -> Callable:
 class Partitioner:
     """The devices of a run and how states, batches and functions are distributed over them.
 
-    With `fsdp` each device holds a shard of the parameters and moments
+    With `fsdp` each device of a slice holds a shard of the parameters and moments
     (`hvp_jax/parallel/sharding.py`).
 
     The two kinds differ in three places: where a state lives (`_state_mesh`), the shape of a batch
@@ -55,6 +72,7 @@ class Partitioner:
         self.devices = devices or jax.devices()
         self.local_devices = [d for d in self.devices if d.process_index == jax.process_index()]
         self.mesh, self.local_mesh = make_mesh(self.devices), make_mesh(self.local_devices)
+        self._devices_of_a_slice = self.mesh.shape[AXIS]
         # pmap takes and returns arrays of its own process's devices.
         self._state_mesh = self.local_mesh if kind == "pmap" else self.mesh
 
@@ -70,7 +88,7 @@ class Partitioner:
         """The partition spec of each array of a state."""
 
         def spec(x) -> PartitionSpec:
-            axis = shard_axis(x.shape, len(self.devices)) if self.fsdp else -1
+            axis = shard_axis(x.shape, self._devices_of_a_slice) if self.fsdp else -1
             return PartitionSpec() if axis < 0 else PartitionSpec(*[None] * axis, AXIS)
 
         return jax.tree.map(spec, tree)
@@ -93,7 +111,7 @@ class Partitioner:
                 lambda x: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype),
                 (batch, stop),
             )
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        sharding = NamedSharding(self.mesh, _batch_spec(self.mesh))
         return jax.tree.map(lambda x: _abstract(x, sharding), (batch, stop))
 
     def shard_state(self, tree: Any) -> Any:
@@ -147,7 +165,7 @@ class Partitioner:
         if self.kind == "pmap":  # takes an axis of local devices first
             n = len(self.local_devices)
             batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
-        sharding = NamedSharding(self._state_mesh, PartitionSpec(AXIS))
+        sharding = NamedSharding(self._state_mesh, _batch_spec(self._state_mesh))
         return jax.make_array_from_process_local_data(sharding, batch)
 
     def compile_train_step(self, step: Callable, state: Any) -> jax.stages.Wrapped:
@@ -158,10 +176,10 @@ class Partitioner:
         """
         step = _with_stop_flag(step)
         # One device has nothing to reduce, but XLA would copy every gradient through a reduction.
-        axis = AXIS if len(self.devices) > 1 else None
+        several = len(self.devices) > 1
         if self.kind == "pmap":
             return jax.pmap(
-                functools.partial(step, collectives=Collectives(axis)),
+                functools.partial(step, collectives=Collectives(AXIS if several else None)),
                 axis_name=AXIS,
                 in_axes=(None, 0),
                 out_axes=None,
@@ -169,15 +187,16 @@ class Partitioner:
                 devices=self.devices,
             )
         shard_axes = None
-        if self.fsdp and axis:
+        if self.fsdp and several:
             shard_axes = jax.tree.map(
-                lambda x: shard_axis(x.shape, len(self.devices)), state.params
+                lambda x: shard_axis(x.shape, self._devices_of_a_slice), state.params
             )
-        specs = self._specs(state)
+        specs, batch_spec = self._specs(state), _batch_spec(self.mesh)
+        axis = batch_spec[0] if several else None
         mapped = jax.shard_map(
             functools.partial(step, collectives=Collectives(axis, shard_axes)),
             mesh=self.mesh,
-            in_specs=(specs, PartitionSpec(AXIS)),
+            in_specs=(specs, batch_spec),
             out_specs=(specs, PartitionSpec()),
             # The step does its own collectives, as it must under pmap.
             check_vma=False,

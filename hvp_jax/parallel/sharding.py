@@ -2,6 +2,9 @@
 
 One rule, by shape alone, holds for parameters and the optimiser's moments: a large array is
 sharded along its longest axis that the number of devices divides; any other array is replicated.
+Of several slices of a TPU, each holds all shards: arrays are gathered from the devices of one
+slice, whose links are fast, and between slices go the means of gradients, the features of the
+texts and the sums of the loss.
 """
 
 import math
@@ -34,12 +37,18 @@ def shard_axis(shape: tuple[int, ...], devices: int) -> int:
 class Collectives(NamedTuple):
     """What a step does across the devices of mesh axis `axis`; without an axis, nothing.
 
-    `shard_axes` is a tree like the parameters: the axis along which each is sharded, or -1. None
-    if all are replicated.
+    `axis` may be several axes, the last of which has the devices of one slice. `shard_axes` is a
+    tree like the parameters: the axis along which each is sharded, or -1. None if all are
+    replicated.
     """
 
-    axis: str | None = None
+    axis: str | tuple[str, ...] | None = None
     shard_axes: dict | None = None
+
+    @property
+    def slice_axis(self) -> str | None:
+        """The mesh axis over whose devices arrays are sharded: those of one slice."""
+        return self.axis[-1] if isinstance(self.axis, tuple) else self.axis
 
     def all_gather_params(self, params: optax.Params) -> optax.Params:
         """A device's shards -> complete parameters. Their gradient is sharded, and summed."""
@@ -49,7 +58,7 @@ class Collectives(NamedTuple):
         """A device's shards -> complete arrays; `axes` is a tree like `shard_axes`."""
         return jax.tree.map(
             lambda x, axis: (
-                x if axis < 0 else jax.lax.all_gather(x, self.axis, axis=axis, tiled=True)
+                x if axis < 0 else jax.lax.all_gather(x, self.slice_axis, axis=axis, tiled=True)
             ),
             shards,
             axes,
@@ -61,8 +70,8 @@ class Collectives(NamedTuple):
         def own(x, axis):
             if axis < 0:
                 return x
-            size = x.shape[axis] // jax.lax.axis_size(self.axis)
-            first = jax.lax.axis_index(self.axis) * size
+            size = x.shape[axis] // jax.lax.axis_size(self.slice_axis)
+            first = jax.lax.axis_index(self.slice_axis) * size
             return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
 
         return jax.tree.map(own, arrays, axes)
@@ -74,12 +83,16 @@ class Collectives(NamedTuple):
         if self.shard_axes is None:
             return jax.lax.pmean(grads, self.axis)
         devices = jax.lax.axis_size(self.axis)
-        # The backward pass of `all_gather_params` has summed the sharded ones already.
-        return jax.tree.map(
-            lambda g, axis: jax.lax.pmean(g, self.axis) if axis < 0 else g / devices,
-            grads,
-            self.shard_axes,
-        )
+
+        def mean(g, axis):
+            if axis < 0:
+                return jax.lax.pmean(g, self.axis)
+            # The backward pass of `all_gather_params` has summed it over the slice already.
+            if isinstance(self.axis, tuple):
+                g = jax.lax.psum(g, self.axis[:-1])
+            return g / devices
+
+        return jax.tree.map(mean, grads, self.shard_axes)
 
     def global_norm(self, grads: optax.Params) -> jax.Array:
         """The global norm of gradients of which this device holds its shards."""
@@ -89,7 +102,7 @@ class Collectives(NamedTuple):
         pairs = list(zip(jax.tree.leaves(squares), jax.tree.leaves(self.shard_axes), strict=True))
         sharded = sum(square for square, axis in pairs if axis >= 0)
         replicated = sum(square for square, axis in pairs if axis < 0)
-        return jnp.sqrt(jax.lax.psum(sharded, self.axis) + replicated)
+        return jnp.sqrt(jax.lax.psum(sharded, self.slice_axis) + replicated)
 
     def any(self, flags: jax.Array) -> jax.Array:
         """Whether a flag is true on any device, as int32."""

@@ -32,6 +32,7 @@ from hvp_jax.monitoring.throughput import ThroughputMeter, release_freed_memory
 from hvp_jax.monitoring.watchdog import WAITING_FOR_DEVICES, Watchdog
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.processes import barrier, is_primary, process_index_and_count
+from hvp_jax.training.run_history import recorded
 from hvp_jax.training.step_spec import StepSpec
 from hvp_jax.training.train_state import TrainState
 from hvp_jax.training.train_step import train_step
@@ -100,6 +101,7 @@ class TrainLoop:
             self.workdir / "alive", config.train.stall_timeout, *process_index_and_count()
         )
         with contextlib.ExitStack() as stack:
+            stack.enter_context(recorded(self.workdir, self._at, writes=is_primary()))
             logger = MetricsLogger(self.workdir, config.train.steps, self._at, writes=is_primary())
             self.metrics = stack.enter_context(logger)
             self.profiler = stack.enter_context(StepProfiler(self.workdir / "profile", profiled))

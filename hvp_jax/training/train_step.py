@@ -43,7 +43,7 @@ def loss_from_features(
     paired: bool = False,
     chunk_size: int = 16,
     dtype: DTypeLike | None = None,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
     form: str = "per_term",
     same_video: str = "negative",
     clip_ids: Int[Array, " clips"] | None = None,
@@ -72,7 +72,7 @@ def loss_fn(
     batch: TrainBatch,
     spec: StepSpec,
     *,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
     all_gather_params: Callable[[optax.Params], optax.Params] = lambda params: params,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss over the global batch, the same number on every device.

@@ -81,6 +81,24 @@ def test_the_collectives_are_those_of_the_step(result):
             assert use["all-reduce"]["largest_bytes"] < 4 * 2**14  # smaller weights are whole
 
 
+def test_between_two_slices_go_gradients_and_no_weights(run_cli):
+    flags = ["--config.parallel=shard_map", "--config.fsdp=true", "--config.topology=2xv5e:2x2"]
+    flags += [f"--config.train.batch_size={BATCH}", "--json"]
+    done = run_cli(*SMALL, *flags, timeout=900, **QUICK)
+    assert done.status == 0, done.stderr
+    row = json.loads(done.stdout)["topologies"]["2xv5e:2x2"]
+    assert row["fits"] and row["chips"] == 2 * CHIPS
+    use = row["collectives"]
+    # A slice gathers its weights and scatters their gradients by itself.
+    assert use["all-gather"]["largest_bytes"] in (EMBEDDING // 2, EMBEDDING)
+    assert EMBEDDING <= use["reduce-scatter"]["largest_bytes"] < 1.01 * EMBEDDING
+    # A chip sends the gradients of its shards to the other slice, and features of its texts.
+    assert use["all-reduce between slices"]["largest_bytes"] == EMBEDDING // CHIPS
+    features = BATCH * WORDS * WIDTH * 4
+    assert use["all-gather between slices"]["largest_bytes"] <= features
+    assert use["reduce-scatter between slices"]["largest_bytes"] <= features
+
+
 def test_what_does_not_fit_is_reported_in_the_compilers_words(monkeypatch):
     import jax
     import jax.numpy as jnp

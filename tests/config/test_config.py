@@ -268,10 +268,10 @@ def test_validation_imports_no_jax():
 
 
 @pytest.mark.parametrize(
-    "text", ["v5e", "v5e:2", "v3:2x2", "v5e:2x2,", "v5e:0x2", "v5e:2x2 v4:2x2x1"]
+    "text", ["v5e", "v5e:2", "v3:2x2", "v5e:2x2,", "v5e:0x2", "0xv5e:2x2", "v5e:2x2 v4:2x2x1"]
 )
 def test_a_topology_names_a_generation_and_the_chips_along_each_axis(text):
-    validate(changed(topology="v5e:4x4,v4:2x2x4,v5p:2x2x1,v6e:4x4"))
+    validate(changed(topology="v5e:4x4,v4:2x2x4,v5p:2x2x1,2xv6e:4x4"))
     with pytest.raises(UsageError, match="config.topology is .* such as v5e:4x4"):
         validate(changed(topology=text))
 

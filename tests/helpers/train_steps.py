@@ -1,9 +1,14 @@
-"""A small model, its optimiser and batches for it."""
+"""A small model, its optimiser, batches for it and devices to train it on."""
 
+from unittest import mock
+
+import jax
 import numpy as np
 
 from data.batches.batch import Batch
 from hvp_jax.models.hvpnet import HVPNet
+from hvp_jax.parallel import partitioner
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training.optimization import optimizer
 from tests.helpers.small import SIZES, captions, normal
 
@@ -19,3 +24,10 @@ def batch_of(seed: int) -> Batch:
     video_mask = np.ones((BATCH, FRAMES), bool)
     video_mask[::2, 1] = False
     return Batch(ids, text_mask, video, video_mask)
+
+
+def make_partitioner(kind: str, fsdp: bool, devices: int, slices: int = 1) -> Partitioner:
+    """A partitioner of simulated devices, in as many simulated slices."""
+    of_a_slice = devices // slices
+    with mock.patch.object(partitioner, "slice_index", lambda device: device.id // of_a_slice):
+        return Partitioner(kind, fsdp, jax.devices()[:devices])

@@ -208,7 +208,8 @@ def test_report_of_a_sweep_a_run_and_neither(folder, tmp_path):
     assert fields["text_to_video"]["R@1"] == of_runs(folder, "same", "text_to_video", "R@1")[0]
     assert "step_ms: 1100.0" in run.text and "text to video" in run.text
     (run_folder(folder, "same", 0) / "eval.json").unlink()
-    assert report.run(run_folder(folder, "same", 0)).text.startswith("step 10\n\nparameters")
+    text = report.run(run_folder(folder, "same", 0)).text
+    assert text.startswith("step 10, stopped\nloss 1.0000\n\nparameters")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds neither a sweep nor a run"):
         report.run(tmp_path / "empty")

@@ -83,6 +83,8 @@ def test_the_cost_of_a_run_is_written(uninterrupted):
     assert cost["step_ms"] > 0 and cost["peak_memory_mib"] > 10
     printed = report.run(workdir)
     assert printed.cost == cost and printed.step == 6
+    assert printed.progress.state == "finished" and printed.progress.restarts == 0
+    assert 0 < printed.progress.goodput <= 1
     assert printed.text_to_video == result["text_to_video"]
 
 
@@ -138,6 +140,8 @@ def test_a_stopped_run_resumes_with_the_numbers_of_an_uninterrupted_one(
     large = {"encode_text", "encode_video", "_fun"}  # _fun: the step of pmap
     assert large <= loaded and not large & compiled, (loaded, compiled)
     assert json.loads(second.stdout)["text_to_video"] == uninterrupted[1]["text_to_video"]
+    progress = report.run(workdir).progress
+    assert progress.state == "finished" and (progress.restarts, progress.lost_steps) == (1, 0)
     # Every row of an uninterrupted run, once, with exactly the same numbers.
     assert rows(workdir) == rows(uninterrupted[0])
 

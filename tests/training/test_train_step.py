@@ -1,6 +1,8 @@
 """The training step gives the same numbers on one or eight devices, by pmap or shard_map."""
 
 import functools
+import math
+import re
 from unittest import mock
 
 import jax
@@ -11,10 +13,11 @@ import pytest
 from hvp_jax.models import similarity
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parallel.partitioner import Partitioner
+from hvp_jax.parallel.sharding import MIN_SHARDED_SIZE
 from hvp_jax.training import step_spec, train_state
 from hvp_jax.training.train_step import loss_fn, per_clip_keys, train_step
 from tests.helpers.small import SIZES, normal, random_params
-from tests.helpers.train_steps import MODEL, OPTIMIZER, batch_of
+from tests.helpers.train_steps import BATCH, MODEL, OPTIMIZER, WORDS, batch_of, make_partitioner
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -22,12 +25,9 @@ PARTITIONERS = {
     "pmap 1": ("pmap", False, 1),
     "pmap 8": ("pmap", False, 8),
     "fsdp 8": ("shard_map", True, 8),
+    "fsdp 2x4": ("shard_map", True, 8, 2),
 }
 NAMES = list(PARTITIONERS)
-
-
-def make_partitioner(kind: str, fsdp: bool, devices: int) -> Partitioner:
-    return Partitioner(kind, fsdp, jax.devices()[:devices])
 
 
 def to_numpy(tree):
@@ -112,15 +112,49 @@ def test_states_are_donated_and_the_initial_params_are_not(runs, params, name):
     assert np.isfinite(params["clip"]["logit_scale"])
 
 
-def test_with_fsdp_a_device_holds_its_shard(runs):
-    state = runs["fsdp 8"][3]
+@pytest.mark.parametrize(("name", "shards"), [("fsdp 8", 8), ("fsdp 2x4", 4)])
+def test_with_fsdp_a_device_holds_its_shard(runs, name, shards):
+    state = runs[name][3]
     kernel = state.params["clip"]["visual"]["tower"]["blocks"]["mlp_in"]["kernel"]
     moments = [m for m in jax.tree.leaves(state.opt_state) if m.shape == kernel.shape]
     assert moments
     for x in (kernel, *moments):
-        assert x.addressable_shards[0].data.size == x.size // 8
-    replicated = make_partitioner(*PARTITIONERS["fsdp 8"]).replicate_params(state.params)
+        assert x.addressable_shards[0].data.size == x.size // shards
+    replicated = make_partitioner(*PARTITIONERS[name]).replicate_params(state.params)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(replicated))
+
+
+def test_parameters_are_gathered_inside_a_slice(params):
+    """And their gradients are scattered there; what is all-reduced between slices is scattered."""
+    spec = step_spec.StepSpec(model=MODEL, optimizer=OPTIMIZER, seed=3)
+    partitioner = make_partitioner(*PARTITIONERS["fsdp 2x4"])
+    state = jax.eval_shape(lambda: train_state.create_train_state(params, OPTIMIZER))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of(0))
+    step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
+    lowered = step.lower(partitioner.abstract_state(state), partitioner.abstract_batch(batch))
+    # The groups of devices, and the shape of the result.
+    collective = r"stablehlo\.{}.*?replica_groups = dense<(.*?)>.*?-> tensor<((?:\d+x)*)\w+>"
+    found = {
+        kind: re.findall(collective.format(kind), lowered.as_text(), re.DOTALL)
+        for kind in ("all_gather", "reduce_scatter", "all_reduce")
+    }
+    of_a_slice, between = "[[0, 1, 2, 3], [4, 5, 6, 7]]", "[[0, 4], [1, 5], [2, 6], [3, 7]]"
+    everywhere = "[[0, 1, 2, 3, 4, 5, 6, 7]]"
+    by_groups = {
+        kind: {groups: [shape for g, shape in pairs if g == groups] for groups, _ in pairs}
+        for kind, pairs in found.items()
+    }
+    sharded = sum(x.size >= MIN_SHARDED_SIZE for x in jax.tree.leaves(params))
+    assert len(by_groups["all_gather"][of_a_slice]) == sharded > 3
+    learning = sharded - 1  # the embedding of patches is frozen
+    assert len(by_groups["reduce_scatter"][of_a_slice]) == learning
+    assert len(by_groups["all_reduce"][between]) >= learning
+    assert set(by_groups["all_gather"]) | set(by_groups["reduce_scatter"]) == {
+        of_a_slice,
+        everywhere,  # the features of the texts
+    }
+    texts = [math.prod(map(int, s.split("x")[:-1])) for s in by_groups["all_gather"][everywhere]]
+    assert max(texts) <= BATCH * WORDS * SIZES.embed_dim
 
 
 def test_a_stop_flag_is_in_the_metrics(runs):

@@ -19,7 +19,7 @@ from hvp_jax.training.optimization.update_rules import BertAdamState, muon_dimen
 from hvp_jax.training.train_step import train_step
 from tests.helpers.saved_states import batches_at
 from tests.helpers.small import normal, random_params
-from tests.helpers.train_steps import MODEL, batch_of
+from tests.helpers.train_steps import MODEL, batch_of, make_partitioner
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -105,16 +105,16 @@ def test_the_default_has_the_state_of_before(params):
     assert len(jax.tree.leaves(state)) == 2 * len(jax.tree.leaves(params)) + 1
 
 
-@pytest.mark.parametrize("name", ["lion", "muon"])
-def test_eight_devices_with_shards_make_the_updates_of_one(name, params):
+@pytest.mark.parametrize(("name", "slices"), [("lion", 1), ("muon", 1), ("muon", 2)])
+def test_eight_devices_with_shards_make_the_updates_of_one(name, slices, params):
     """Two steps of a small model; a large matrix and its moments are sharded over the devices."""
     tx = make(name, clip_layers=LAST, warmup_fraction=0.0)
     spec = step_spec.StepSpec(
         model=MODEL.clone(learning_layers=1), optimizer=tx, noise=False, clip_layers=LAST
     )
     states = []
-    for fsdp, devices in ((False, 1), (True, 8)):
-        partitioner = Partitioner("shard_map", fsdp, jax.devices()[:devices])
+    for arguments in ((False, 1), (True, 8, slices)):
+        partitioner = make_partitioner("shard_map", *arguments)
         state = partitioner.shard_state(train_state.create_train_state(params, tx))
         step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
         for i in range(2):
@@ -124,7 +124,8 @@ def test_eight_devices_with_shards_make_the_updates_of_one(name, params):
     one, sharded = states
     kernel = sharded.params["clip"]["visual"]["tower"]["blocks"]["mlp_in"]["kernel"]
     moments = [m for m in jax.tree.leaves(sharded.opt_state) if m.shape == kernel.shape]
-    assert moments and all(m.addressable_shards[0].data.size == m.size // 8 for m in moments)
+    sizes = {m.addressable_shards[0].data.size * 8 // slices for m in moments}
+    assert sizes == {kernel.size}
     pairs = zip(*(jax.tree.leaves(state.params) for state in states), strict=True)
     errors = np.concatenate([np.abs(np.asarray(x) - np.asarray(y)).ravel() for x, y in pairs])
     # Signs and orthogonalisation magnify the rounding of gradients near 0.

@@ -83,7 +83,7 @@ def with_estimates(
     result: SliceResult, text: str, target: Slice, config: ConfigDict, model: HVPNet
 ) -> SliceResult:
     """Adds what the text of the compiled program says."""
-    estimator = Estimator(parse(text), target.peak, target.chip, result.chips)
+    estimator = Estimator(parse(text), target.peak, target.chip, result.chips // target.slices)
     tally = estimator.total()
     peak = target.peak.flops if model.dtype == jnp.bfloat16 else target.peak.flops_float32
     operations = flops.training_step(

@@ -11,7 +11,7 @@ A sum over the instructions of the program, the bodies of loops times their numb
   result at the full bandwidth of the memory.
 
 Copies between the memories of a chip that run beside other instructions are counted apart and are
-not in the sum.
+not in the sum. Of what goes between slices, by their hosts' network, the bytes are counted.
 """
 
 from typing import NamedTuple
@@ -23,11 +23,18 @@ from hvp_jax.monitoring.accelerators import Peak, Tpu
 
 CYCLES, KERNEL, BYTES, COPY = "cycles", "kernel", "bytes", "copy"
 COLLECTIVE, ASYNC_COLLECTIVE = "collective", "asynchronous collective"
+BETWEEN = " between slices"  # ends the name of a kind of collective that crosses them
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # They do nothing at run time, or are the second half of an asynchronous operation.
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"}
 FREE |= {"partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done", "async-done"}
-FREE |= {"async-update", *(f"{kind}-done" for kind in COLLECTIVES)}
+FREE |= {
+    "send-done",
+    "recv",
+    "recv-done",
+    "async-update",
+    *(f"{kind}-done" for kind in COLLECTIVES),
+}
 FREE_CALLS = ("AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked")
 
 
@@ -78,7 +85,10 @@ class Tally(dict[Item, Amount]):
 
 
 class Estimator:
-    """Costs of a program's computations on `chips` chips. `loops_without_count` are run once."""
+    """Costs of a program's computations on a slice of `chips` chips.
+
+    `loops_without_count` are run once.
+    """
 
     def __init__(self, program: Program, peak: Peak, chip: Tpu, chips: int):
         self.program, self.peak, self.chip, self.chips = program, peak, chip, chips
@@ -121,6 +131,8 @@ class Estimator:
         kind = x.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             return self._collective(x, computation, x.opcode != kind)
+        if x.opcode == "send":
+            return _between_slices(x)
         if x.opcode == "fusion":
             return self._fusion(x, name)
         return self._plain(x, computation, part_of(name))
@@ -190,6 +202,14 @@ class Estimator:
         moved += sum(b for o in set(x.operands) for b in operand_bytes(computation, o))
         seconds = int(flops) / self.peak.flops + moved / self.peak.bandwidth
         return Tally({Item(KERNEL, part_of(name), kernel): Amount(1, moved, seconds)})
+
+
+def _between_slices(x: Instruction) -> Tally:
+    """What a chip gives to its host, as the compiler writes a collective across slices."""
+    kind = x.attribute(r'_xla_megascale_transfer_type="(\w+)"').lower().replace("_", "-")
+    moved = max(array_bytes(x.shape))
+    item = Item(COLLECTIVE, EXCHANGE, kind + BETWEEN)
+    return Tally({item: Amount(1, moved, 0, moved)})
 
 
 def _is_kernel(x: Instruction) -> bool:

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from hvp_jax.bench.tpu.estimate import BETWEEN
 from hvp_jax.bench.tpu.parts import PARTS
 from hvp_jax.bench.tpu.result import SliceResult, TpuResult
 from hvp_jax.models.hvpnet import HVPNet
@@ -100,6 +101,8 @@ def _collectives(result: TpuResult) -> str:
 
 def _notes(result: TpuResult) -> list[str]:
     notes = []
+    if any(BETWEEN in kind for row in result.topologies.values() for kind in row.collectives):
+        notes.append("What goes between slices is counted in bytes of a chip, and takes no time.")
     for name, row in result.topologies.items():
         if not row.fits:
             largest = row.largest_batch or "none"

@@ -1,4 +1,4 @@
-"""The verb `report`: the table of a sweep, made again, or the figures of one run."""
+"""The verb `report`: the table of a sweep, made again, or where one run is and its figures."""
 
 import dataclasses
 import json
@@ -11,17 +11,21 @@ from hvp_jax.evaluation import costs, report
 from hvp_jax.monitoring.metrics_logger import read_rows
 from hvp_jax.sweeps.manifest import MANIFEST_FILE
 from hvp_jax.sweeps.results import SweepResult, summarize
+from hvp_jax.training import run_progress
+from hvp_jax.training.run_progress import RunProgress
 
 
 @dataclasses.dataclass(frozen=True)
 class RunReport:
-    """A run: the last step that it has logged, its latest figures of `split`, and its cost.
+    """A run: its progress, its latest figures of `split`, and its cost.
 
     The figures are those of eval.json, or while the run trains, of its last validation.
     """
 
-    step: int
+    step: int  # the last that it has logged
+    progress: RunProgress
     split: str | None
+    evaluated_step: int | None
     text_to_video: dict[str, float]
     video_to_text: dict[str, float]
     counts: dict[str, int]
@@ -29,10 +33,11 @@ class RunReport:
 
     @property
     def text(self) -> str:
-        parts = [f"step {self.step}"]
+        parts = [self.progress.text]
         if self.split:
-            parts[0] += f", split {self.split}"
-            parts.append(report.table(self.text_to_video, self.video_to_text, self.counts))
+            at = "" if self.evaluated_step is None else f" at step {self.evaluated_step}"
+            table = report.table(self.text_to_video, self.video_to_text, self.counts)
+            parts.append(f"split {self.split}{at}\n{table}")
         if self.cost:
             parts.append("\n".join(f"{name}: {value}" for name, value in self.cost.items()))
         return "\n\n".join(parts)
@@ -57,7 +62,9 @@ def run(workdir: Path) -> SweepResult | RunReport:
         )
         return RunReport(
             step=rows[-1]["step"] if rows else 0,
+            progress=run_progress.read(workdir, rows),
             split=figures.get("split"),
+            evaluated_step=figures.get("step", figures.get("checkpoint", {}).get("step")),
             **{key: figures.get(key, {}) for key in ("text_to_video", "video_to_text", "counts")},
             cost=costs.read(workdir),
         )

@@ -123,7 +123,7 @@ def scale_by_layer(layers: ClipLayers) -> optax.GradientTransformationExtraArgs:
                 return u * share
             shares = jnp.asarray(share, u.dtype)
             if u.shape[0] < len(share):  # this device holds some of the layers
-                first = jax.lax.axis_index(collectives.axis) * u.shape[0]
+                first = jax.lax.axis_index(collectives.slice_axis) * u.shape[0]
                 shares = jax.lax.dynamic_slice_in_dim(shares, first, u.shape[0])
             return u * shares.reshape(-1, *[1] * (u.ndim - 1))
 

@@ -127,7 +127,7 @@ def on_complete_arrays(
         if collectives.shard_axes is None:
             return rule.update(grads, state, params, **extra_args)
         grads, params = map(collectives.all_gather_params, (grads, params))
-        devices = jax.lax.axis_size(collectives.axis)
+        devices = jax.lax.axis_size(collectives.slice_axis)
         axes = jax.tree.map(
             lambda x: shard_axis(x.shape, devices), jax.eval_shape(rule.init, grads)
         )
