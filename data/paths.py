@@ -27,6 +27,11 @@ PATTERN = re.compile(r"[*?\[\]#]")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 VARIABLE = re.compile(r"\$(?:\{[^}]*\}?|[A-Za-z_]\w*)")
 
+NOT_IN_S3 = (
+    "checkpoints and shards can be read and written on this machine's disks and in gs://, not in "
+    "s3://; choose a folder there"
+)
+
 
 def check_path(name: str, text: str, kind: Kind = "any") -> str:
     """The path that the flag or config key `name` gives, with `~` and `$NAME` expanded.
@@ -152,10 +157,7 @@ def _check_in_bucket(shown: str, path: str, kind: Kind) -> str:
     if kind == "local":
         raise UsageError(f"{shown} is in a bucket; it must be a folder on this machine's disks")
     if kind == "arrays" and protocol == "s3":
-        raise UsageError(
-            f"{shown}: checkpoints and shards can be read and written on this machine's disks and "
-            "in gs://, not in s3://; choose a folder there"
-        )
+        raise UsageError(f"{shown}: {NOT_IN_S3}")
     library = BUCKET_LIBRARIES[protocol]
     if importlib.util.find_spec(library) is None:
         raise UsageError(f"{shown} needs {library}: `pip install -r requirements-bucket.txt`")
