@@ -72,7 +72,6 @@ TO_CONVERT = {
     "hvp_jax/checkpoints/checkpointer.py",
     "hvp_jax/checkpoints/disk_space.py",
     "hvp_jax/evaluation/contact_sheet.py",
-    "hvp_jax/evaluation/rankings.py",
     "hvp_jax/monitoring/metrics_logger.py",
     "hvp_jax/monitoring/tensorboard.py",
     "hvp_jax/monitoring/workdir_lock.py",

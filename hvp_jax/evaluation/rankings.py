@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from data import records
 from data.errors import DataError
+from data.storage import files as storage
 from data.storage.path import Path, PathLike
 from hvp_jax.evaluation import metrics
 from hvp_jax.monitoring import json_files
@@ -61,7 +62,7 @@ def read(folder: PathLike) -> Rankings:
     """The ranks that `write` wrote to `folder`. Raises DataError if they are absent or damaged."""
     path = Path(folder) / RANKS_FILE
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with storage.open_read(path) as file, np.load(file, allow_pickle=False) as arrays:
             fields = {name: arrays[name] for name in Rankings._fields}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: run `eval` with this workdir") from None

@@ -5,6 +5,7 @@ import os
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs.base import get_config
@@ -116,3 +117,10 @@ def test_a_golden_file_is_read(folder):
     expected, _ = golden.load_golden(Path(GOLDEN / "pytorch_small.npz"))
     assert_equal(arrays, expected)
     assert metadata == json.loads((GOLDEN / "pytorch_small.json").read_text())
+
+
+def test_orbax_cannot_write_to_s3_yet(buckets):
+    """Once it can, `data.paths` need not refuse workdirs there."""
+    path = Path("s3://bucket/arrays")
+    with pytest.raises(ValueError, match="should be absolute. Got s3:/bucket/arrays"):
+        ocp.StandardCheckpointHandler().save(path, args=ocp.args.StandardSave({"a": np.ones(2)}))
