@@ -4,6 +4,7 @@ A shell expands `~` and `$NAME` only where it sees them: not in `--workdir=~/run
 not in a config file. Taken literally they would make folders of these names.
 """
 
+import importlib.util
 import os
 import re
 import unicodedata
@@ -12,14 +13,24 @@ from typing import Literal
 from data.errors import UsageError
 from data.storage.path import is_bucket
 
-Kind = Literal["any", "file", "folder"]
+# "arrays": a folder that Orbax, TensorStore or ArrayRecord reads, which know gs:// only.
+# "local": a folder on this machine's disks.
+Kind = Literal["any", "file", "folder", "arrays", "local"]
 
 QUOTES = "\"'“”‘’"
 INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode categories: control, format, spaces
-# gs://bucket, s3:/bucket (as pathlib shortens it), hf://, host:/folder, user@host:/folder
+# hf://, https://, host:/folder, user@host:/folder
 REMOTE = re.compile(r"[\w.+@-]{2,}:/")
+BUCKET_URL = re.compile(r"(gs|s3):/+", re.IGNORECASE)
+BUCKET_LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
+PATTERN = re.compile(r"[*?\[\]#]")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 VARIABLE = re.compile(r"\$(?:\{[^}]*\}?|[A-Za-z_]\w*)")
+
+NOT_IN_S3 = (
+    "checkpoints and shards can be read and written on this machine's disks and in gs://, not in "
+    "s3://; choose a folder there"
+)
 
 
 def check_path(name: str, text: str, kind: Kind = "any") -> str:
@@ -27,7 +38,7 @@ def check_path(name: str, text: str, kind: Kind = "any") -> str:
 
     It need not exist. Raises UsageError if it is neither on this machine's disks nor in a bucket,
     has characters that nobody means, exists and cannot be read, or is not of the `kind` that is
-    needed. A bucket is not looked at.
+    needed. A bucket is not looked at: its paths lose a slash at the end and doubled ones.
     """
     shown = f"{name}={text}"
     if not text:
@@ -49,8 +60,8 @@ def check_path(name: str, text: str, kind: Kind = "any") -> str:
         raise UsageError(f"{shown} is a path of Windows; under WSL, C:\\x is /mnt/c/x")
     if path.startswith("file:/"):
         raise UsageError(f"{shown} is a URL; write /{path.removeprefix('file:').lstrip('/')}")
-    if is_bucket(path):
-        return path
+    if BUCKET_URL.match(path):
+        return _check_in_bucket(shown, path, kind)
     if REMOTE.match(path):
         raise UsageError(
             f"{shown} is neither on this machine nor in a bucket, gs://NAME/... or s3://NAME/...; "
@@ -125,6 +136,34 @@ def _expand_user(shown: str, text: str) -> str:
     return path
 
 
+def _check_in_bucket(shown: str, path: str, kind: Kind) -> str:
+    """The path without empty parts; raises UsageError if it is not one of an object or folder."""
+    scheme, _, rest = path.partition(":")
+    protocol = scheme.lower()
+    parts = [part for part in rest.split("/") if part not in ("", ".")]
+    clean = f"{protocol}://{'/'.join(parts)}"
+    if not parts:
+        raise UsageError(f"{shown} names no bucket; write {protocol}://BUCKET/FOLDER")
+    if not path.startswith(f"{protocol}://") or path.startswith(f"{protocol}:///"):
+        raise UsageError(f"{shown} is no path in a bucket; write {clean}")
+    if ".." in parts:
+        raise UsageError(f"{shown}: a bucket has no folder ..; write the path out")
+    if not is_bucket(clean):
+        raise UsageError(f"{shown}: {parts[0]} cannot be the name of a bucket")
+    if found := PATTERN.search(clean):  # its libraries expand patterns
+        raise UsageError(f"{shown} has a {found[0]}; choose a name in the bucket without it")
+    if kind == "file" and not parts[1:]:
+        raise UsageError(f"{shown} is a bucket; it must be a file in it")
+    if kind == "local":
+        raise UsageError(f"{shown} is in a bucket; it must be a folder on this machine's disks")
+    if kind == "arrays" and protocol == "s3":
+        raise UsageError(f"{shown}: {NOT_IN_S3}")
+    library = BUCKET_LIBRARIES[protocol]
+    if importlib.util.find_spec(library) is None:
+        raise UsageError(f"{shown} needs {library}: `pip install -r requirements-bucket.txt`")
+    return clean
+
+
 def _check_on_disk(shown: str, path: str, kind: Kind) -> None:
     try:
         os.lstat(path)
@@ -136,7 +175,7 @@ def _check_on_disk(shown: str, path: str, kind: Kind) -> None:
     if not os.path.exists(path):
         raise UsageError(f"{shown} is a link to {os.readlink(path)}, which does not exist")
     is_folder = os.path.isdir(path)
-    if kind == "folder" and not is_folder:
+    if kind not in ("any", "file") and not is_folder:
         raise UsageError(f"{shown} is a file; it must be a folder")
     if kind == "file" and is_folder:
         raise UsageError(f"{shown} is a folder; it must be a file")

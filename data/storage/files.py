@@ -162,6 +162,22 @@ def local_copy(path: PathLike) -> Iterator[str]:
         yield local
 
 
+@contextlib.contextmanager
+def local_output(path: PathLike) -> Iterator[str]:
+    """The path itself if it is on this machine's disks; else that of a file to be uploaded.
+
+    For libraries that write a file by its name. It is uploaded at the end, unless there is an
+    exception.
+    """
+    if not is_bucket(path):
+        yield os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, os.path.basename(os.fspath(path)))
+        yield local
+        upload(local, path)
+
+
 def remove(path: PathLike) -> None:
     """Removes a file, if there is one."""
     with contextlib.suppress(FileNotFoundError):

@@ -37,7 +37,7 @@ def _explain(error: Exception, path: str) -> Exception:
         return faults.from_status(412, path, "")
     if isinstance(error, PermissionError):
         return faults.from_status(403, path, str(error))
-    if isinstance(error, botocore.exceptions.ConnectionError | botocore.exceptions.HTTPClientError):
+    if isinstance(error, botocore.exceptions.BotoCoreError):  # no connection, no such profile
         return faults.no_connection(path, error)
     if isinstance(error, OSError) and error.filename is None:
         return OSError(error.errno or 5, error.strerror or str(error), path)

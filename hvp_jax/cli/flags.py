@@ -80,6 +80,7 @@ def required(flag: Flag) -> Flag:
 
 
 CONFIG = flag("--config", "FILE.py[:ARG]", "the config file; --config.KEY=VALUE overrides a key")
+RUN_DIR = path_flag("--workdir", "DIR", "the folder of the run", "arrays")
 WORKDIR = path_flag("--workdir", "DIR", "the folder of the run", "folder")
 SOURCE = path_flag("--source", "PATH", "a PyTorch checkpoint (file or directory), or a workdir")
 DESTINATION = path_flag("--destination", "DIR", "a new directory for the output")
@@ -107,6 +108,8 @@ SWEEP_HELP = (
     "a file of configs/sweeps; --config.KEY=VALUE changes its base config, which NAME names"
 )
 SWEEP = flag("--config", "FILE.py[:NAME]", SWEEP_HELP)
+# Its runs write their logs there, which cannot be appended to in a bucket.
+SWEEP_DIR = path_flag("--workdir", "DIR", "the folder of the sweep", "local")
 JOBS = flag("--jobs", "N", "how many runs at a time; by default 1, or all on a cluster", positive)
 CLUSTER_HELP = (
     "run as jobs of submitit: slurm or local, with its options, as in slurm:gpus_per_node=1"
@@ -125,12 +128,12 @@ VERBS = {
     "train": Verb(
         "hvp_jax.cli.verbs.train:run",
         "train with evaluation and checkpoints; resume if the workdir holds a run",
-        (required(CONFIG), required(WORKDIR), *DISTRIBUTED),
+        (required(CONFIG), required(RUN_DIR), *DISTRIBUTED),
     ),
     "eval": Verb(
         "hvp_jax.cli.verbs.evaluate:run",
         "score a split with the checkpoint of a run; without --config, use the run's own",
-        (required(WORKDIR), CONFIG, RERANK, *DISTRIBUTED),
+        (required(RUN_DIR), CONFIG, RERANK, *DISTRIBUTED),
     ),
     "doctor": Verb(
         "hvp_jax.cli.verbs.doctor:run",
@@ -145,7 +148,7 @@ VERBS = {
     "sweep": Verb(
         "hvp_jax.cli.verbs.sweep:run",
         "train every setting of a sweep with every seed, and compare them; go on if stopped",
-        (required(SWEEP), required(WORKDIR), JOBS, CLUSTER),
+        (required(SWEEP), required(SWEEP_DIR), JOBS, CLUSTER),
         sweeps=True,
     ),
     "port": Verb(

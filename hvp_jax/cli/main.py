@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from data import paths
 from data.errors import UsageError, UserError
-from data.storage.path import absolute
+from data.storage.path import absolute, is_bucket
 from hvp_jax.cli import console
 from hvp_jax.cli.flags import DISTRIBUTED, VERBS
 from hvp_jax.config import overrides
@@ -99,7 +99,8 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         raise UsageError(f"{verb} has no flag --config.{changes[0][0]}")
     if workdir := values.get("workdir"):
         paths.require_writable_folder("--workdir", workdir)
-    if destination := values.get("destination"):  # it is replaced as a whole
+    destination = values.get("destination")
+    if destination and not is_bucket(destination):  # it is replaced as a whole
         paths.require_writable_folder("--destination", absolute(destination).parent)
     flags = [values.pop(name) for name in DISTRIBUTED_FLAGS if name in values]
     cluster = distributed.parse_flags(*flags) if flags else None

@@ -19,7 +19,7 @@ from configs.sweeps.base import Sweep
 from data.errors import DataError, UsageError
 from data.paths import check_path
 from data.storage import files as storage
-from data.storage.path import Path
+from data.storage.path import Path, is_bucket
 from hvp_jax.config.saved import from_json
 from hvp_jax.config.schema import NOT_PATHS, OPTIONAL, PATHS, RENAMED, RENAMED_GROUPS, flatten
 
@@ -61,6 +61,11 @@ def load_sweep(spec: str) -> Sweep:
 def _load(spec: str, function: str, kind: type[T]) -> T:
     """What a function of `FILE.py:ARG` returns; UsageError if that is not of this kind."""
     path, arg = Path(spec), None
+    if is_bucket(path):
+        raise UsageError(
+            f"config file {path}: of a bucket, only the config.json of a run is read; copy it to "
+            "this machine"
+        )
     if not path.is_file() and ":" in spec:
         name, _, arg = spec.rpartition(":")
         path = Path(name)
@@ -117,10 +122,12 @@ def _call(path: Path, arg: str | None, function: str, kind: type[T]) -> T:
 
 def load_json(path: Path) -> ConfigDict:
     """The locked config of a run, from its config.json. Raises UsageError if it does not exist."""
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist; give --config, or the workdir of a training run")
     try:
         return from_json(storage.read_text(path))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(
+            f"{path} does not exist; give --config, or the workdir of a training run"
+        ) from None
     except (DataError, ValueError) as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -74,7 +74,7 @@ PATHS: dict[str, paths.Kind] = {  # the keys that name a file or a folder
     "data.root": "folder",
     "data.annotations": "folder",
     "data.videos": "folder",
-    "data.shards": "folder",
+    "data.shards": "arrays",
     "data.exclude": "file",
     "compile_cache": "folder",
 }

@@ -10,7 +10,7 @@ import jax
 
 from data.errors import DataError
 from data.storage import files as storage
-from data.storage.path import Path
+from data.storage.path import Path, PathLike
 from hvp_jax.models.hvpnet import HVPNet, init_params
 from hvp_jax.monitoring import json_files, metrics_logger
 from hvp_jax.parallel.processes import is_primary
@@ -19,7 +19,7 @@ COST_FILE = "cost.json"
 
 
 def write(
-    workdir: Path, model: HVPNet, flops_per_step: float, devices: Sequence[jax.Device]
+    workdir: PathLike, model: HVPNet, flops_per_step: float, devices: Sequence[jax.Device]
 ) -> None:
     """Process 0 writes the cost of the run that metrics.jsonl records.
 
@@ -30,7 +30,7 @@ def write(
         return
     shapes = jax.eval_shape(lambda: init_params(model, 0))
     logged = [
-        row.get("measured", {}) for row in metrics_logger.read_rows(workdir / "metrics.jsonl")
+        row.get("measured", {}) for row in metrics_logger.read_rows(Path(workdir) / "metrics.jsonl")
     ]
     speeds = [row["steps/s"] for row in logged if row.get("steps/s")]
     memory = [row["memory_GiB"] for row in logged if row.get("memory_GiB")]
@@ -42,17 +42,17 @@ def write(
         "device": devices[0].device_kind,
         "devices": len(devices),
     }
-    json_files.write_json(workdir / COST_FILE, cost)
+    json_files.write_json(Path(workdir) / COST_FILE, cost)
 
 
-def remove(workdir: Path) -> None:
+def remove(workdir: PathLike) -> None:
     """Removes the file: while a run goes on, it has no cost yet."""
-    (workdir / COST_FILE).unlink(missing_ok=True)
+    storage.remove(Path(workdir) / COST_FILE)
 
 
-def read(workdir: Path) -> dict[str, Any]:
+def read(workdir: PathLike) -> dict[str, Any]:
     """What `write` wrote; {} if there is nothing. Raises DataError if the file is damaged."""
-    path = workdir / COST_FILE
+    path = Path(workdir) / COST_FILE
     if not path.exists():
         return {}
     try:

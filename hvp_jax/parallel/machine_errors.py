@@ -6,6 +6,8 @@ import re
 import traceback
 
 from data.errors import DataError, UsageError, UserError
+from data.storage import faults
+from data.storage.path import is_bucket
 
 NO_BACKEND = re.compile(
     r"Unable to initialize backend '(?P<name>[^']*)': (?P<reason>.*?)"
@@ -35,10 +37,16 @@ ADVICE = {
     errno.EIO: "its disk has a fault",
     errno.ESTALE: "its network disk has changed: mount it again",
 }
+# The libraries that speak with a bucket, whose own errors do not name it.
+BUCKET_LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests"}
+IN_BUCKET = re.compile(r"(?:gs|s3)://[^\s\"':,]+")
+TENSORSTORE = re.compile(r"[A-Z_]+: ")  # what its errors begin with, ValueErrors all of them
 
 
 def explain(error: Exception) -> UserError | None:
     """The error to print instead of `error`; None if the machine is not known to be its cause."""
+    if of_bucket := _explain_bucket(error):
+        return of_bucket
     if isinstance(error, OSError):
         return _explain_os_error(error)
     text = str(error)
@@ -58,6 +66,22 @@ def explain(error: Exception) -> UserError | None:
     if isinstance(error, AssertionError) and _is_raised_in(error, "xla_bridge.py"):
         # What JAX raises if JAX_PLATFORMS names only cuda, and the plugin for it is missing.
         return _no_backend(os.environ.get("JAX_PLATFORMS", ""), "its plugin is not installed")
+    return None
+
+
+def _explain_bucket(error: Exception) -> DataError | None:
+    """The error if a bucket is its cause: for it names one, or is one of a bucket's library."""
+    message = _first_line(str(error).partition(" [")[0])  # TensorStore appends its settings
+    if isinstance(error, OSError):
+        if isinstance(error.filename, str) and is_bucket(error.filename):
+            return DataError(f"{error.filename}: {error.strerror}")
+        if found := IN_BUCKET.search(message):
+            gone = isinstance(error, FileNotFoundError)
+            return DataError(f"{found[0]}: {faults.NO_BUCKET if gone else message}")
+    if isinstance(error, ValueError) and TENSORSTORE.match(message) and IN_BUCKET.search(message):
+        return DataError(f"{IN_BUCKET.findall(message)[-1]}: {message}")
+    if type(error).__module__.partition(".")[0] in BUCKET_LIBRARIES:
+        return DataError(f"{faults.OUT_OF_REACH}: {message or type(error).__name__}")
     return None
 
 
@@ -91,4 +115,4 @@ def _is_raised_in(error: Exception, file: str) -> bool:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:200]
+    return text.strip().partition("\n")[0][:400]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import HVPNet
@@ -35,8 +36,8 @@ def load_golden(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         what = "is not a file" if path.exists() else "no such golden file"
         raise UsageError(f"{path}: {what}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with storage.open_read(path) as file, np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
     except Exception as error:  # zipfile, zlib and numpy each raise their own types
         raise DataError(f"{path}: not a readable .npz file ({error})") from None
     json_path = path.with_suffix(".json")

@@ -2,9 +2,12 @@
 
 import hashlib
 import logging
+from io import BufferedIOBase
+from typing import cast
 
 from flax.traverse_util import flatten_dict
 
+from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.checkpoints.model_card import build_card
 from hvp_jax.models.model_spec import ModelSpec
@@ -76,5 +79,5 @@ def _count(params: dict) -> int:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with storage.open_read(path) as file:
+        return hashlib.file_digest(cast(BufferedIOBase, file), "sha256").hexdigest()

@@ -8,6 +8,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from data.errors import UsageError
+from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.models.clip_config import ClipConfig
 from hvp_jax.models.hvpnet import shapes_of
@@ -23,7 +24,7 @@ def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
         left_out = sorted(set(params) - {"clip"})
         config = huggingface_config(ClipConfig(**card["clip_config"]))
         text = json.dumps(config, indent=2) + "\n"
-        (folder / "config.json").write_text(text)
+        storage.write_bytes(folder / "config.json", text.encode())
     else:
         has_head = set(params) != {"clip"}
         if has_head:
@@ -33,9 +34,9 @@ def export_weights(folder: Path, params: dict, card: dict, export: str) -> dict:
     params.clear()  # frees the arrays that `state` does not share
     for name in list(state):
         state[name] = np.ascontiguousarray(state[name]).reshape(state[name].shape)
-    file = folder / "model.safetensors"
-    safetensors.numpy.save_file(state, file, metadata={"format": "pt"})
-    os.chmod(file, 0o644)  # the library makes it readable by its owner only
+    with storage.local_output(folder / "model.safetensors") as local:
+        safetensors.numpy.save_file(state, local, metadata={"format": "pt"})
+        os.chmod(local, 0o644)  # the library makes it readable by its owner only
     return {"export": export, "left_out": left_out, "tensors": len(state)}
 
 

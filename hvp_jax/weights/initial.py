@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data.errors import UsageError
+from data.paths import NOT_IN_S3
 from data.storage.path import Path
 from data.tokenizer import VOCAB_SIZE
 from hvp_jax.checkpoints import checkpointer
@@ -86,6 +87,11 @@ def _weights_at(path: Path, activation: str | None) -> InitialWeights:
 
 
 def has_checkpoints(workdir: Path) -> bool:
+    """Whether a folder is the workdir of a run. Raises UsageError if it is one in s3://."""
+    if str(workdir).startswith("s3://"):  # where Orbax would find none
+        if (workdir / "checkpoints").exists():
+            raise UsageError(f"{workdir} is a workdir: {NOT_IN_S3}")
+        return False
     with checkpointer.Checkpointer(workdir, max_to_keep=1) as checkpoints:
         return checkpoints.latest() is not None
 

@@ -1,12 +1,15 @@
 """Files of tensors: safetensors, PyTorch's pickles and TorchScript archives.
 
 A tensor is read as float32 when it is looked up, and its source is freed then, so that at
-most one copy of a checkpoint is in memory beside the parameters made of it.
+most one copy of a checkpoint is in memory beside the parameters made of it. The libraries map a
+file: one in a bucket is copied to a temporary folder while its tensors may be read.
 """
 
+import contextlib
 import pickle
 import pickletools
 import re
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.models.clip_config import Shape
 
@@ -69,45 +73,57 @@ def open_files(paths: tuple[Path, ...]) -> tuple[LazyTensors, dict[str, Any]]:
     return LazyTensors(readers, shapes), extras
 
 
+class _LocalFile:
+    """A file on this machine's disks: the one at `path`, or a copy that lives as long as this."""
+
+    def __init__(self, path: Path) -> None:
+        copies = contextlib.ExitStack()
+        self.path = path
+        self.local = copies.enter_context(storage.local_copy(path))
+        weakref.finalize(self, copies.close)
+
+
 def _open(path: Path) -> tuple[LazyTensors, dict[str, Any]]:
     try:
-        with open(path, "rb") as file:
-            head = file.read(9)
+        file = _LocalFile(path)
+        with storage.open_read(file.local) as content:
+            head = content.read(9)
+            is_archive = zipfile.is_zipfile(content)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     if not head:
         raise DataError(f"{path}: is empty")
     if path.suffix == ".safetensors" or head[8:] == b"{":
-        return _safetensors(path), {}
+        return _safetensors(file), {}
     if head[:4] == b"PK\x03\x04":
-        if not zipfile.is_zipfile(path):
+        if not is_archive:
             raise DataError(f"{path}: is truncated; download it again")
-        with zipfile.ZipFile(path) as archive:
+        with storage.open_read(file.local) as content, zipfile.ZipFile(content) as archive:
             if any("/code/" in name for name in archive.namelist()):
-                return _torchscript(path), {}
+                return _torchscript(file), {}
     elif head[:1] != b"\x80":
         raise DataError(f"{path}: is neither safetensors nor a PyTorch checkpoint")
-    return _pickle(path)
+    return _pickle(file, is_archive)
 
 
-def _safetensors(path: Path) -> LazyTensors:
+def _safetensors(file: _LocalFile) -> LazyTensors:
     import ml_dtypes  # noqa: F401  # gives NumPy the type bfloat16
     import safetensors
 
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
+        with safetensors.safe_open(file.local, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
             shapes = {name: tuple(x.get_shape()) for name, x in slices.items()}
             types = {name: str(x.get_dtype()) for name, x in slices.items()}
     except Exception as error:  # the library raises a different type for each defect
-        raise DataError(f"{path}: is not a complete safetensors file ({error})") from None
+        raise DataError(f"{file.path}: is not a complete safetensors file ({error})") from None
 
     def reader(name: str) -> Reader:
         def read() -> np.ndarray:
-            _require_float(path, name, types[name])
+            _require_float(file.path, name, types[name])
             # Opened for each tensor, because the pages read of a mapped file stay in memory.
-            with safetensors.safe_open(path, framework="numpy") as file:
-                return np.array(file.get_tensor(name), np.float32)
+            with safetensors.safe_open(file.local, framework="numpy") as opened:
+                return np.array(opened.get_tensor(name), np.float32)
 
         return read
 
@@ -138,10 +154,10 @@ def _import_torch(path: Path) -> ModuleType:
     return torch
 
 
-def _torchscript(path: Path) -> LazyTensors:
-    torch = _import_torch(path)
+def _torchscript(file: _LocalFile) -> LazyTensors:
+    path, torch = file.path, _import_torch(file.path)
     try:
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        state = torch.jit.load(file.local, map_location="cpu").state_dict()
     except Exception as error:
         raise DataError(
             f"{path}: not a complete TorchScript archive ({_first_line(error)})"
@@ -149,13 +165,13 @@ def _torchscript(path: Path) -> LazyTensors:
     return _state_dict(path, state)
 
 
-def _pickle(path: Path) -> tuple[LazyTensors, dict[str, Any]]:
-    torch = _import_torch(path)
+def _pickle(file: _LocalFile, is_archive: bool) -> tuple[LazyTensors, dict[str, Any]]:
+    path, torch = file.path, _import_torch(file.path)
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file.local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        code = _refused_global(path, str(error))
+        code = _refused_global(None if is_archive else file.local, str(error))
         if code:
             raise DataError(f"{path}: refused, reading it would run code ({code})") from None
         raise DataError(f"{path}: is not a complete checkpoint ({_first_line(error)})") from None
@@ -202,16 +218,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _refused_global(path: Path, message: str) -> str:
-    """The name of a function or class that a pickle asked for; "" if it failed otherwise."""
+def _refused_global(pickled: str | None, message: str) -> str:
+    """The name of a function or class that a pickle asked for; "" if it failed otherwise.
+
+    `pickled`: the path of a pickle that PyTorch has not written as an archive.
+    """
     match = re.search(r"GLOBAL (\S+)", message)
     if match:
         return match[1]
-    if zipfile.is_zipfile(path):
+    if pickled is None:
         return ""
     strings: list[str] = []
-    try:  # a pickle not written by PyTorch: its opcodes are scanned, not executed
-        with open(path, "rb") as file:
+    try:  # its opcodes are scanned, not executed
+        with storage.open_read(pickled) as file:
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name == "GLOBAL":
                     return str(argument).replace(" ", ".")

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+from data.storage import files as storage
 from hvp_jax.cli import main
 from hvp_jax.config.overrides import load
 from hvp_jax.config.saved import to_json
 from hvp_jax.config.schema import PATHS, flatten
+from tests.helpers.bucket import emulated_bucket
 from tests.helpers.clips import write_video
 from tests.helpers.command import ROOT
 
@@ -28,6 +30,12 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def bucket():
+    with emulated_bucket() as bucket:
+        yield bucket
+
+
 def refused(capfd, *arguments: str) -> str:
     assert main.main(list(arguments)) == 2
     captured = capfd.readouterr()
@@ -39,17 +47,13 @@ def refused(capfd, *arguments: str) -> str:
 def test_every_key_that_is_a_path_is_checked(home, fake, capfd, verb):
     seen = []
     fake(lambda **values: seen.append(values) or {})
-    for key, kind in PATHS.items():
-        if kind == "folder or bucket":
-            assert main.main([verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=gs://b/x"]) == 0
-            assert flatten(seen[-1]["config"])[key] == "gs://b/x"
-            capfd.readouterr()
-            continue
-        url = refused(capfd, verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=gs://bucket/x")
-        assert url.startswith(f"error: config.{key}=gs://bucket/x is not on this machine")
-        assert main.main([verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=~/x"]) == 0
-        assert flatten(seen[-1]["config"])[key] == str(home / "x")
-        capfd.readouterr()  # the empty result
+    for key in PATHS:
+        url = refused(capfd, verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}=https://host/x")
+        assert url.startswith(f"error: config.{key}=https://host/x is neither on this machine nor")
+        for text, path in (("~/x", str(home / "x")), ("gs://bucket/x/", "gs://bucket/x")):
+            assert main.main([verb, FOLDER, *CONFIG_VERBS[verb], f"--config.{key}={text}"]) == 0
+            assert flatten(seen[-1]["config"])[key] == path
+            capfd.readouterr()  # the empty result
     assert os.listdir(home) == []
 
 
@@ -70,17 +74,70 @@ def test_every_key_that_is_a_path_is_checked(home, fake, capfd, verb):
 )
 def test_every_flag_that_is_a_path_is_checked(home, fake, capfd, flag, arguments):
     fake(lambda **values: {})
-    for text in ("gs://bucket/x", "$NONE_SUCH/x", "x\r"):
+    for text in ("https://host/x", "gs://bucket/../x", "gs:/bucket", "$NONE_SUCH/x", "x\r"):
         assert f"error: {flag}=" in refused(capfd, *arguments, f"{flag}={text}")
     assert os.listdir(home) == []
 
 
+def test_flags_may_name_a_bucket(home, fake, capfd):
+    seen = []
+    fake(lambda **values: seen.append(values) or {})
+    for verb, name, *flags in (
+        ("train", "workdir", FOLDER),
+        ("doctor", "workdir", FOLDER),
+        ("bench", "workdir", FOLDER),
+        ("report", "workdir"),
+        ("parity", "golden"),
+        ("parity", "source"),
+        ("port", "source", "--destination=x"),
+        ("port", "destination", "--source=x"),
+    ):
+        assert main.main([verb, *flags, f"--{name}=gs://bucket/x/"]) == 0
+        assert os.fspath(seen[-1][name]) == "gs://bucket/x"
+    assert os.listdir(home) == []
+
+
+def test_what_cannot_lie_in_a_bucket_is_refused_before_the_verb_starts(home, fake, capfd):
+    fake(lambda **values: pytest.fail("the verb started"))
+    sweep = f"--config={ROOT / 'configs/sweeps/loss.py'}"
+    for flags, words in (
+        (["train", FOLDER, "--workdir=s3://b/x"], "--workdir=s3://b/x: checkpoints and shards"),
+        (["eval", "--workdir=s3://b/x"], "not in s3://; choose a folder there"),
+        (["prepare", FOLDER, "--config.data.shards=s3://b/x"], "config.data.shards=s3://b/x"),
+        (["sweep", sweep, "--workdir=gs://b/x"], "must be a folder on this machine's disks"),
+        (["prepare", "--config=gs://b/x.py:small"], "only the config.json of a run is read"),
+    ):
+        assert words in refused(capfd, *flags)
+
+
+def test_a_config_that_a_run_recorded_in_a_bucket(home, fake, capfd, bucket):
+    config = load(str(ROOT / "configs" / "folder.py"))
+    config.seed = 7
+    storage.write_bytes("gs://bucket/run/config.json", to_json(config).encode())
+    seen = []
+    fake(lambda **values: seen.append(values) or {})
+    assert main.main(["eval", "--workdir=gs://bucket/run"]) == 0
+    assert main.main(["train", "--config=gs://bucket/run/config.json", "--workdir=x"]) == 0
+    assert [values["config"].seed for values in seen] == [7, 7]
+    capfd.readouterr()
+    missing = "gs://bucket/missing/config.json does not exist; give --config"
+    assert missing in refused(capfd, "eval", "--workdir=gs://bucket/missing")
+
+
+def test_a_bucket_that_refuses_is_one_line(home, capfd, bucket):
+    bucket.fault = lambda method, url: 403
+    assert main.main(["eval", "--workdir=gs://bucket/run"]) == 1
+    captured = capfd.readouterr()
+    assert captured.err.startswith("error: gs://bucket/run/config.json: no right to do that")
+    assert captured.out == "" and captured.err.count("\n") == 1
+
+
 def test_a_config_that_a_run_recorded_is_checked_too(home, fake, capfd):
     config = load(str(ROOT / "configs" / "folder.py"))
-    config.data.root = "gs://bucket/x"
+    config.data.root = "https://host/x"
     (home / "run").mkdir()
     (home / "run/config.json").write_text(to_json(config))
-    assert "config.data.root=gs://bucket/x is not" in refused(capfd, "eval", "--workdir=run")
+    assert "config.data.root=https://host/x is neither" in refused(capfd, "eval", "--workdir=run")
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_verb_starts(home, fake, capfd):

@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SCRATCH", str(tmp_path / "folder"))
+    monkeypatch.setenv("NAME", "bucket")
     monkeypatch.delenv("ODD", raising=False)
     monkeypatch.delenv("NONE", raising=False)
     return tmp_path
@@ -43,6 +44,11 @@ def test_what_a_shell_would_expand_is_expanded(folder):
         ("C:", "C:"),
         ("run:1/new", "run:1/new"),
         ("caf\u00e9/\u732b", "caf\u00e9/\u732b"),
+        ("gs://bucket", "gs://bucket"),
+        ("gs://bucket/", "gs://bucket"),
+        ("gs://bucket//a/./b/", "gs://bucket/a/b"),
+        ("s3://my-bucket.x/a", "s3://my-bucket.x/a"),
+        ("gs://$NAME/a", "gs://bucket/a"),
     ):
         assert paths.check_path("--workdir", text) == str(expected)
 
@@ -51,11 +57,17 @@ def test_what_a_shell_would_expand_is_expanded(folder):
     ("text", "reason"),
     [
         ("", "is empty"),
-        ("gs://bucket/run", "gs://bucket/run is not on this machine.*mount it or copy it"),
-        ("S3://bucket", "not on this machine"),
-        ("https://host/run", "not on this machine"),
-        ("gs:/bucket/run", "not on this machine"),
-        ("user@host:/run", "not on this machine"),
+        ("https://host/run", "https://host/run is neither on this machine nor in a bucket.*mount"),
+        ("hf://name/run", "neither on this machine"),
+        ("gs:/bucket/run", "is no path in a bucket; write gs://bucket/run$"),
+        ("gs:///bucket/run", "is no path in a bucket; write gs://bucket/run$"),
+        ("S3://bucket", "is no path in a bucket; write s3://bucket$"),
+        ("gs://", "names no bucket; write gs://BUCKET/FOLDER"),
+        ("gs://./", "names no bucket"),
+        ("gs://bucket/a/../b", r"a bucket has no folder \.\.; write the path out"),
+        ("gs://a bucket/b", "a bucket cannot be the name of a bucket"),
+        ("gs://bucket/run[1]", r"has a \[; choose a name"),
+        ("user@host:/run", "neither on this machine"),
         ("file:///tmp/run", "write /tmp/run"),
         ("C:\\runs", "is a path of Windows"),
         ("$NONE/run", r"no environment variable for \$NONE; export it"),
@@ -99,6 +111,25 @@ def test_a_folder_where_a_file_is_needed(folder):
     assert paths.check_path("--golden", "file", "file") == "file"
     with pytest.raises(UsageError, match="--golden=folder is a folder; it must be a file"):
         paths.check_path("--golden", "folder", "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "reason"),
+    [
+        ("gs://bucket/", "file", "is a bucket; it must be a file in it"),
+        ("gs://bucket/a", "local", "must be a folder on this machine's disks"),
+        ("s3://bucket/a", "arrays", "not in s3://; choose a folder there"),
+    ],
+)
+def test_a_bucket_where_it_cannot_be(text, kind, reason):
+    with pytest.raises(UsageError, match=f"--workdir={text}.*{reason}"):
+        paths.check_path("--workdir", text, kind)
+
+
+def test_a_bucket_without_its_library_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(paths.BUCKET_LIBRARIES, "gs", "no_such_library")
+    with pytest.raises(UsageError, match="gs://b/x needs no_such.*-r requirements-bucket.txt"):
+        paths.check_path("--workdir", "gs://b/x")
 
 
 def deny(monkeypatch, path: Path, mode: int) -> None:

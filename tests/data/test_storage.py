@@ -80,6 +80,15 @@ def test_a_local_copy_has_the_name_and_content(folder):
     assert os.path.exists(local) is not is_bucket(folder)
 
 
+def test_what_a_library_writes_by_its_name(folder):
+    with files.local_output(folder / "a.bin") as local:
+        assert os.path.basename(local) == "a.bin"
+        with open(local, "wb") as file:
+            file.write(b"1")
+    assert files.read_bytes(folder / "a.bin") == b"1"
+    assert os.path.exists(local) is not is_bucket(folder)
+
+
 def test_a_part_of_a_file_is_read(folder):
     files.write_bytes(folder / "a", bytes(range(100)))
     with files.open_read(folder / "a") as file:

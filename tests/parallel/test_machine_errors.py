@@ -89,8 +89,41 @@ def test_no_temporary_directory(monkeypatch):
         raise explain(raised.value)
 
 
+IN_BUCKET = "gs://bucket/run/checkpoints/2/params"
+TENSORSTORE = (
+    f"PERMISSION_DENIED: Error reading {IN_BUCKET}/manifest.ocdbt: no right "
+    "[tensorstore_spec='{...}']\n[source locations='...']"
+)
+
+
+class LibraryError(Exception):
+    __module__ = "botocore.exceptions"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EIO, "it answers 503", "gs://bucket/a"), "^gs://bucket/a: it answers 503$"),
+        (
+            FileNotFoundError(errno.ENOENT, "no such object", "s3://b/a"),
+            "^s3://b/a: no such object",
+        ),
+        (FileNotFoundError("gs://bucket/a/b"), "^gs://bucket/a/b: there is no such object"),
+        (ValueError(TENSORSTORE), f"^{IN_BUCKET}/manifest.ocdbt: PERMISSION_DENIED: .* no right$"),
+        (LibraryError("no profile x"), "^the bucket cannot be reached: no profile x$"),
+    ],
+)
+def test_a_bucket(error, expected):
+    explained = explain(error)
+    assert explained is not None and explained.status == 1
+    with pytest.raises(DataError, match=expected):
+        raise explained
+
+
 def test_bugs_keep_their_traceback():
     for error in (
+        ValueError("shapes of gs://bucket/a"),
+        KeyError("gs://bucket/a"),
         ValueError("shapes"),
         RuntimeError("shapes"),
         KeyError("x"),

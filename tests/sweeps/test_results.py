@@ -9,11 +9,14 @@ import pytest
 from PIL import Image
 
 from data.errors import UsageError
+from data.storage import files as storage
+from data.storage.path import Path
 from hvp_jax.cli.verbs import report
 from hvp_jax.monitoring.json_files import to_json_types
 from hvp_jax.sweeps.manifest import run_folder
 from hvp_jax.sweeps.results import summarize
 from tests.helpers import sweep_results
+from tests.helpers.bucket import emulated_bucket
 
 SKILLS = {"three taps": 2.0, "same": 2.0, "one_tap & 50%": 2.8}
 FIGURES = ["R@1", "R@5", "R@10", "MdR", "MnR"]
@@ -35,6 +38,17 @@ def of_runs(folder, setting: str, direction: str, name: str) -> list[float]:
     """A figure of a setting's runs, from their eval.json."""
     files = [run_folder(folder, setting, seed) / "eval.json" for seed in range(3)]
     return [json.loads(file.read_text())[direction][name] for file in files]
+
+
+def test_a_sweep_in_a_bucket_has_the_table_of_a_local_one(folder):
+    summarize(folder)
+    with emulated_bucket():
+        there = Path("gs://bucket/sweep")
+        for path in (folder / "manifest.json", *folder.glob("runs/*/*/*")):
+            storage.upload(path, there / path.relative_to(folder))
+        summarize(there)
+        for name in ("sweep.json", "table.md", "table.csv", "table.tex", "table.png"):
+            assert storage.read_bytes(there / name) == (folder / name).read_bytes()
 
 
 def test_the_means_and_differences_are_those_of_the_runs(folder):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from data.errors import UsageError
+from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.partitioner import Partitioner
@@ -57,10 +58,10 @@ def _require_writable(workdir: Path) -> Path:
     json_files.make_workdir(workdir)
     path = workdir / PLOT_FILE
     try:
-        with open(path, "ab"):
-            return path
+        storage.create(path, b"")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    return path
 
 
 def _partitioner(batch_size: int, parallel: str | None) -> Partitioner:

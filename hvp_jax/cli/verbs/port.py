@@ -1,6 +1,7 @@
 """The verb `port`: converts a PyTorch checkpoint to a workdir, and with `--export` back.
 
-The destination is written completely or not at all. It is a workdir with one checkpoint:
+The destination is written completely or not at all; in a bucket, which renames nothing, it is
+complete when it has its model.json. It is a workdir with one checkpoint:
 `--config.model.weights=DIR` starts a run from it, and `train --workdir=DIR` resumes where the
 original's trainer stopped, with its optimizer moments.
 """
@@ -12,13 +13,16 @@ import tempfile
 from typing import Any
 
 from data.errors import UsageError
-from data.storage.path import Path, absolute
+from data.paths import check_path
+from data.storage import files as storage
+from data.storage.path import Path, absolute, is_bucket
 from hvp_jax.checkpoints import save_weights
 from hvp_jax.checkpoints.model_card import CARD_FILE, model_card
 from hvp_jax.monitoring import json_files
 from hvp_jax.training import train_state
 from hvp_jax.weights import convert, initial
 from hvp_jax.weights.export import export_weights
+from hvp_jax.weights.optimizer_state import AdamMoments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,8 @@ def run(
 ) -> PortResult:
     """Converts `source`, a PyTorch file or directory or a workdir, to `destination`."""
     destination = absolute(destination)
+    if not export:  # Orbax writes to it
+        check_path("--destination", str(destination), "arrays")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UsageError(
             f"--destination={destination} exists and is not empty; name a new directory"
@@ -47,32 +53,51 @@ def run(
         params, card, moments = convert.convert_workdir(source)
     else:
         params, card, moments = convert.convert_torch(source, format, bool(export))
+    if is_bucket(destination):
+        card = _write(destination, params, card, moments, export)
+    else:
+        folder = _folder_beside(destination)
+        try:
+            card = _write(folder, params, card, moments, export)
+            os.chmod(folder, 0o755)
+            _publish(folder, destination)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return PortResult(card, destination)
+
+
+def _folder_beside(destination: Path) -> Path:
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{destination.name}.", dir=destination.parent))
+        storage.make_folder(destination.parent)
+        return Path(tempfile.mkdtemp(prefix=f"{destination.name}.", dir=destination.parent))
     except OSError as error:
         raise UsageError(
             f"--destination={destination} cannot be created: {error.strerror}"
         ) from None
-    try:
-        if export:
-            card |= export_weights(folder, params, card, export)
-        else:
-            rest = None
-            if moments:
-                state = train_state.imported_train_state(
-                    params, moments.first, moments.second, moments.steps
-                )
-                rest = state.items()["rest"]
-                del state, moments
-            save_weights.save_weights(folder, card["step"], params, rest)
-        json_files.write_json(folder / CARD_FILE, card)
-        json_files.write_text_atomically(folder / "model_card.md", model_card(card))
-        os.chmod(folder, 0o755)
-        _publish(folder, destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return PortResult(card, destination)
+
+
+def _write(
+    folder: Path,
+    params: dict[str, Any],
+    card: dict[str, Any],
+    moments: AdamMoments | None,
+    export: str | None,
+) -> dict[str, Any]:
+    """Writes the files of a destination, the card as the last one, and returns the card."""
+    if export:
+        card |= export_weights(folder, params, card, export)
+    else:
+        rest = None
+        if moments:
+            state = train_state.imported_train_state(
+                params, moments.first, moments.second, moments.steps
+            )
+            rest = state.items()["rest"]
+            del state, moments
+        save_weights.save_weights(folder, card["step"], params, rest)
+    json_files.write_text_atomically(folder / "model_card.md", model_card(card))
+    json_files.write_json(folder / CARD_FILE, card)
+    return card
 
 
 def _publish(folder: Path, destination: Path) -> None:

@@ -1,19 +1,19 @@
 """A plot of PyTorch's loss and ours, and of their difference."""
 
-import os
-
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from data.storage.path import Path, PathLike
 from hvp_jax.evaluation.contact_sheet import INK, ORANGE, PAPER
 from hvp_jax.evaluation.report import BLUE, draw_legend, set_style
+from hvp_jax.monitoring import json_files
 from hvp_jax.parity.compare import relative_error
 from hvp_jax.parity.runs.compare import TOLERANCE
 
 
 def draw_curves(
-    png_path: str | os.PathLike, golden: np.ndarray, computed: np.ndarray, *, judged: int
+    png_path: PathLike, golden: np.ndarray, computed: np.ndarray, *, judged: int
 ) -> None:
     """Draws two losses [steps], one over the other, and their difference.
 
@@ -36,4 +36,5 @@ def draw_curves(
         for axes in (losses, errors):
             draw_legend(axes, columns=2)
         figure.tight_layout(pad=1.6, w_pad=3)
-        figure.savefig(png_path, format="png")
+        with json_files.open_atomically(Path(png_path), "wb") as file:
+            figure.savefig(file, format="png")
