@@ -4,13 +4,13 @@
 exists while there is an object in it, and `mkdir` does nothing.
 """
 
-import functools
 import os
 import re
 
 # Not the file systems of TensorFlow, which epath prefers if TensorFlow happens to be installed.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
+import fsspec
 from etils import epath
 
 Path = epath.Path
@@ -21,10 +21,7 @@ BUCKET = re.compile(r"(gs|s3)://[\w.-]+(/|$)")
 
 def is_bucket(path: PathLike) -> bool:
     """Whether a path is in a bucket."""
-    if not BUCKET.match(os.fspath(path)):
-        return False
-    _register_file_systems()
-    return True
+    return bool(BUCKET.match(os.fspath(path)))
 
 
 def absolute(path: PathLike) -> epath.Path:
@@ -32,11 +29,7 @@ def absolute(path: PathLike) -> epath.Path:
     return Path(path) if is_bucket(path) else Path(os.path.abspath(path))
 
 
-@functools.cache
-def _register_file_systems() -> None:
-    """Has fsspec, and so epath, use the file systems of this folder."""
-    import fsspec  # a tenth of a second, which a command without a bucket need not wait
-
-    for protocol, module in (("gs", "gcs"), ("gcs", "gcs"), ("s3", "s3")):
-        name = f"data.storage.{module}.FileSystem"
-        fsspec.register_implementation(protocol, name, clobber=True)
+# fsspec, and so epath, imports these modules when such a path is first used.
+for _protocol, _module in (("gs", "gcs"), ("gcs", "gcs"), ("s3", "s3")):
+    _name = f"data.storage.{_module}.FileSystem"
+    fsspec.register_implementation(_protocol, _name, clobber=True)
