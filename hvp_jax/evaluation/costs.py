@@ -10,18 +10,19 @@ import jax
 
 from data.errors import DataError
 from data.storage import files as storage
-from data.storage.path import Path
+from data.storage.path import Path, PathLike
 from hvp_jax.models.hvpnet import HVPNet, init_params
-from hvp_jax.monitoring import json_files, metrics_logger
+from hvp_jax.monitoring import json_files
+from hvp_jax.monitoring.metric_rows.files import read_rows
 from hvp_jax.parallel.processes import is_primary
 
 COST_FILE = "cost.json"
 
 
 def write(
-    workdir: Path, model: HVPNet, flops_per_step: float, devices: Sequence[jax.Device]
+    workdir: PathLike, model: HVPNet, flops_per_step: float, devices: Sequence[jax.Device]
 ) -> None:
-    """Process 0 writes the cost of the run that metrics.jsonl records.
+    """Process 0 writes the cost of the run that its metrics record.
 
     `step_ms` is the median over the logged rows. `peak_memory_mib` is the greatest of them: of
     the device that uses the most, or of the process on a CPU. Either is None where no row has it.
@@ -29,9 +30,7 @@ def write(
     if not is_primary():
         return
     shapes = jax.eval_shape(lambda: init_params(model, 0))
-    logged = [
-        row.get("measured", {}) for row in metrics_logger.read_rows(workdir / "metrics.jsonl")
-    ]
+    logged = [row.get("measured", {}) for row in read_rows(workdir)]
     speeds = [row["steps/s"] for row in logged if row.get("steps/s")]
     memory = [row["memory_GiB"] for row in logged if row.get("memory_GiB")]
     cost = {
@@ -42,17 +41,17 @@ def write(
         "device": devices[0].device_kind,
         "devices": len(devices),
     }
-    json_files.write_json(workdir / COST_FILE, cost)
+    json_files.write_json(Path(workdir) / COST_FILE, cost)
 
 
-def remove(workdir: Path) -> None:
+def remove(workdir: PathLike) -> None:
     """Removes the file: while a run goes on, it has no cost yet."""
-    (workdir / COST_FILE).unlink(missing_ok=True)
+    storage.remove(Path(workdir) / COST_FILE)
 
 
-def read(workdir: Path) -> dict[str, Any]:
+def read(workdir: PathLike) -> dict[str, Any]:
     """What `write` wrote; {} if there is nothing. Raises DataError if the file is damaged."""
-    path = workdir / COST_FILE
+    path = Path(workdir) / COST_FILE
     if not path.exists():
         return {}
     try:

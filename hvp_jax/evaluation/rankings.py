@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 
 from data import records
 from data.errors import DataError
-from data.storage.path import Path
+from data.storage import files as storage
+from data.storage.path import Path, PathLike
 from hvp_jax.evaluation import metrics
 from hvp_jax.monitoring import json_files
 
@@ -51,17 +52,20 @@ def rank(clips: Sequence[records.Clip], matrix: Float[np.ndarray, "captions clip
     )
 
 
-def write(folder: Path, rankings: Rankings) -> None:
+def write(folder: PathLike, rankings: Rankings) -> None:
     """Writes ranks.npz, atomically. Raises UsageError if it cannot be written."""
-    with json_files.open_atomically(folder / RANKS_FILE, "wb") as file:
+    with json_files.open_atomically(Path(folder) / RANKS_FILE, "wb") as file:
         np.savez_compressed(file, **rankings._asdict())
 
 
-def read(folder: Path) -> Rankings:
+def read(folder: PathLike) -> Rankings:
     """The ranks that `write` wrote to `folder`. Raises DataError if they are absent or damaged."""
-    path = folder / RANKS_FILE
+    path = Path(folder) / RANKS_FILE
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with (
+            storage.open_read(path) as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             fields = {name: arrays[name] for name in Rankings._fields}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: run `eval` with this workdir") from None

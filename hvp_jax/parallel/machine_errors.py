@@ -6,6 +6,7 @@ import re
 import traceback
 
 from data.errors import DataError, UsageError, UserError
+from data.storage.path import is_bucket
 
 NO_BACKEND = re.compile(
     r"Unable to initialize backend '(?P<name>[^']*)': (?P<reason>.*?)"
@@ -64,6 +65,8 @@ def explain(error: Exception) -> UserError | None:
 def _explain_os_error(error: OSError) -> UserError | None:
     if "usable temporary directory" in str(error):
         return UsageError(f"{error.strerror}: set TMPDIR to a folder that can be written to")
+    if isinstance(error.filename, str) and is_bucket(error.filename):
+        return DataError(f"{error.filename}: {error.strerror}")
     if error.errno not in ADVICE:
         return None
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""

@@ -1,7 +1,8 @@
 """An emulated bucket on this machine, whose faults a test chooses.
 
 gcp-storage-emulator answers the requests. Added to it is what this project relies on and it does
-not do: to refuse a new object where one exists (`ifGenerationMatch=0`).
+not do: to refuse a new object where one exists (`ifGenerationMatch=0`), and to name the generation
+of a download.
 """
 
 import contextlib
@@ -128,6 +129,15 @@ class _Handler(RequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        # The generation of what is downloaded, which TensorStore gives back when it replaces that.
+        name = urlparse(unquote(self.path)).path.partition("/bucket/o/")[2]
+        if self.command == "GET" and name:
+            with contextlib.suppress(NotFound):
+                generation = self.storage.get_file_obj("bucket", name)["generation"]
+                self.send_header("x-goog-generation", generation)
+        super().end_headers()
 
     def do_GET(self) -> None:
         self._answer("GET", super().do_GET)
