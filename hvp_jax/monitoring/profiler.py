@@ -1,13 +1,14 @@
 """Profiler traces of a run's steps, for TensorBoard or Perfetto."""
 
 import contextlib
+import os
 import tempfile
 from typing import Any
 
 import jax
 
 from data.storage import files as storage
-from data.storage.path import Path, is_bucket
+from data.storage.path import Path, PathLike, is_bucket
 
 
 class StepProfiler:
@@ -39,9 +40,9 @@ class StepProfiler:
             return
         jax.block_until_ready(pending)
         if wanted:
-            folder = self._folder
+            folder: PathLike = self._folder
             if is_bucket(folder):
-                folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+                folder = self._stack.enter_context(tempfile.TemporaryDirectory())
                 self._stack.callback(_upload_tree, folder, self._folder)
             jax.profiler.start_trace(folder)
             self._active = True
@@ -55,7 +56,8 @@ class StepProfiler:
                 jax.profiler.stop_trace()
 
 
-def _upload_tree(source: Path, destination: Path) -> None:
-    for path in source.rglob("*"):
-        if path.is_file():
-            storage.upload(path, destination / path.relative_to(source))
+def _upload_tree(source: str, destination: Path) -> None:
+    for folder, _, names in os.walk(source):
+        for name in names:
+            path = os.path.join(folder, name)
+            storage.upload(path, destination / os.path.relpath(path, source))

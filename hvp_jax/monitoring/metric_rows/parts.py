@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 class Parts:
     """Objects in `folder`, whose order is that of their names. To be used in `with`.
 
-    A part is written again, as a whole, every `interval` seconds while it grows to `limit` bytes.
+    A part is written again, as a whole, every `INTERVAL` seconds while it grows to `LIMIT` bytes.
     A thread does that, so that no step waits for the bucket; what it cannot write stays in memory
     and is tried again. `flush` waits until all is written.
     """
 
-    def __init__(self, folder: Path, interval: float = INTERVAL, limit: int = LIMIT):
-        self._folder, self._interval, self._limit = folder, interval, limit
+    def __init__(self, folder: Path):
+        self._folder = folder
         self._name, self._content = "", b""  # of the part that grows
         self._pending: dict[str, bytes] = {}  # name -> content that is not in the bucket yet
         self._lock, self._uploading = threading.Lock(), threading.Lock()
@@ -38,7 +38,7 @@ class Parts:
 
     def needs_name(self) -> bool:
         """Whether the next piece begins a new part."""
-        return not self._name or len(self._content) >= self._limit
+        return not self._name or len(self._content) >= LIMIT
 
     def begin(self, name: str) -> None:
         """Begins a part."""
@@ -63,7 +63,7 @@ class Parts:
 
     def _upload_regularly(self) -> None:
         reported = ""
-        while not self._done.wait(self._interval):
+        while not self._done.wait(INTERVAL):
             try:
                 self.flush()
                 reported = ""
