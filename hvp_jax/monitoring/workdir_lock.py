@@ -56,8 +56,9 @@ class WorkdirLock:
         self.workdir, self.path = workdir, workdir / LOCK_FILE
         self.poll, self.refusal, self.held = poll, "", False
         self._interval, self._patience = interval, patience
-        folders = () if is_bucket(workdir) else (workdir, *workdir.parents)
-        self._new_folders = [path for path in folders if not path.exists()]
+        self._new_folders: list[Path] = []
+        if not is_bucket(workdir):
+            self._new_folders = [path for path in (workdir, *workdir.parents) if not path.exists()]
         self._own = process_identity.identify() | {"run": secrets.token_hex(16)}
         self._seen: bytes | None = None  # another run's lock
         self._unchanged = 0.0  # for so many seconds
@@ -127,7 +128,7 @@ class WorkdirLock:
                     storage.remove(self.path)
         with contextlib.suppress(OSError):  # up to the first that is not empty
             while self._new_folders:
-                self._new_folders.pop(0).rmdir()
+                storage.remove_empty_folder(self._new_folders.pop(0))
 
     def _content(self) -> bytes:
         """Always of the same length, so that a heartbeat overwrites all of the last one."""

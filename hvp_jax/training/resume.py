@@ -48,17 +48,16 @@ def check_resumable(config: ConfigDict, data: dict, workdir: PathLike, examples:
 
     Raises UsageError that names the difference, or DataError if the run's record is unreadable.
     """
-    workdir = Path(workdir)
-    with checkpointer.Checkpointer(workdir, config.train.max_to_keep) as checkpoints:
+    with checkpointer.Checkpointer(Path(workdir), config.train.max_to_keep) as checkpoints:
         latest = checkpoints.latest()
     if latest is None:
         return
-    path = workdir / "config.json"
-    if not path.exists() and model_card.read_card(workdir).get("ported"):
+    path = Path(workdir) / "config.json"
+    if not path.exists() and model_card.read_card(path.parent).get("ported"):
         return  # the first run in a workdir that `port` wrote
     try:
         config_before = from_json(storage.read_text(path))
-        before = json.loads(storage.read_text(workdir / "data.json"))
+        before = json.loads(storage.read_text(path.with_name("data.json")))
     except (DataError, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot resume from its checkpoints: {error}") from None
     if before.get("processes", 1) != data["processes"]:
@@ -88,7 +87,9 @@ def check_resumable(config: ConfigDict, data: dict, workdir: PathLike, examples:
         )
 
 
-def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examples: int) -> None:
+def _check_schedule(
+    before: ConfigDict, config: ConfigDict, workdir: PathLike, examples: int
+) -> None:
     """Raises UsageError if the steps done would have had other learning rates."""
     length, new_length = schedule_steps(before, examples), schedule_steps(config, examples)
     if length == new_length:

@@ -62,11 +62,11 @@ class Parts:
                         del self._pending[name]
 
     def _upload_regularly(self) -> None:
-        reported = ""
+        reported: str | None = None
         while not self._done.wait(INTERVAL):
             try:
                 self.flush()
-                reported = ""
+                reported = None
             except OSError as error:
                 if error.strerror != reported:
                     reported = error.strerror
