@@ -198,6 +198,22 @@ def remove_tree(folder: PathLike) -> None:
             shutil.rmtree(folder)
 
 
+def remove_empty_folder(folder: PathLike) -> None:
+    """Removes a folder. Raises OSError if something is in it; in a bucket there are none."""
+    if not is_bucket(folder):
+        os.rmdir(folder)
+
+
+def move_tree(folder: PathLike, destination: PathLike) -> None:
+    """Moves a folder to a name that is not taken; in a bucket it is copied there, then removed."""
+    if is_bucket(folder):
+        with _file_system(folder) as system:
+            system.copy(os.fspath(folder), os.fspath(destination), recursive=True)
+        remove_tree(folder)
+    else:
+        os.rename(folder, destination)
+
+
 def make_folder(folder: PathLike) -> None:
     """Makes a folder and those above it; in a bucket there is nothing to make."""
     if not is_bucket(folder):

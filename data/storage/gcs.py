@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from typing import Any
 from urllib.parse import unquote
 
@@ -27,6 +28,8 @@ NO_ANSWER = (
     ChecksumError,
 )
 
+# Of Google's packages, about the version of grpcio that we need.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")
 # It logs a traceback of what is raised anyway.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 

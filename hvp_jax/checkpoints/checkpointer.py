@@ -17,8 +17,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
 from data.storage.path import Path, absolute
-from hvp_jax.checkpoints import disk_space, event_loop, manifest, retention
+from hvp_jax.checkpoints import bucket, disk_space, event_loop, manifest, retention
 from hvp_jax.checkpoints.manifest import CorruptCheckpoint
 from hvp_jax.checkpoints.restore import fail_together, read_arrays
 from hvp_jax.parallel import processes
@@ -38,6 +39,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: Path, max_to_keep: int, keep_period: int = 0, select_by: str = ""):
+        bucket.limit_retries()
         self.path = absolute(workdir) / "checkpoints"
         self._scores = retention.StepScores(self.path, select_by)
         self._pending: int | None = None  # the step that is being written
@@ -168,12 +170,12 @@ class Checkpointer:
     ) -> None:
         folder = self.path.parent / "damaged"
         if processes.is_primary():
-            folder.mkdir(exist_ok=True)
+            storage.make_folder(folder)
             for step in steps:
                 name, count = str(step), 1
                 while (folder / name).exists():
                     name, count = f"{step}.{count}", count + 1
-                (self.path / str(step)).rename(folder / name)
+                storage.move_tree(self.path / str(step), folder / name)
         warn(f"warning: the damaged steps {', '.join(map(str, steps))} are now in {folder}")
         processes.barrier("damaged steps are moved")
         manager.close()

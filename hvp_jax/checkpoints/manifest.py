@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.errors import DataError, UsageError
+from data.storage import files as storage
 from data.storage.path import Path
+from hvp_jax.checkpoints import bucket
 
 ITEM = "manifest"  # a JSON item of a checkpoint, beside the array items params and rest
 # The names that earlier versions wrote.
@@ -122,12 +124,14 @@ def read(folder: Path) -> dict[str, Any] | None:
             return None
         why = f"{file} is missing"
     except (OSError, ValueError) as error:
+        if bucket.fault(error, folder):
+            raise  # the checkpoint itself may be intact
         why = f"{file} cannot be read: {error}"
     raise CorruptCheckpoint(f"{folder}: {why}")
 
 
 def _load(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_bytes())
+    value = json.loads(storage.read_bytes(path))
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value
@@ -209,5 +213,7 @@ def read_iterator_state(manifest: dict[str, Any], folder: Path) -> dict[str, Any
     except FileNotFoundError:
         why = "is missing"
     except (OSError, ValueError) as error:
+        if bucket.fault(error, folder):
+            raise  # the checkpoint itself may be intact
         why = f"cannot be read: {error}"
     raise CorruptCheckpoint(f"{folder}: {path.relative_to(folder)} {why}")

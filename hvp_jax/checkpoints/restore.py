@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 from data.errors import DataError
 from data.storage.path import Path
-from hvp_jax.checkpoints import manifest
+from hvp_jax.checkpoints import bucket, manifest
 from hvp_jax.parallel.processes import all_gather_hosts
 
 T = TypeVar("T")
@@ -38,6 +38,8 @@ def read_arrays(
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # the checkpoint itself may be intact
             except Exception as error:  # whatever Orbax and TensorStore raise
+                if found := bucket.fault(error, folder):
+                    raise found from None  # as above
                 kind = manifest.CorruptCheckpoint if recorded else DataError
                 raise kind(f"{folder}: {item} cannot be read: {_brief(error)}") from None
         return restored

@@ -7,6 +7,7 @@ from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.checkpoints import manifest
 from hvp_jax.config.schema import SELECT_BY
@@ -91,7 +92,7 @@ class StepScores:
                 return recorded["metrics"] or {}
             # Written before there were manifests: Orbax's own file.
             metrics = folder / "metrics" / "metrics"
-            return json.loads(metrics.read_bytes()) if metrics.is_file() else {}
+            return json.loads(storage.read_bytes(metrics)) if metrics.is_file() else {}
         except (manifest.CorruptCheckpoint, ValueError) as error:
             log.warning("warning: %s: ignored when selecting the best step", error)
             return {}

@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from data.storage.path import Path, absolute
-from hvp_jax.checkpoints import disk_space, manifest
+from hvp_jax.checkpoints import bucket, disk_space, manifest
 
 
 def save_weights(
@@ -18,6 +18,7 @@ def save_weights(
     There is no iterator state: a run that resumes from this checkpoint begins an epoch. The
     leaves are moved out of `params`, so that at most one is in memory twice.
     """
+    bucket.limit_retries()
     path = absolute(workdir) / "checkpoints"
     items = {"params": params} | ({} if rest is None else {"rest": rest})
     cpu = jax.local_devices(backend="cpu")[0]

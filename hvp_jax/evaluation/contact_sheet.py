@@ -1,6 +1,5 @@
 """The contact sheet: queries and their best-scoring clips, as film strips."""
 
-import os
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from data.storage.path import Path
+from data.storage import files as storage
+from data.storage.path import PathLike
 
 INK, GREY, FAINT, PAPER = "#1c2330", "#737d8c", "#e3e7ed", "#fcfcfd"
 ORANGE, GREEN = "#d9822b", "#15995b"
@@ -46,7 +46,7 @@ class Query(NamedTuple):
     hits: Sequence[Hit]
 
 
-def draw_contact_sheet(png_path: str | os.PathLike, queries: Sequence[Query | tuple]) -> None:
+def draw_contact_sheet(png_path: PathLike, queries: Sequence[Query | tuple]) -> None:
     """Draws each query with its five best clips as film strips and marks the correct clip.
 
     Queries and hits may be plain tuples. Characters missing from the font become boxes;
@@ -76,12 +76,8 @@ def draw_contact_sheet(png_path: str | os.PathLike, queries: Sequence[Query | tu
             for position, hit in enumerate(query.hits):
                 _draw_hit(axes, _strip_left(position), top, hit)
         # Two evaluations may run in a workdir: a file is complete, whoever wrote it.
-        temporary = Path(f"{os.fspath(png_path)}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png", facecolor=PAPER)
-            os.replace(temporary, png_path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with storage.open_atomically(png_path, "wb") as file:
+            figure.savefig(file, format="png", facecolor=PAPER)
 
 
 def _strip_left(position: int) -> int:

@@ -12,7 +12,8 @@ from data.errors import DataError
 from data.storage import files as storage
 from data.storage.path import Path, PathLike
 from hvp_jax.models.hvpnet import HVPNet, init_params
-from hvp_jax.monitoring import json_files, metrics_logger
+from hvp_jax.monitoring import json_files
+from hvp_jax.monitoring.metric_rows.files import read_rows
 from hvp_jax.parallel.processes import is_primary
 
 COST_FILE = "cost.json"
@@ -21,7 +22,7 @@ COST_FILE = "cost.json"
 def write(
     workdir: PathLike, model: HVPNet, flops_per_step: float, devices: Sequence[jax.Device]
 ) -> None:
-    """Process 0 writes the cost of the run that metrics.jsonl records.
+    """Process 0 writes the cost of the run that its metrics record.
 
     `step_ms` is the median over the logged rows. `peak_memory_mib` is the greatest of them: of
     the device that uses the most, or of the process on a CPU. Either is None where no row has it.
@@ -29,9 +30,7 @@ def write(
     if not is_primary():
         return
     shapes = jax.eval_shape(lambda: init_params(model, 0))
-    logged = [
-        row.get("measured", {}) for row in metrics_logger.read_rows(Path(workdir) / "metrics.jsonl")
-    ]
+    logged = [row.get("measured", {}) for row in read_rows(workdir)]
     speeds = [row["steps/s"] for row in logged if row.get("steps/s")]
     memory = [row["memory_GiB"] for row in logged if row.get("memory_GiB")]
     cost = {

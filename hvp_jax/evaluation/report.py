@@ -1,6 +1,5 @@
 """Reports for people: a table of metrics, a loss curve and a sheet of retrieved clips."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from data.errors import DataError
 from data.records import Clip
+from data.storage import files as storage
+from data.storage.path import PathLike
 from hvp_jax.evaluation import metrics
 from hvp_jax.evaluation.contact_sheet import (
     FAINT,
@@ -25,7 +26,7 @@ from hvp_jax.evaluation.contact_sheet import (
     Query,
     draw_contact_sheet,
 )
-from hvp_jax.monitoring import metrics_logger
+from hvp_jax.monitoring.metric_rows.files import read_rows
 
 BLUE, LIGHT_BLUE = "#2f5fd0", "#b9c9f0"
 NUM_QUERIES = 8  # on the contact sheet
@@ -75,7 +76,7 @@ def line(results: dict[str, Any]) -> str:
 
 
 def draw_retrievals(
-    png_path: str | os.PathLike,
+    png_path: PathLike,
     clips: Sequence[Clip],
     similarity: Float[np.ndarray, "texts clips"],
     source: Any,
@@ -96,19 +97,19 @@ def draw_retrievals(
     draw_contact_sheet(png_path, queries)
 
 
-def loss_curve(metrics_jsonl_path: str | os.PathLike, png_path: str | os.PathLike) -> None:
+def loss_curve(workdir: PathLike, png_path: PathLike) -> None:
     """Draws the training loss and, if there are any, the held-out T2V R@1 and R@10 beside it.
 
     Rows with `loss` give the curve and rows with `text_to_video` the metrics; `counts` with
-    `videos` gives the level of chance. Raises DataError if the file is not a metrics.jsonl
-    or contains no loss.
+    `videos` gives the level of chance. Raises DataError if the workdir has no metrics or they
+    contain no loss.
     """
-    rows = metrics_logger.read_rows(metrics_jsonl_path)
+    rows = read_rows(workdir)
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     evaluations = [row for row in rows if "text_to_video" in row]
     steps, values = np.array(losses, float).reshape(-1, 2).T  # null becomes NaN
     if not np.isfinite(values).any():
-        raise DataError(f"{metrics_jsonl_path} contains no loss")
+        raise DataError(f"{workdir}: its metrics contain no loss")
     figure = Figure(figsize=(10.5 if evaluations else 7, 3.9), dpi=160, facecolor=PAPER)
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
         num_panels = 2 if evaluations else 1
@@ -118,7 +119,8 @@ def loss_curve(metrics_jsonl_path: str | os.PathLike, png_path: str | os.PathLik
             _draw_recalls(panels[1], evaluations)
             panels[1].set_xlim(panels[0].get_xlim())
         figure.tight_layout(pad=1.6, w_pad=3)
-        figure.savefig(png_path, format="png")
+        with storage.open_atomically(png_path, "wb") as file:
+            figure.savefig(file, format="png")
 
 
 def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:

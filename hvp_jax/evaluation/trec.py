@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from data.storage.path import Path
+from data.storage.path import Path, PathLike
 from hvp_jax.evaluation import metrics
 from hvp_jax.evaluation.rankings import Rankings
 from hvp_jax.monitoring import json_files
@@ -32,11 +32,14 @@ LEAST, MOST = 100, 1000  # documents of a query
 PRINTABLE = "".join(chr(code) for code in range(33, 127) if chr(code) != "%")
 
 
-def write(folder: Path, rankings: Rankings, matrix: Float[np.ndarray, "captions clips"]) -> None:
+def write(
+    folder: PathLike, rankings: Rankings, matrix: Float[np.ndarray, "captions clips"]
+) -> None:
     """Writes the four files; `matrix` is what `rankings` was made of.
 
     Raises UsageError if a file cannot be written.
     """
+    folder = Path(folder)
     captions, clips = map(_encoded, (rankings.caption_ids, rankings.clip_ids))
     own = rankings.clip_of_caption
     best = metrics.best_captions(matrix, own)

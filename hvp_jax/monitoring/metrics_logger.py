@@ -1,29 +1,30 @@
-"""Logs a run's metrics to metrics.jsonl and TensorBoard, and its progress to stderr."""
+"""Logs a run's metrics to its rows and TensorBoard, and its progress to stderr."""
 
 import contextlib
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from data.errors import DataError, UsageError
-from data.storage import files as storage
+from data.errors import UsageError, UserError
 from data.storage.path import Path
-from hvp_jax.monitoring.json_files import to_json_types, write_text_atomically
+from hvp_jax.monitoring.json_files import to_json_types
+from hvp_jax.monitoring.metric_rows.files import open_rows
 from hvp_jax.monitoring.tensorboard import TensorBoardWriter
 
 
 class MetricsLogger:
-    """Appends rows to `workdir`/metrics.jsonl and prints progress to `stream`, by default stderr.
+    """Adds rows to those of `workdir` and prints progress to `stream`, by default stderr.
 
     Numbers also go to TensorBoard event files in `workdir`/tensorboard. A run that resumes from
     step k first drops the rows of later steps, which it will write again; from step 0, all rows.
     On a terminal, progress is a tqdm bar; elsewhere, a line at most every `seconds`. With `writes`
     false, for all processes but the first, it neither writes nor prints. To be used in `with`.
 
-    Raises UsageError if a file cannot be written, DataError if metrics.jsonl is not JSON lines.
+    In a bucket, rows and events are there some seconds later, or after `flush`.
+
+    Raises UsageError if a file cannot be written, DataError if the rows are not JSON lines.
     """
 
     def __init__(
@@ -43,11 +44,8 @@ class MetricsLogger:
         self._bar = None
         if not writes:
             return
-        path = self._workdir / "metrics.jsonl"
-        rows = read_rows(path) if step and path.exists() else []
-        write_text_atomically(path, "".join(_line(row) for row in rows if row["step"] <= step))
         with _explain_os_error(self._workdir):
-            self._file = open(path, "a", encoding="utf-8")
+            self._rows = open_rows(self._workdir, step)
             self._events = TensorBoardWriter(
                 self._workdir / "tensorboard", purge=step + 1 if step else 0
             )
@@ -63,13 +61,19 @@ class MetricsLogger:
         if self._bar is not None:
             self._bar.close()
         if self._writes:
-            for file in (self._file, self._events):
-                # `write` flushes, and has already reported what it could not write.
-                with contextlib.suppress(OSError):
-                    file.close()
+            try:
+                self.flush()
+            except UserError:
+                if error[0] is None:  # else that is reported
+                    raise
+            finally:
+                for file in (self._rows, self._events):
+                    # `write` or `flush` has already reported what could not be written.
+                    with contextlib.suppress(OSError):
+                        file.close()
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """Writes one line of JSON, `step` first, and flushes it.
+        """Adds a row, `step` first.
 
         Numbers keep their full precision; those that are not finite become null. Measurements,
         which differ from run to run, belong in a nested dict `measured`. Raises UsageError if
@@ -77,9 +81,15 @@ class MetricsLogger:
         """
         if self._writes:
             with _explain_os_error(self._workdir):
-                self._file.write(_line({"step": step} | to_json_types(row)))
-                self._file.flush()
+                self._rows.write({"step": step} | to_json_types(row))
                 self._events.write(step, row)
+
+    def flush(self) -> None:
+        """Returns when readers see all rows and events. Raises UsageError if writing fails."""
+        if self._writes:
+            with _explain_os_error(self._workdir):
+                self._rows.flush()
+                self._events.flush()
 
     def progress(self, step: int, loss: float) -> None:
         """Reports that `step` steps are done, if enough time has passed since the last report."""
@@ -118,28 +128,6 @@ class MetricsLogger:
             print(text, file=self._stream, flush=True)
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, without a last line that is incomplete.
-
-    Raises DataError if the file is missing or a line is not an object with a `step`.
-    """
-    try:
-        lines = storage.read_text(path, "replace").split("\n")[:-1]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: run `train` first, which writes it") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            row["step"] + 0  # raises TypeError unless it is a number
-        except (ValueError, TypeError, KeyError):
-            raise DataError(
-                f"{path} line {number} is not a JSON object with a step: fix or remove the file"
-            ) from None
-        rows.append(row)
-    return rows
-
-
 @contextlib.contextmanager
 def _explain_os_error(workdir: Path) -> Iterator[None]:
     try:
@@ -149,10 +137,6 @@ def _explain_os_error(workdir: Path) -> Iterator[None]:
             f"cannot write to {workdir}: {error.strerror}; fix that and run the same command again "
             "to resume from the last checkpoint"
         ) from None
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
 
 
 def _clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ A process that waits for one that hangs would wait for ever, and its machine wit
 the run can be started again and resumes from its last checkpoint.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -13,9 +14,10 @@ import time
 from typing import NoReturn
 
 from data.storage import files as storage
-from data.storage.path import Path
+from data.storage.path import Path, is_bucket
 
 CHECK_INTERVAL = 5.0  # seconds between checks, at most
+BUCKET_INTERVAL = 30.0  # the same in a bucket, where every status costs a request
 WAITING_FOR_DEVICES = "waiting for the devices"
 
 
@@ -50,13 +52,15 @@ class Watchdog:
         self._done.set()
         if self._seconds:
             self._thread.join()
-            self._status_path(self._process).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a bucket
+                storage.remove(self._status_path(self._process))
 
     def _status_path(self, process: int) -> Path:
         return self._folder / f"process_{process}.json"
 
     def _watch(self) -> None:
-        interval = min(CHECK_INTERVAL, self._seconds / 4)
+        longest = BUCKET_INTERVAL if is_bucket(self._folder) else CHECK_INTERVAL
+        interval = min(longest, self._seconds / 4)
         while not self._done.wait(interval):
             since, step, doing = self._last
             if self._processes > 1:
@@ -72,10 +76,9 @@ class Watchdog:
 
     def _write_status(self, step: int, doing: str) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._status_path(self._process).with_suffix(".tmp")
-            temporary.write_text(json.dumps({"step": step, "doing": doing}))
-            temporary.replace(self._status_path(self._process))
+            storage.make_folder(self._folder)
+            status = json.dumps({"step": step, "doing": doing})
+            storage.write_bytes(self._status_path(self._process), status.encode())
         except OSError:
             pass  # if the disk is full, saving a checkpoint reports it
 

@@ -8,6 +8,8 @@ The next run takes a lock over
 - otherwise, after `PATIENCE` seconds in which the waiting run has seen no new heartbeat. It
   compares no clocks. If it sees one, it is refused.
 
+In a bucket the file is an object, which a heartbeat replaces as a whole.
+
 A holder whose lock was taken over, because it was suspended or its file system hung, ends itself.
 """
 
@@ -19,10 +21,12 @@ import os
 import secrets
 import sys
 import threading
+import time
 from typing import Any
 
 from data.errors import UserError
-from data.storage.path import Path
+from data.storage import files as storage
+from data.storage.path import Path, is_bucket
 from hvp_jax.monitoring import process_identity
 from hvp_jax.monitoring.json_files import make_workdir
 
@@ -52,7 +56,9 @@ class WorkdirLock:
         self.workdir, self.path = workdir, workdir / LOCK_FILE
         self.poll, self.refusal, self.held = poll, "", False
         self._interval, self._patience = interval, patience
-        self._new_folders = [path for path in (workdir, *workdir.parents) if not path.exists()]
+        self._new_folders: list[Path] = []
+        if not is_bucket(workdir):
+            self._new_folders = [path for path in (workdir, *workdir.parents) if not path.exists()]
         self._own = process_identity.identify() | {"run": secrets.token_hex(16)}
         self._seen: bytes | None = None  # another run's lock
         self._unchanged = 0.0  # for so many seconds
@@ -85,6 +91,8 @@ class WorkdirLock:
             self._seen = None
             return False
         holder = _parse(found)
+        if self._is_own(holder):  # the answer of a bucket was lost, and the request repeated
+            return True
         alive = process_identity.is_alive(holder)
         if alive is None and self._seen not in (None, found):
             alive = True
@@ -103,7 +111,7 @@ class WorkdirLock:
             )
         elif alive is False or self._unchanged >= self._patience:
             if self._read() == found:
-                self.path.unlink(missing_ok=True)
+                storage.remove(self.path)
                 self._took_over = self._create()
         return False
 
@@ -117,10 +125,10 @@ class WorkdirLock:
             self._thread.join(self._interval)
             with contextlib.suppress(OSError):
                 if self._is_own(_parse(self._read())):
-                    self.path.unlink()
+                    storage.remove(self.path)
         with contextlib.suppress(OSError):  # up to the first that is not empty
             while self._new_folders:
-                self._new_folders.pop(0).rmdir()
+                storage.remove_empty_folder(self._new_folders.pop(0))
 
     def _content(self) -> bytes:
         """Always of the same length, so that a heartbeat overwrites all of the last one."""
@@ -129,21 +137,15 @@ class WorkdirLock:
     def _create(self) -> bool:
         """Creates the file; False if it exists."""
         try:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except (FileExistsError, FileNotFoundError):  # another run has removed the new workdir
-            return False
-        with open(descriptor, "wb", buffering=0) as file:
-            try:
-                file.write(self._content())
-                os.fsync(descriptor)
-            except OSError:
-                self.path.unlink(missing_ok=True)
+            return storage.create(self.path, self._content())
+        except FileNotFoundError:
+            if is_bucket(self.path):  # there is no such bucket
                 raise
-        return True
+            return False  # another run has removed the new workdir
 
     def _read(self) -> bytes | None:
         try:
-            return self.path.read_bytes()
+            return storage.read_bytes(self.path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -162,6 +164,8 @@ class WorkdirLock:
 
     def _renew(self) -> dict[str, Any] | None:
         """Writes a heartbeat, unless another run holds the lock: returns what its lock says."""
+        if is_bucket(self.path):
+            return self._renew_object()
         try:
             # Not a new file in its place, of which an NFS client may go on to show the old one.
             with open(self.path, "r+b", buffering=0) as file:
@@ -174,6 +178,21 @@ class WorkdirLock:
         except FileNotFoundError:  # somebody has removed it
             self._create()
             return None
+
+    def _renew_object(self) -> dict[str, Any] | None:
+        """As `_renew`, in a bucket, where an object is replaced."""
+        begin = time.monotonic()
+        found = self._read()
+        holder = _parse(found)
+        if found is None:
+            self._create()
+        elif self._is_own(holder):
+            # Else this process was suspended since, and the lock may have been taken over.
+            if time.monotonic() - begin < self._patience / 2:
+                storage.write_bytes(self.path, self._content())
+        else:
+            return holder or None
+        return None
 
     def _end_process(self, holder: dict[str, Any]) -> None:
         print(

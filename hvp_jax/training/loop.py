@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from data.batches import pipeline
 from data.errors import DataError
-from data.storage.path import Path
+from data.storage.path import Path, PathLike
 from hvp_jax.checkpoints.checkpointer import Checkpointer
 from hvp_jax.config.schema import parse_profile
 from hvp_jax.evaluation import report
@@ -71,7 +71,7 @@ class TrainLoop:
     def __init__(
         self,
         config: ConfigDict,
-        workdir: Path,
+        workdir: PathLike,
         at: int,
         *,
         partitioner: Partitioner,
@@ -80,7 +80,7 @@ class TrainLoop:
         checkpointer: Checkpointer,
         num_frames: int,
     ):
-        self.config, self.workdir, self._at = config, workdir, at
+        self.config, self.workdir, self._at = config, Path(workdir), at
         self.partitioner, self.spec = partitioner, spec
         self.batches, self.checkpointer, self._num_frames = batches, checkpointer, num_frames
 
@@ -206,5 +206,6 @@ class TrainLoop:
                 self.metrics.write(at, scores)
                 self.metrics.print(f"step {at}  {scores['split']}  {report.line(scores)}")
             self.watchdog.heartbeat(at, "saving")
+            self.metrics.flush()  # the rows up to a checkpoint are there whenever it is
             items = self.partitioner.to_global(state).items()
             self.checkpointer.save(at, items, self.batches, scores)

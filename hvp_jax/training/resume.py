@@ -10,7 +10,7 @@ from data import records
 from data.errors import DataError, UsageError
 from data.records import Clip
 from data.storage import files as storage
-from data.storage.path import Path
+from data.storage.path import Path, PathLike
 from hvp_jax.checkpoints import checkpointer, model_card
 from hvp_jax.config.saved import difference, from_json
 from hvp_jax.models.model_spec import ModelSpec
@@ -40,7 +40,7 @@ def fingerprint(clips: Sequence[Clip]) -> dict:
     }
 
 
-def check_resumable(config: ConfigDict, data: dict, workdir: Path, examples: int) -> None:
+def check_resumable(config: ConfigDict, data: dict, workdir: PathLike, examples: int) -> None:
     """Refuses to resume a run that was started with another config or on other captions.
 
     The number of steps may change if the learning-rate schedule keeps its length; `examples` is
@@ -48,16 +48,16 @@ def check_resumable(config: ConfigDict, data: dict, workdir: Path, examples: int
 
     Raises UsageError that names the difference, or DataError if the run's record is unreadable.
     """
-    with checkpointer.Checkpointer(workdir, config.train.max_to_keep) as checkpoints:
+    with checkpointer.Checkpointer(Path(workdir), config.train.max_to_keep) as checkpoints:
         latest = checkpoints.latest()
     if latest is None:
         return
-    path = workdir / "config.json"
-    if not path.exists() and model_card.read_card(workdir).get("ported"):
+    path = Path(workdir) / "config.json"
+    if not path.exists() and model_card.read_card(path.parent).get("ported"):
         return  # the first run in a workdir that `port` wrote
     try:
         config_before = from_json(storage.read_text(path))
-        before = json.loads(storage.read_text(workdir / "data.json"))
+        before = json.loads(storage.read_text(path.with_name("data.json")))
     except (DataError, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot resume from its checkpoints: {error}") from None
     if before.get("processes", 1) != data["processes"]:
@@ -87,7 +87,9 @@ def check_resumable(config: ConfigDict, data: dict, workdir: Path, examples: int
         )
 
 
-def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examples: int) -> None:
+def _check_schedule(
+    before: ConfigDict, config: ConfigDict, workdir: PathLike, examples: int
+) -> None:
     """Raises UsageError if the steps done would have had other learning rates."""
     length, new_length = schedule_steps(before, examples), schedule_steps(config, examples)
     if length == new_length:
@@ -108,10 +110,10 @@ def _check_schedule(before: ConfigDict, config: ConfigDict, workdir: Path, examp
     )
 
 
-def recorded_num_frames(workdir: Path) -> int:
+def recorded_num_frames(workdir: PathLike) -> int:
     """The padded number of frames of a clip in the run's batches; 0 if it is not recorded."""
     try:
-        record = json.loads(storage.read_text(workdir / "data.json"))
+        record = json.loads(storage.read_text(Path(workdir) / "data.json"))
         return record.get("num_frames") or record.get("width", 0)  # the key's name in older runs
     except (OSError, ValueError):
         return 0

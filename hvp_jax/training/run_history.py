@@ -17,7 +17,8 @@ import jax
 from data.errors import DataError, UsageError
 from data.storage import files as storage
 from data.storage.path import Path, PathLike
-from hvp_jax.monitoring import json_files, metrics_logger, process_identity
+from hvp_jax.monitoring import json_files, process_identity
+from hvp_jax.monitoring.metric_rows.files import read_rows
 
 FOLDER = "history"
 
@@ -87,7 +88,7 @@ def read(workdir: PathLike) -> list[Start]:
 def _last_logged_step(workdir: Path) -> int:
     """0 if no row can be read, which is for the metrics logger to report."""
     with contextlib.suppress(DataError):
-        rows = metrics_logger.read_rows(workdir / "metrics.jsonl")
+        rows = read_rows(workdir)
         return rows[-1]["step"] if rows else 0
     return 0
 

@@ -48,20 +48,21 @@ def test_table_has_both_directions_and_chance():
     assert len({len(line) for line in lines[:4]}) == 1  # columns are aligned
 
 
-def curve(path, losses, evaluations=()):
+def curve(workdir, losses, evaluations=()):
     rows = [{"step": i, "loss": loss} for i, loss in enumerate(losses, 1)]
     rows += [
         {"step": step, "text_to_video": METRICS, "counts": {"videos": 50}} for step in evaluations
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report.loss_curve(path, path.with_suffix(".png"))
-    return read_image(path.with_suffix(".png"))
+    workdir.mkdir(exist_ok=True)
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report.loss_curve(workdir, workdir / "curve.png")
+    return read_image(workdir / "curve.png")
 
 
 def test_loss_curve_has_a_second_panel_if_there_are_evaluations(tmp_path):
     losses = np.linspace(60, 5, 100).tolist()
-    alone = curve(tmp_path / "a.jsonl", losses)
-    both = curve(tmp_path / "b.jsonl", losses, evaluations=(50, 100))
+    alone = curve(tmp_path / "a", losses)
+    both = curve(tmp_path / "b", losses, evaluations=(50, 100))
     assert both.shape[1] > alone.shape[1]
     blue, orange = (0x2F, 0x5F, 0xD0), (0xD9, 0x82, 0x2B)
     assert share(alone, blue) > 0.001 and share(alone, orange) == 0
@@ -72,14 +73,14 @@ def test_loss_curve_has_a_second_panel_if_there_are_evaluations(tmp_path):
 def test_loss_curve_of_few_rows_and_of_non_finite_losses(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        curve(tmp_path / "one.jsonl", [3.0], evaluations=(1,))
-        image = curve(tmp_path / "nan.jsonl", [3.0, None, 2.0, None, 1.0])
+        curve(tmp_path / "one", [3.0], evaluations=(1,))
+        image = curve(tmp_path / "nan", [3.0, None, 2.0, None, 1.0])
     assert share(image, (0xD9, 0x82, 0x2B)) > 0  # marked
     for losses in ([], [None, None]):
-        with pytest.raises(DataError, match="contains no loss"):
-            curve(tmp_path / "none.jsonl", losses)
-    with pytest.raises(DataError, match="absent.jsonl does not exist"):
-        report.loss_curve(tmp_path / "absent.jsonl", tmp_path / "a.png")
+        with pytest.raises(DataError, match="contain no loss"):
+            curve(tmp_path / "none", losses)
+    with pytest.raises(DataError, match="absent/metrics.jsonl does not exist"):
+        report.loss_curve(tmp_path / "absent", tmp_path / "a.png")
 
 
 def test_smoothing_does_not_change_constants_or_bias_the_ends():
@@ -208,8 +209,7 @@ def test_a_sheet_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch)
     path.write_bytes(b"the sheet of another evaluation")
 
     def save_half(figure, file, **options):
-        with open(file, "wb") as half:
-            half.write(b"half a picture")
+        file.write(b"half a picture")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(contact_sheet.Figure, "savefig", save_half)

@@ -169,7 +169,7 @@ def test_a_full_disk_is_an_error_of_one_line(tmp_path, which):
         with metrics_logger.MetricsLogger(tmp_path, total=9) as run:
             run.write(1, {"loss": 1.0})
             if which == "metrics":
-                run._file = open("/dev/full", "a")
+                run._rows._file = open("/dev/full", "a")
             else:
                 run._events._writer._py_recordio_writer._writer = open("/dev/full", "wb")
             run.write(2, {"loss": 1.0})

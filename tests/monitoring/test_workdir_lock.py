@@ -7,11 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from hvp_jax.monitoring import process_identity
+from hvp_jax.monitoring import process_identity, workdir_lock
 from hvp_jax.monitoring.workdir_lock import WorkdirLock
 from tests.helpers.command import ROOT
 
@@ -205,7 +204,7 @@ def test_a_file_that_nfs_is_removing_counts_as_removed(locks, monkeypatch):
     def read_bytes(path):
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(workdir_lock.storage, "read_bytes", read_bytes)
     assert not lock.attempt() and not lock.refusal
     lock.path.unlink()
     assert lock.attempt() and lock.held

@@ -8,7 +8,7 @@ from data.errors import DataError, UsageError
 from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.evaluation import costs, report
-from hvp_jax.monitoring.metrics_logger import read_rows
+from hvp_jax.monitoring.metric_rows.files import has_rows, read_rows
 from hvp_jax.sweeps.manifest import MANIFEST_FILE
 from hvp_jax.sweeps.results import SweepResult, summarize
 from hvp_jax.training import run_progress
@@ -50,9 +50,9 @@ def run(workdir: Path) -> SweepResult | RunReport:
     """
     if (workdir / MANIFEST_FILE).exists():
         return summarize(workdir)
-    if not (workdir / "metrics.jsonl").exists():
+    if not has_rows(workdir):
         raise UsageError(f"--workdir={workdir} holds neither a sweep nor a run")
-    rows = read_rows(workdir / "metrics.jsonl")
+    rows = read_rows(workdir)
     path = workdir / "eval.json"
     figures: dict[str, Any] = {}
     try:

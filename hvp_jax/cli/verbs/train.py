@@ -122,7 +122,7 @@ def _run(config: ConfigDict, workdir: Path) -> TrainResult | StoppedRun:
             clips=eval_clips, source=source, checkpoint=chosen, excluded=excluded,
         )  # fmt: skip
     if is_primary():
-        report.loss_curve(workdir / "metrics.jsonl", workdir / "loss_curve.png")
+        report.loss_curve(workdir, workdir / "loss_curve.png")
     barrier("the run has ended")
     return TrainResult(**vars(result), step=at, skipped=skipped)
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from typing import Any
 
+from data.errors import DataError
 from data.storage import files as storage
 from data.storage.path import Path
 from data.worker_process import ending
 from hvp_jax.monitoring import process_identity
 from hvp_jax.monitoring.json_files import write_text_atomically
+from hvp_jax.monitoring.metric_rows.files import read_rows
 from hvp_jax.monitoring.workdir_lock import LOCK_FILE
 from hvp_jax.sweeps.manifest import ERROR_FILE
 
@@ -92,9 +94,8 @@ class Run:
 
     def _last_step(self) -> int | None:
         try:
-            lines = storage.read_text(self.workdir / "metrics.jsonl").splitlines()
-            return max(json.loads(line)["step"] for line in lines)
-        except (OSError, ValueError, KeyError, TypeError):
+            return max((row["step"] for row in read_rows(self.workdir)), default=None)
+        except DataError:
             return None
 
     def _last_error(self, status: int) -> str:
