@@ -13,12 +13,12 @@ def get_sweep(name: str | None = None) -> Sweep:
     three = {"model.taps": lambda _, layers: (1, layers // 2, layers)}
     settings: Settings = {
         "last": {"model.taps": lambda _, layers: (layers,)},
-        "last, patch terms": {
+        "last+patch_terms": {
             "model.taps": lambda _, layers: (layers,),
             "similarity.terms": PATCH_TERMS,
         },
         "three": three,
-        "three, patch terms": three | {"similarity.terms": PATCH_TERMS},
-        "three, learned tap weights": three | {"similarity.tap_weights": "learned"},
+        "three+patch_terms": three | {"similarity.terms": PATCH_TERMS},
+        "three+learned_tap_weights": three | {"similarity.tap_weights": "learned"},
     }
     return Sweep(base_config(name), settings)

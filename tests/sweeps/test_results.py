@@ -216,14 +216,15 @@ def test_marks_are_corrected_for_the_number_of_settings(tmp_path):
 
 def test_report_of_a_sweep_a_run_and_neither(folder, tmp_path):
     assert report.run(folder).text == summarize(folder).text
-    run = report.run(run_folder(folder, "same", 0))
+    workdir = Path(run_folder(folder, "same", 0))
+    run = report.run(workdir)
     fields = to_json_types(run)
     assert fields["step"] == 10 and fields["split"] == "test"
     assert fields["text_to_video"]["R@1"] == of_runs(folder, "same", "text_to_video", "R@1")[0]
     assert "step_ms: 1100.0" in run.text and "text to video" in run.text
-    (run_folder(folder, "same", 0) / "eval.json").unlink()
-    text = report.run(run_folder(folder, "same", 0)).text
+    (workdir / "eval.json").unlink()
+    text = report.run(workdir).text
     assert text.startswith("step 10, stopped\nloss 1.0000\n\nparameters")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds neither a sweep nor a run"):
-        report.run(tmp_path / "empty")
+        report.run(Path(tmp_path / "empty"))

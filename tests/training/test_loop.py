@@ -33,6 +33,9 @@ class FakeLogger(list):
     def print(self, text):
         self.append(text)
 
+    def flush(self):
+        pass
+
     def progress(self, at, loss):
         pass
 
