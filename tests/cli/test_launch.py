@@ -142,7 +142,13 @@ def test_who_leaves_the_loop_leaves_the_run_as_it_is(host):
     (home / "hvp" / "before").touch()
     command = [LAUNCH / "tpu.sh", "keep", *ARGUMENTS]
     keep = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell cannot trap a signal that was ignored when it started, as under nohup.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until((home / "hvp" / "arguments").exists)
     os.killpg(keep.pid, signal.SIGINT)

@@ -82,10 +82,12 @@ class _Storage(Storage):
     def __init__(self) -> None:
         super().__init__(use_memory_fs=True)
         self.only_new = False
+        self.written: list[str] = []  # names of objects
 
     def create_file(self, bucket_name: str, file_name: str, *args: Any, **options: Any) -> None:
         self._check(bucket_name, file_name)
         super().create_file(bucket_name, file_name, *args, **options)
+        self.written.append(file_name)
 
     def create_resumable_upload(self, bucket_name: str, file_name: str, *args: Any) -> str:
         self._check(bucket_name, file_name)

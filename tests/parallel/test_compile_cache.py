@@ -123,9 +123,9 @@ def test_what_the_key_may_be(text, meant, monkeypatch):
     ("text", "message"),
     [
         ("FILE", "is a file; it must be a folder"),
-        ("gs:/bucket", "is neither a folder nor a bucket: gs://NAME or s3://NAME"),
-        ("host:/folder", "is neither a folder nor a bucket"),
-        ("gs://", "is neither a folder nor a bucket"),
+        ("gs:/bucket", "is no path in a bucket; write gs://bucket"),
+        ("host:/folder", "is neither on this machine nor in a bucket"),
+        ("gs://", "names no bucket"),
     ],
 )
 def test_what_it_may_not_be(text, message, tmp_path):
@@ -135,10 +135,3 @@ def test_what_it_may_not_be(text, message, tmp_path):
     with pytest.raises(UsageError, match="^config.compile_cache=") as error:
         check_paths(config)
     assert message in str(error.value)
-
-
-def test_no_other_key_takes_a_bucket():
-    config = get_config()
-    config.data.root = "gs://bucket/clips"
-    with pytest.raises(UsageError, match="buckets and other hosts are not supported"):
-        check_paths(config)

@@ -58,7 +58,8 @@ def _require_writable(workdir: Path) -> Path:
     json_files.make_workdir(workdir)
     path = workdir / PLOT_FILE
     try:
-        storage.create(path, b"")
+        if not storage.create(path, b"") and path.is_dir():
+            raise UsageError(f"cannot write {path}: Is a directory")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
     return path

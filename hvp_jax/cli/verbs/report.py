@@ -62,7 +62,7 @@ def run(workdir: Path) -> SweepResult | RunReport:
         )
         return RunReport(
             step=rows[-1]["step"] if rows else 0,
-            progress=run_progress.read(workdir, rows),
+            progress=run_progress.read(Path(workdir), rows),
             split=figures.get("split"),
             evaluated_step=figures.get("step", figures.get("checkpoint", {}).get("step")),
             **{key: figures.get(key, {}) for key in ("text_to_video", "video_to_text", "counts")},
