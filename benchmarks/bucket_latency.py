@@ -95,6 +95,9 @@ def main() -> None:
             rate, share = measure(clips, threads, flags.step)
             print(f"| {threads} | {free:.0f} | {rate:.0f} | {share:.0%} |", flush=True)
         server.kill()
+        server.wait()
+    sys.stdout.flush()
+    os._exit(0)  # threads that read ahead would wait for the server that is gone
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from data.video.frame_choice import FrameChoice, random_in_segment, uniform
 # The frames of a data set are kept in memory if they need no more bytes than this.
 MEMORY_LIMIT = 2 << 30
 # That read a batch from a bucket, over all processes of a machine: a request takes tens of
-# milliseconds and hardly any processor time (docs/prepare.md has the measurement).
-BUCKET_THREADS = 32
+# milliseconds and hardly any processor time.
+BUCKET_THREADS = 16
 
 Frames = UInt8[np.ndarray, "n s s 3"]
 
