@@ -21,7 +21,7 @@ RECENT = 10  # the rate is the median of so many rows
 class RunProgress:
     """Where a run is, how fast it is, and what restarts have cost it; None is not recorded.
 
-    `state` is running, finished, stopped, or lost: it holds the workdir without a sign of life.
+    `state` is running, finished, stopped, or lost: it holds the workdir without a heartbeat.
     `goodput` is the share of the seconds from the first start until now, or until the end, that
     were spent in steps that count: not in compiling, evaluating and saving, in steps that a
     restart did again, or in waiting for machines. `lost_steps` are those that had been logged.
@@ -48,7 +48,7 @@ class RunProgress:
     def text(self) -> str:
         first = f"step {self.step}{f' of {self.steps}' if self.steps else ''}, {self.state}"
         if self.heartbeat_age_s is not None:
-            first += f" on host {self.host}, last sign of life {_clock(self.heartbeat_age_s)} ago"
+            first += f" on host {self.host}, last heartbeat {_clock(self.heartbeat_age_s)} ago"
         lines = [first]
         if self.steps_per_s is not None:
             line = f"{self.steps_per_s:.3g} steps/s, {self.examples_per_s:,.0f} examples/s"
@@ -122,7 +122,7 @@ def _state(lock: dict[str, Any], age: float | None, *, finished: bool) -> str:
 def _wall_seconds(
     starts: list[run_history.Start], lock: dict[str, Any], state: str
 ) -> float | None:
-    """From the first start until now; if the run does not go on, until its last sign of life."""
+    """From the first start until now; if the run does not go on, until its last heartbeat."""
     end = starts[-1].ended or lock.get("heartbeat")
     if state == "running" and starts[-1].ended is None:
         end = process_identity.now()

@@ -94,7 +94,7 @@ def test_a_run_on_another_host_runs_while_its_lock_is_fresh(workdir):
     since = datetime.datetime.fromisoformat(EARLIER.format(0))
     elapsed = (datetime.datetime.now(datetime.UTC) - since).total_seconds()
     assert progress.seconds == pytest.approx(elapsed, abs=60)
-    assert "running on host worker, last sign of life 0:00:0" in progress.text
+    assert "running on host worker, last heartbeat 0:00:0" in progress.text
 
     write_lock(workdir, age=1000)
     progress = report.run(workdir).progress
