@@ -17,6 +17,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
+from etils.epath import backend as epath_backend
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import RequestHandler
@@ -195,10 +196,19 @@ def emulated_s3() -> Iterator[dict[str, str]]:
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    _forget_file_systems()
     with _environment(variables):
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield variables
     server.stop()
+
+
+def _forget_file_systems() -> None:
+    """Of s3://, which keep the address of an earlier server in this process."""
+    from data.storage.s3 import FileSystem
+
+    FileSystem.clear_instance_cache()
+    epath_backend.fsspec_backend._get_filesystem.cache_clear()
 
 
 @contextlib.contextmanager
