@@ -153,23 +153,29 @@ def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path):
     sweep.communicate()
 
 
+def in_midst(folder) -> bool:
+    """Whether a run has logged a step, and not its last one."""
+    return any(
+        not (path.parent / "eval.json").exists() for path in folder.glob("runs/*/*/metrics.jsonl")
+    )
+
+
 def test_killed_twice_at_random_the_results_are_those_of_an_undisturbed_sweep(tmp_path):
     rng = random.Random(seed := random.randrange(1000))
     print("seed", seed)
     file = write_sweep(tmp_path / "two.py", seeds=(0, 1, 2))
-    execute(file, tmp_path / "undisturbed", steps=6, jobs=6)
+    execute(file, tmp_path / "undisturbed", steps=20, jobs=6)
     folder = tmp_path / "killed"
     for kill in range(2):
-        sweep = start(file, folder, steps=6, jobs=2)
-        done = len(started(folder))
-        wait_until(lambda done=done: len(started(folder)) > done)
-        time.sleep(rng.uniform(0, 0.5))
+        sweep = start(file, folder, steps=20, jobs=2)
+        wait_until(lambda: in_midst(folder))
+        time.sleep(rng.uniform(0, 0.5))  # a run takes a second
         sweep.kill()
         sweep.communicate()
         # The runs notice it, save and end; a second signal would have ended them before.
         wait_until(lambda: not list(folder.glob("runs/*/*/lock.json")), timeout=10)
         assert len(results(folder)) < 6, kill
-    assert execute(file, folder, steps=6, jobs=2) == []
+    assert execute(file, folder, steps=20, jobs=2) == []
     assert results(folder) == results(tmp_path / "undisturbed")
     assert not list(folder.glob("runs/*/*/error.txt"))
     # What a run had done was not done again.
