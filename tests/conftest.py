@@ -74,3 +74,12 @@ def run_cli():
         return run_command(ROOT / "run.py", *arguments, **options)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def bucket_server():
+    """An emulated gs://bucket, for a fixture of the module that sets its faults back."""
+    from tests.helpers.bucket import emulated_bucket  # not for tests without a bucket
+
+    with emulated_bucket() as server:
+        yield server

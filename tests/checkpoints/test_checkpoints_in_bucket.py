@@ -11,28 +11,22 @@ from data.storage.path import Path
 from hvp_jax.checkpoints import bucket as bucket_of_checkpoints
 from hvp_jax.checkpoints.checkpointer import Checkpointer
 from hvp_jax.checkpoints.save_weights import save_weights
-from tests.helpers.bucket import emulated_bucket, no_fault, unavailable_for
+from tests.helpers.bucket import no_fault, unavailable_for
 from tests.helpers.saved_states import batches_at, metrics, same, state_of
 
 
-@pytest.fixture(scope="module")
-def server():
-    with emulated_bucket() as server:
-        yield server
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(bucket_server, monkeypatch):
     """The bucket, whose clients give up soon."""
     monkeypatch.setattr(gcsfs.retry, "min", lambda *seconds: 0, raising=False)
     quick = {"max_retries": 2, "initial_delay": "10ms", "max_delay": "10ms"}
     monkeypatch.setattr(bucket_of_checkpoints, "RETRIES", quick)
-    yield server
-    server.fault = no_fault
+    yield bucket_server
+    bucket_server.fault = no_fault
 
 
 @pytest.fixture(scope="module")
-def saved(server):
+def saved(bucket_server):
     with Checkpointer(Path("gs://bucket/saved"), max_to_keep=3) as checkpoints:
         for step in (10, 20):
             checkpoints.save(step, state_of(step), batches_at(step), metrics(float(step)))

@@ -14,23 +14,17 @@ from hvp_jax.monitoring import process_identity, profiler, watchdog
 from hvp_jax.monitoring.metric_rows import files, parts
 from hvp_jax.monitoring.metrics_logger import MetricsLogger
 from hvp_jax.monitoring.workdir_lock import WorkdirLock
-from tests.helpers.bucket import emulated_bucket, no_fault
+from tests.helpers.bucket import no_fault
 from tests.monitoring.test_metrics_logger import tensorboard_rows
 
 
-@pytest.fixture(scope="module")
-def server():
-    with emulated_bucket() as server:
-        yield server
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(bucket_server, monkeypatch):
     """The bucket, whose client does not wait before it repeats a request."""
     monkeypatch.setattr(gcsfs.retry, "min", lambda *seconds: 0, raising=False)
     monkeypatch.setattr(parts, "INTERVAL", 3600.0)
-    yield server
-    server.fault = no_fault
+    yield bucket_server
+    bucket_server.fault = no_fault
 
 
 @pytest.fixture

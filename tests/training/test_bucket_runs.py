@@ -16,24 +16,18 @@ from hvp_jax.checkpoints import model_card
 from hvp_jax.checkpoints.checkpointer import Checkpointer
 from hvp_jax.cli import main
 from hvp_jax.monitoring.metric_rows.files import read_rows
-from tests.helpers.bucket import emulated_bucket, no_fault
+from tests.helpers.bucket import no_fault
 from tests.helpers.command import COMPILED, ROOT
 from tests.helpers.train_runs import TINY
 from tests.parallel.test_processes import free_address
 
 
-@pytest.fixture(scope="module")
-def server():
-    with emulated_bucket() as server:
-        yield server
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(bucket_server, monkeypatch):
     """The bucket, whose client does not wait before it repeats a request."""
     monkeypatch.setattr(gcsfs.retry, "min", lambda *seconds: 0, raising=False)
-    yield server
-    server.fault = no_fault
+    yield bucket_server
+    bucket_server.fault = no_fault
 
 
 def start(clips, workdir, *more) -> subprocess.Popen:
