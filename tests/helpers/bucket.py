@@ -125,6 +125,9 @@ class _Handler(RequestHandler):
 
     def _answer(self, method: str, handle: Callable[[], None]) -> None:
         url = unquote(self.path)
+        if "uploadType=multipart" in url:  # the name is at the beginning of the content
+            name = re.search(rb'"name": "([^"]+)"', self.rfile.peek(1000))
+            url += f"&name={name[1].decode()}" if name else ""
         self.bucket.requests.append((method, url))
         status = self.bucket.fault(method, url)
         if status is None:
