@@ -254,10 +254,10 @@ def test_s3_holds_what_a_run_reads_but_no_workdir_and_no_shards(commands, data, 
         ("bucket", 503, "the bucket cannot be reached: it answers 503"),
     ],
 )
-def test_a_bucket_that_cannot_be_used_is_one_line(bucket, clips, capsys, place, answer, reason):
+def test_a_bucket_that_cannot_be_used_is_one_line(bucket, data, capsys, place, answer, reason):
     bucket.fault = lambda method, url: answer
     workdir = f"gs://{place}/runs/none"
-    command = ["train", *TINY, f"--config.data.root={clips}", f"--workdir={workdir}"]
+    command = ["train", *TINY, f"--config.data.root={data}", f"--workdir={workdir}"]
     assert main.main(command) in (1, 2)
     err = capsys.readouterr().err
     assert err.startswith(f"error: cannot write {workdir}/lock.json: {reason}")
