@@ -20,7 +20,7 @@ from data.video.frame_choice import FrameChoice, random_in_segment, uniform
 MEMORY_LIMIT = 2 << 30
 # That read a batch from a bucket, over all processes of a machine: a request takes tens of
 # milliseconds and hardly any processor time.
-BUCKET_THREADS = 16
+BUCKET_THREADS = 32
 
 Frames = UInt8[np.ndarray, "n s s 3"]
 

@@ -123,7 +123,7 @@ def _explain(error: OSError, destination: str) -> UsageError | None:
             f"{destination}: another `prepare` works there, and has moved {error.filename}; "
             "wait until it ends"
         )
-    return UsageError(f"cannot write shards to {destination}: {error}")
+    return UsageError(f"cannot write shards to {destination}: {error.strerror or error}")
 
 
 def _write(

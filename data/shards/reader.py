@@ -12,7 +12,7 @@ from data.records import Clip
 from data.shards.builder import Clips
 from data.shards.fingerprint import changed_clips
 from data.storage import files as storage
-from data.storage import listing
+from data.storage import listing, patience
 from data.storage.path import Path, is_bucket
 
 
@@ -54,7 +54,14 @@ class Shards:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         try:
-            example = self._source[i]
+            if is_bucket(self._directory):  # whose client tries for a quarter of an hour
+                example = patience.answer(lambda: self._source[i], self._directory)
+            else:
+                example = self._source[i]
+        except OSError as error:
+            raise DataError(
+                f"{self._directory}: clip {self.clip_ids[i]} cannot be read: {error.strerror}"
+            ) from error
         except RuntimeError as error:  # what ArrayRecord raises if a checksum is wrong
             raise DataError(
                 f"{self._directory}: clip {self.clip_ids[i]} cannot be read ({error}): "

@@ -29,7 +29,7 @@ def stat(path: PathLike) -> FileStat:
     if not is_bucket(path):
         found = os.stat(path)
         return FileStat(found.st_size, found.st_mtime_ns)
-    with _file_system(path) as system:
+    with file_system(path) as system:
         info = system.info(os.fspath(path))
     modified = info.get("mtime") or info.get("LastModified")
     return FileStat(info["size"] or 0, int(modified.timestamp() * 1e9) if modified else 0)
@@ -42,7 +42,7 @@ def names(folder: PathLike) -> list[str]:
     """
     if not is_bucket(folder):
         return sorted(os.listdir(folder))
-    with _file_system(folder) as system:
+    with file_system(folder) as system:
         paths = system.ls(os.fspath(folder), detail=False)
     found = {os.path.basename(path.rstrip("/")) for path in paths}
     return sorted(found - {""})
@@ -51,7 +51,7 @@ def names(folder: PathLike) -> list[str]:
 def read_bytes(path: PathLike) -> bytes:
     """The content of a file."""
     if is_bucket(path):
-        with _file_system(path) as system:
+        with file_system(path) as system:
             return system.cat_file(os.fspath(path))
     with open(path, "rb") as file:
         return file.read()
@@ -67,7 +67,7 @@ def read_text(path: PathLike, errors: str = "strict", encoding: str = "utf-8") -
 def open_read(path: PathLike) -> Iterator[IO[bytes]]:
     """A file opened for reading bytes, anywhere in it."""
     if is_bucket(path):
-        with _file_system(path) as system, system.open(os.fspath(path), "rb") as file:
+        with file_system(path) as system, system.open(os.fspath(path), "rb") as file:
             yield file
     else:
         with open(path, "rb") as file:
@@ -104,7 +104,7 @@ def open_atomically(
 def write_bytes(path: PathLike, content: bytes) -> None:
     """Writes a file atomically."""
     if is_bucket(path):
-        with _file_system(path) as system:
+        with file_system(path) as system:
             return system.pipe_file(os.fspath(path), content)
     with open_atomically(path, "wb") as file:
         file.write(content)
@@ -117,7 +117,7 @@ def create(path: PathLike, content: bytes) -> bool:
     """
     if is_bucket(path):
         try:
-            with _file_system(path) as system:
+            with file_system(path) as system:
                 system.pipe_file(os.fspath(path), content, mode="create")
         except FileExistsError:
             return False
@@ -139,7 +139,7 @@ def create(path: PathLike, content: bytes) -> bool:
 def upload(local: PathLike, path: PathLike) -> None:
     """Copies a file from this machine's disks to `path`, where it is there when it is complete."""
     if is_bucket(path):
-        with _file_system(path) as system:
+        with file_system(path) as system:
             system.put_file(os.fspath(local), os.fspath(path))
     else:
         with open(local, "rb") as source, open_atomically(path, "wb") as destination:
@@ -157,7 +157,7 @@ def local_copy(path: PathLike) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, os.path.basename(os.fspath(path)))
-        with _file_system(path) as system:
+        with file_system(path) as system:
             system.get_file(os.fspath(path), local)
         yield local
 
@@ -182,7 +182,7 @@ def remove(path: PathLike) -> None:
     """Removes a file, if there is one."""
     with contextlib.suppress(FileNotFoundError):
         if is_bucket(path):
-            with _file_system(path) as system:
+            with file_system(path) as system:
                 system.rm_file(os.fspath(path))
         else:
             os.unlink(path)
@@ -192,7 +192,7 @@ def remove_tree(folder: PathLike) -> None:
     """Removes a folder and what is in it, if there is one."""
     with contextlib.suppress(FileNotFoundError):
         if is_bucket(folder):
-            with _file_system(folder) as system:
+            with file_system(folder) as system:
                 system.rm(os.fspath(folder), recursive=True)
         else:
             shutil.rmtree(folder)
@@ -207,7 +207,7 @@ def remove_empty_folder(folder: PathLike) -> None:
 def move_tree(folder: PathLike, destination: PathLike) -> None:
     """Moves a folder to a name that is not taken; in a bucket it is copied there, then removed."""
     if is_bucket(folder):
-        with _file_system(folder) as system:
+        with file_system(folder) as system:
             system.copy(os.fspath(folder), os.fspath(destination), recursive=True)
         remove_tree(folder)
     else:
@@ -221,7 +221,7 @@ def make_folder(folder: PathLike) -> None:
 
 
 @contextlib.contextmanager
-def _file_system(path: PathLike) -> Iterator[Any]:
+def file_system(path: PathLike) -> Iterator[Any]:
     """The file system of a path in a bucket, whose errors name the path."""
     import fsspec
 

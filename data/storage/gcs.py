@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -11,6 +12,7 @@ from data.storage import faults
 
 try:
     import aiohttp
+    import fsspec.asyn
     import gcsfs
     import google.auth.exceptions
     import requests
@@ -53,6 +55,21 @@ class FileSystem(gcsfs.GCSFileSystem):
             for start in range(0, size, BLOCK):
                 end = min(start + BLOCK, size)
                 file.write(await self._cat_file(rpath, start=start, end=end))
+
+    def read_version(self, path: str) -> tuple[bytes, str]:
+        """An object's content and generation."""
+        headers, content = self._wait(self._call, "GET", self.url(path))
+        return content, headers["x-goog-generation"]
+
+    def replace_version(self, path: str, content: bytes, generation: str) -> None:
+        """Replaces an object; raises FileExistsError if it is of another generation, or gone."""
+        bucket, key, _ = self.split_path(path)
+        url = f"{self._location}/upload/storage/v1/b/{bucket}/o"
+        options = {"uploadType": "media", "name": key, "ifGenerationMatch": generation}
+        self._wait(self._call, "POST", url, data=content, **options)
+
+    def _wait(self, coroutine: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return fsspec.asyn.sync(self.loop, coroutine, *args, **options)
 
 
 def _explain(error: Exception, path: str) -> Exception:

@@ -8,7 +8,9 @@ The next run takes a lock over
 - otherwise, after `PATIENCE` seconds in which the waiting run has seen no new heartbeat. It
   compares no clocks. If it sees one, it is refused.
 
-In a bucket the file is an object, which a heartbeat replaces as a whole.
+In a bucket the file is an object, which a heartbeat or a run that takes the lock over replaces as a
+whole: if it is still the one that was read, so that a holder that was suspended cannot overwrite
+the lock of its successor.
 
 A holder whose lock was taken over, because it was suspended or its file system hung, ends itself.
 """
@@ -21,11 +23,11 @@ import os
 import secrets
 import sys
 import threading
-import time
 from typing import Any
 
 from data.errors import UserError
 from data.storage import files as storage
+from data.storage import versions
 from data.storage.path import Path, is_bucket
 from hvp_jax.monitoring import process_identity
 from hvp_jax.monitoring.json_files import make_workdir
@@ -61,6 +63,7 @@ class WorkdirLock:
             self._new_folders = [path for path in (workdir, *workdir.parents) if not path.exists()]
         self._own = process_identity.identify() | {"run": secrets.token_hex(16)}
         self._seen: bytes | None = None  # another run's lock
+        self._generation = ""  # in a bucket, of what was read last
         self._unchanged = 0.0  # for so many seconds
         self._took_over = False
         self._done = threading.Event()
@@ -110,10 +113,17 @@ class WorkdirLock:
                 "wait until it ends, or use another workdir"
             )
         elif alive is False or self._unchanged >= self._patience:
-            if self._read() == found:
-                storage.remove(self.path)
-                self._took_over = self._create()
+            self._took_over = self._take_over(found)
         return False
+
+    def _take_over(self, found: bytes) -> bool:
+        """Puts a lock in the place of another run's; False if another one is there by now."""
+        if is_bucket(self.path):
+            return versions.replace(self.path, self._content(), self._generation)
+        if self._read() != found:
+            return False
+        storage.remove(self.path)
+        return self._create()
 
     def release(self) -> None:
         """Removes the lock if this run holds it, and new folders of a run that wrote nothing."""
@@ -145,7 +155,10 @@ class WorkdirLock:
 
     def _read(self) -> bytes | None:
         try:
-            return storage.read_bytes(self.path)
+            if not is_bucket(self.path):
+                return storage.read_bytes(self.path)
+            content, self._generation = versions.read(self.path)
+            return content
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -181,15 +194,13 @@ class WorkdirLock:
 
     def _renew_object(self) -> dict[str, Any] | None:
         """As `_renew`, in a bucket, where an object is replaced."""
-        begin = time.monotonic()
         found = self._read()
         holder = _parse(found)
         if found is None:
             self._create()
         elif self._is_own(holder):
-            # Else this process was suspended since, and the lock may have been taken over.
-            if time.monotonic() - begin < self._patience / 2:
-                storage.write_bytes(self.path, self._content())
+            # If that fails, the next heartbeat sees who has the lock.
+            versions.replace(self.path, self._content(), self._generation)
         else:
             return holder or None
         return None

@@ -15,7 +15,7 @@ from data.errors import DataError, UsageError
 from data.records import Clip
 from data.shards import builder, prepare
 from data.shards.reader import open_shards
-from data.storage import files
+from data.storage import files, patience
 from data.video import inspection
 from tests.helpers.bucket import Fault, emulated_bucket, no_fault
 from tests.helpers.clips import write_video
@@ -221,3 +221,13 @@ def test_a_clip_is_decoded_as_from_a_local_file(clips, local):
         ]
         a, b = map(inspection.decode_checked, requests)
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_bucket_that_does_not_answer_is_one_line(clips, bucket, monkeypatch):
+    """The client of ArrayRecord repeats its requests for a quarter of an hour."""
+    prepare.prepare(clips, "gs://bucket/silent", SIZE, FRAMES, workers=1)
+    shards = open_shards("gs://bucket/silent", "test", clips)
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    bucket.fault = lambda method, url: 503
+    with pytest.raises(DataError, match=r"gs://bucket/silent: clip clip3 .*: no answer for 0.5 s$"):
+        shards[0]

@@ -1,8 +1,9 @@
 """An emulated bucket on this machine, whose faults a test chooses.
 
 gcp-storage-emulator answers the requests. Added to it is what this project relies on and it does
-not do: to refuse a new object where one exists (`ifGenerationMatch=0`), to send the end of an
-object (`Range: bytes=-COUNT`), and to name the generation of a download.
+not do: to replace or remove an object only if it is of the generation that a request names
+(`ifGenerationMatch`; 0: there is none), to send the end of an object (`Range: bytes=-COUNT`), and
+to name the generation of a download.
 """
 
 import contextlib
@@ -69,20 +70,20 @@ class EmulatedBucket:
         with self._lock:
             fields = self._storage.get_file_obj("bucket", source) | {"name": destination}
             content = self._storage.get_file("bucket", source)
-            self._storage.only_new = False
+            self._storage.expected = None
             self._storage.create_file("bucket", destination, content, fields)
 
 
-class _ObjectExists(Exception):
+class _AnotherGeneration(Exception):
     pass
 
 
 class _Storage(Storage):
-    """In memory; with `only_new`, an object of an existing name is refused."""
+    """In memory; what is written or removed must have had the generation `expected`, if any."""
 
     def __init__(self) -> None:
         super().__init__(use_memory_fs=True)
-        self.only_new = False
+        self.expected: str | None = None
         self.written: list[str] = []  # names of objects
 
     def create_file(self, bucket_name: str, file_name: str, *args: Any, **options: Any) -> None:
@@ -94,14 +95,19 @@ class _Storage(Storage):
         self._check(bucket_name, file_name)
         return super().create_resumable_upload(bucket_name, file_name, *args)
 
+    def delete_file(self, bucket_name: str, file_name: str) -> None:
+        self._check(bucket_name, file_name)
+        super().delete_file(bucket_name, file_name)
+
     def _write_config_to_file(self) -> None:
         """Nothing: every request would write down all objects, and nobody reads that."""
 
     def _check(self, bucket_name: str, file_name: str) -> None:
+        generation = "0"
         with contextlib.suppress(NotFound):
-            self.get_file_obj(bucket_name, file_name)
-            if self.only_new:
-                raise _ObjectExists
+            generation = self.get_file_obj(bucket_name, file_name)["generation"]
+        if self.expected not in (None, generation):
+            raise _AnotherGeneration
 
 
 class _Handler(RequestHandler):
@@ -119,15 +125,18 @@ class _Handler(RequestHandler):
 
     def _answer(self, method: str, handle: Callable[[], None]) -> None:
         url = unquote(self.path)
+        if "uploadType=multipart" in url:  # the name is at the beginning of the content
+            name = re.search(rb'"name": "([^"]+)"', self.rfile.peek(1000))
+            url += f"&name={name[1].decode()}" if name else ""
         self.bucket.requests.append((method, url))
         status = self.bucket.fault(method, url)
         if status is None:
             query = parse_qs(urlparse(self.path).query)
             with self.bucket._lock:
-                self.storage.only_new = query.get("ifGenerationMatch") == ["0"]
+                (self.storage.expected,) = query.get("ifGenerationMatch", [None])
                 try:
                     return handle()
-                except _ObjectExists:
+                except _AnotherGeneration:
                     status = HTTPStatus.PRECONDITION_FAILED
         else:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -218,3 +218,20 @@ def test_a_bucket_that_is_not_there_is_refused():
     assert lock.refusal == (
         "cannot write gs://nobody/run/lock.json: there is no such object or bucket"
     )
+
+
+def test_a_heartbeat_does_not_replace_the_lock_of_a_successor(bucket, workdir, locks):
+    """Its request was on the way, or its process was suspended, while another run took over."""
+    lock = locks(interval=3600)
+    acquire(lock)
+    successor = json.dumps({"host": "new", "run": "other"})
+    (workdir / "other").write_text(successor)
+
+    def take_over(method, url):
+        if method == "POST" and "lock.json" in url:
+            bucket.copy(f"{workdir.name}/other", f"{workdir.name}/lock.json")
+
+    bucket.fault = take_over
+    assert lock._renew() is None
+    assert lock.path.read_text() == successor
+    assert lock._renew()["host"] == "new"  # and the run ends
