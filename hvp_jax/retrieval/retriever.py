@@ -53,7 +53,7 @@ BATCH_SIZES = (1, 8)
 # Texts, and clips, that are scored at a time are padded likewise.
 BLOCKS = (1, 8, 64, 256, scorer.BLOCK)
 
-Frames = UInt8[np.ndarray, "n s s 3"]
+Frames = UInt8[np.ndarray, "_ s s 3"]  # of a clip: any number of them
 
 
 class Retriever:
