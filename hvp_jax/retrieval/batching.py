@@ -1,5 +1,6 @@
 """Rows of arrays in batches of few sizes."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,7 +68,8 @@ def pad_patches(features: VideoFeatures, count: int) -> VideoFeatures:
         return features
     missing = count - patches.shape[2]
     first = np.repeat(patches[:, :, :1], missing, axis=2)
-    return features.replace(
+    return dataclasses.replace(
+        features,
         patches=np.concatenate([patches, first], axis=2),
         patch_weights=np.pad(weights, [(0, 0), (0, 0), (0, missing)]),
     )
