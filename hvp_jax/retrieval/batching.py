@@ -68,8 +68,8 @@ def pad_patches(features: VideoFeatures, count: int) -> VideoFeatures:
         return features
     missing = count - patches.shape[2]
     first = np.repeat(patches[:, :, :1], missing, axis=2)
-    return dataclasses.replace(
-        features,
-        patches=np.concatenate([patches, first], axis=2),
-        patch_weights=np.pad(weights, [(0, 0), (0, 0), (0, missing)]),
-    )
+    padded: dict[str, Any] = {
+        "patches": np.concatenate([patches, first], axis=2),
+        "patch_weights": np.pad(weights, [(0, 0), (0, 0), (0, missing)]),
+    }
+    return dataclasses.replace(features, **padded)
