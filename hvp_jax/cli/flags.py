@@ -6,6 +6,7 @@ verb's flags by name, and add an entry to VERBS with that function as its `targe
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ class Verb:
 
     A verb whose --config is optional reads the workdir's config.json if it is not given.
     With `sweeps`, --config is a file of `configs/sweeps/`, and the parameter a `Plan`.
-    Exactly one of the flags in `one_of` must be given.
+    Exactly one of the flags in `one_of` must be given. `words` is what the arguments without a flag
+    are, such as the text of a query; None: there are none.
     """
 
     target: str
@@ -31,9 +33,14 @@ class Verb:
     flags: tuple[Flag, ...]
     one_of: tuple[Flag, ...] = ()
     sweeps: bool = False
+    words: Flag | None = None
 
     def names(self) -> list[str]:
         return [name for name, _ in self.one_of + self.flags]
+
+    def valued(self) -> list[str]:
+        """The names of the flags that are followed by a value."""
+        return [name for name, options in self.one_of + self.flags if "action" not in options]
 
 
 def text(value: str) -> str:
@@ -46,6 +53,16 @@ def positive(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 on")
     return int(value)
+
+
+def seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 0 on")
+    return number
 
 
 def flag(name: str, metavar: str, help: str, kind=text, **options) -> Flag:
@@ -115,6 +132,17 @@ CLUSTER_HELP = (
     "run as jobs of submitit: slurm or local, with its options, as in slurm:gpus_per_node=1"
 )
 CLUSTER = flag("--cluster", "EXECUTOR[:KEY=VALUE,...]", CLUSTER_HELP)
+WEIGHTS = path_flag(
+    "--weights", "RUN", "the workdir of a run, or any weights that config.model.weights takes"
+)
+VIDEO = path_flag("--video", "FILE", "a video file", "file")
+STRETCH = tuple(
+    flag(f"--{edge}", "SECONDS", f"where the stretch of the video {edge}s", seconds)
+    for edge in ("start", "end")
+)
+OUTPUT_HELP = "a folder for explanation.png and explanation.json"
+OUTPUT = path_flag("--output", "DIR", OUTPUT_HELP, "folder")
+TEXT = ("text", {"metavar": "TEXT", "help": "what the video shows, in quotes", "type": text})
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(
@@ -150,6 +178,12 @@ VERBS = {
         "train every setting of a sweep with every seed, and compare them; go on if stopped",
         (required(SWEEP), required(SWEEP_DIR), JOBS, CLUSTER),
         sweeps=True,
+    ),
+    "explain": Verb(
+        "hvp_jax.cli.verbs.explain:run",
+        "show what the score of a text and a video consists of: words, patches, frames, layers",
+        (required(WEIGHTS), required(VIDEO), *STRETCH, OUTPUT),
+        words=TEXT,
     ),
     "port": Verb(
         "hvp_jax.cli.verbs.port:run",
