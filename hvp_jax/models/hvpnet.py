@@ -3,6 +3,7 @@
 This file and `model_spec.py` are the only ones of this folder that read a config.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -226,6 +227,8 @@ def from_config(
     )
 
 
+# Compiled, so that a process traces the initialisation of a model once, for shapes and for values.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> dict:
     """Random weights; they depend only on the model and the seed."""
     side = model.clip_config.image_size
