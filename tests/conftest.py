@@ -37,10 +37,12 @@ for name in ("absl", "jax", "orbax", "grain"):
 SLOW = (
     "test_bucket_runs.py",
     "test_parity_run.py",
+    "test_update_rules.py",
     "test_train.py",
     "test_parity.py",
     "test_processes.py",
     "test_tpu_compile.py",
+    "test_param_groups.py",
     "test_sweep.py",
     "test_train_run.py",
     "test_prepare.py",
