@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -64,7 +63,7 @@ def make_run(args: argparse.Namespace) -> GoldenRun:
             shapes.make_dataset(root, args.seed, train=count, val=0, test=tests)
             train, test = _decoded_clips(args, root)
     model = HVPNet(config, taps, stages=STAGES)
-    params = jax.jit(init_params, static_argnums=(0, 1))(model, args.seed)
+    params = init_params(model, args.seed)
     state = torch_params.to_torch(params)
     arrays = {f"state/{name}": np.asarray(x, np.float32) for name, x in state.items()}
     arrays |= _video_arrays([*train, *test], args.frames)

@@ -53,7 +53,7 @@ def stills(location: DatasetLocation, steps: int) -> Iterator[dict[str, np.ndarr
 def pretrain(location: DatasetLocation, workdir: Path, steps: int) -> None:
     """Trains CLIP alone, without HVP-Net's head, and writes it as an initial checkpoint."""
     model = hvpnet.HVPNet(CONFIG, LAST, stages=1, freeze_patches=False)
-    params = {"clip": jax.jit(hvpnet.init_params, static_argnums=(0, 1))(model, 0)["clip"]}
+    params = {"clip": hvpnet.init_params(model, 0)["clip"]}
     optimizer = make_optimizer(LEARNING_RATE, LEARNING_RATE, steps, freeze_patches=False)
 
     def logits(model, batch):

@@ -152,7 +152,7 @@ def check(variant: str, batch: int) -> None:
     """Exits unless both sides compute the same loss and gradient norm in float32."""
     config = config_of(variant, "float32", batch, "none")
     model = from_config(config)
-    params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
+    params = init_params(model, config.seed)
     torch.set_float32_matmul_precision("highest")
     with jax.default_matmul_precision("highest"):
         values = {
@@ -172,7 +172,7 @@ def build(side: str, variant: str, precision: str, remat: str, *, batch: int) ->
     """A step of one side, compiled and warm: it has run twice."""
     config = config_of(variant, precision, batch, remat)
     model = from_config(config)
-    params = jax.jit(init_params, static_argnums=(0, 1))(model, config.seed)
+    params = init_params(model, config.seed)
     run = SIDES[side](config, model, params)
     for _ in range(2):
         float(run()["loss"])

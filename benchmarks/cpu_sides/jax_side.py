@@ -49,7 +49,7 @@ class Side:
 
     def _params(self) -> dict:
         """The weights, computed again: a copy would count as memory of training."""
-        return jax.jit(init_params, static_argnums=(0, 1))(self.model, self.config.seed)
+        return init_params(self.model, self.config.seed)
 
     def rows(self) -> Mapping[str, Callable[[], Run]]:
         return {

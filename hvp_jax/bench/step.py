@@ -51,9 +51,7 @@ def bench_step(config: ConfigDict, model: HVPNet) -> StepResult:
     config.train.steps = config.train.steps or 1000
     spec = step_spec_from_config(config, model, config.train.batch_size)
     batch = partitioner.shard_batch(random_batch(config, model, np.random.default_rng(0)))
-    params = cast_params(
-        jax.jit(init_params, static_argnums=(0, 1))(model, config.seed), model.dtype
-    )
+    params = cast_params(init_params(model, config.seed), model.dtype)
     assert spec.optimizer is not None, "the spec of a run has one"
     state = partitioner.shard_state(train_state.create_train_state(params, spec.optimizer))
     del params

@@ -226,16 +226,13 @@ def from_config(
     )
 
 
+@jax.jit(static_argnums=(0, 1, 2, 3))  # traced once in a process, for values and shapes
 def init_params(model: HVPNet, seed: int, frames: int = 1, words: int = 4) -> dict:
     """Random weights; they depend only on the model and the seed."""
     side = model.clip_config.image_size
-    return model.init(
-        jax.random.key(seed),
-        jnp.zeros((1, words), jnp.int32),
-        jnp.ones((1, words), bool),
-        jnp.zeros((1, frames, side, side, 3), jnp.uint8),
-        jnp.ones((1, frames), bool),
-    )["params"]
+    ids, video = jnp.zeros((1, words), jnp.int32), jnp.zeros((1, frames, side, side, 3), jnp.uint8)
+    masks = jnp.ones((1, words), bool), jnp.ones((1, frames), bool)
+    return model.init(jax.random.key(seed), ids, masks[0], video, masks[1])["params"]
 
 
 def param_shapes(model: HVPNet) -> dict:

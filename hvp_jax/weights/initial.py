@@ -195,5 +195,5 @@ def init_or_load_params(weights: InitialWeights, model: HVPNet, seed: int) -> di
         return cast_params(fitting, model.dtype)
     if loaded and modules:
         log.info("the weights are CLIP's alone: %s start at random", ", ".join(sorted(modules)))
-    random = jax.jit(init_params, static_argnums=(0, 1))(model, seed)
+    random = init_params(model, seed)
     return cast_params({**random, **loaded}, model.dtype)

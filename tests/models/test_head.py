@@ -137,7 +137,7 @@ def test_learned_weights_of_taps_start_uniform_and_multiply_the_scores():
     params = params_of(plain)
     shape = param_shapes(model)["tap_weights"].shape
     assert shape == (3, len(TAPS)) and "tap_weights" not in param_shapes(plain)
-    start = jax.jit(init_params, static_argnums=(0, 1))(model, 0)
+    start = init_params(model, 0)
     assert (start["tap_weights"] == 0).all()
     expected, *_, video, _ = run(plain, params)
     assert video.tap_weights is None

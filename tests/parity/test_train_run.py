@@ -1,4 +1,7 @@
-"""`train` itself, fed with the clips and the order of a golden run, writes PyTorch's curve."""
+"""`train` itself, fed with the clips and the order of a golden run, writes PyTorch's curve.
+
+Without `quick_compile`: two hundred steps would take longer than is saved.
+"""
 
 import functools
 import json
@@ -20,8 +23,6 @@ from hvp_jax.parity.runs import golden_run
 from hvp_jax.parity.runs.golden_run import GoldenRun
 from hvp_jax.weights import initial
 from tests.helpers.golden_runs import RUN, load_run
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 class RunFrames:

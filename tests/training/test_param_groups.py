@@ -166,8 +166,9 @@ def test_one_step_of_a_constant_gradient_has_the_rate_of_its_layer(params, name)
         new_rate, clip_rate, 10, name=name, clip_layers=layers(decay=decay), warmup_fraction=0.0,
         weight_decay=0.0, max_grad_norm=1e9, epsilon=0.0, freeze_patches=False,
     )  # fmt: skip
-    gradient = jax.tree.map(lambda x: jnp.full_like(x, 0.5), params)
-    updates, _ = tx.update(gradient, tx.init(params), params)
+    gradient = jax.tree.map(lambda x: np.full_like(x, 0.5), params)
+    # One program each, not hundreds.
+    updates, _ = jax.jit(tx.update)(gradient, jax.jit(tx.init)(params), params)
     size = 0.1 / np.sqrt(0.02) if name == "bert_adam" else 1.0  # m/√v of the first update
     for path, update in flat(updates).items():
         rate = clip_rate if path.startswith("clip/") else new_rate
@@ -180,7 +181,8 @@ def test_weight_decay_falls_with_the_rate_too(params):
     tx = optimizer.make_optimizer(
         RATE, RATE, 10, clip_layers=layers(decay=0.5), warmup_fraction=0.0, freeze_patches=False
     )
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(zeros, jax.jit(tx.init)(params), params)
     path = "clip/visual/tower/blocks/mlp_in/kernel"
     share = np.array([0.25, 0.5, 1.0]).reshape(3, 1, 1)
     np.testing.assert_allclose(flat(updates)[path], -RATE * 0.2 * share * flat(params)[path], 1e-5)
