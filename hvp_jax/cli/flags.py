@@ -6,6 +6,7 @@ verb's flags by name, and add an entry to VERBS with that function as its `targe
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,16 @@ def positive(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 on")
     return int(value)
+
+
+def seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 0 on")
+    return number
 
 
 def flag(name: str, metavar: str, help: str, kind=text, **options) -> Flag:
@@ -129,8 +140,6 @@ CLUSTER_HELP = (
     "run as jobs of submitit: slurm or local, with its options, as in slurm:gpus_per_node=1"
 )
 CLUSTER = flag("--cluster", "EXECUTOR[:KEY=VALUE,...]", CLUSTER_HELP)
-WEIGHTS_HELP = "the folder of a run, or any weights that model.weights takes"
-WEIGHTS = path_flag("--weights", "RUN", WEIGHTS_HELP)
 INDEX = path_flag("--index", "URI", "the folder of the index, which may be in a bucket", "folder")
 VIDEOS_HELP = "the folder of the videos, or a text file with the path of one on each line"
 VIDEOS = path_flag("--videos", "DIR", VIDEOS_HELP)
@@ -151,6 +160,17 @@ WHERE_HELP = "search the clips that this SQL selects only, such as \"path LIKE '
 WHERE = flag("--where", "SQL", WHERE_HELP, default=argparse.SUPPRESS)
 EXACT = "--exact", {"help": "score all clips in full", "action": "store_true"}
 SHEET = path_flag("--sheet", "FILE.png", "draw the best clips of each query there")
+WEIGHTS = path_flag(
+    "--weights", "RUN", "the workdir of a run, or any weights that config.model.weights takes"
+)
+VIDEO = path_flag("--video", "FILE", "a video file", "file")
+STRETCH = tuple(
+    flag(f"--{edge}", "SECONDS", f"where the stretch of the video {edge}s", seconds)
+    for edge in ("start", "end")
+)
+OUTPUT_HELP = "a folder for explanation.png and explanation.json"
+OUTPUT = path_flag("--output", "DIR", OUTPUT_HELP, "folder")
+TEXT = ("text", {"metavar": "TEXT", "help": "what the video shows, in quotes", "type": text})
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(
@@ -186,6 +206,12 @@ VERBS = {
         "train every setting of a sweep with every seed, and compare them; go on if stopped",
         (required(SWEEP), required(SWEEP_DIR), JOBS, CLUSTER),
         sweeps=True,
+    ),
+    "explain": Verb(
+        "hvp_jax.cli.verbs.explain:run",
+        "show what the score of a text and a video consists of: words, patches, frames, layers",
+        (required(WEIGHTS), required(VIDEO), *STRETCH, OUTPUT),
+        words=TEXT,
     ),
     "port": Verb(
         "hvp_jax.cli.verbs.port:run",
