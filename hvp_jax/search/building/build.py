@@ -144,6 +144,7 @@ def _update(
     current = {key for key in versions.items() if key[0] not in skipped}
     if not shard:
         pending.commit(uri, pending.read(uri, before))
+        pending.forget_skipped(uri)
         _delete_stale(uri, current)
         _finish(retriever, uri, wanted)
     after = set(encoded) | before if shard else _videos_of(uri)
