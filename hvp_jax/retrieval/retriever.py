@@ -51,7 +51,8 @@ BATCH_SIZES = (1, 8)
 # Texts, and clips, that are scored at a time are padded likewise.
 BLOCKS = (1, 8, 64, 256, scorer.BLOCK)
 
-Frames = UInt8[np.ndarray, "n s s 3"]
+# `_`: the clips of a list have different numbers of frames.
+Frames = UInt8[np.ndarray, "_ s s 3"]
 
 
 class Retriever:
