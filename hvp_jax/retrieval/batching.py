@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,29 +38,8 @@ def pad_rows(tree: Any, size: int) -> Any:
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """The rows of trees of arrays, one tree after the other.
-
-    Clips that were padded to fewer frames have fewer tokens; they get as many as the others.
-    """
-    if parts and isinstance(parts[0], VideoFeatures) and parts[0].patches is not None:
-        count = max(part.patches.shape[2] for part in parts)
-        parts = [pad_tokens(part, count) for part in parts]
+    """The rows of trees of arrays, one tree after the other."""
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-
-def pad_tokens(video: VideoFeatures, count: int) -> VideoFeatures:
-    """The features of clips with so many tokens at each tap: the first again, of weight 0.
-
-    That changes no score.
-    """
-    assert video.patches is not None and video.patch_weights is not None
-    missing = count - video.patches.shape[2]
-    if not missing:
-        return video
-    first = np.repeat(video.patches[:, :, :1], missing, axis=2)
-    weights = np.pad(np.asarray(video.patch_weights), ((0, 0), (0, 0), (0, missing)))
-    patches: Any = np.concatenate([video.patches, first], axis=2)
-    return dataclasses.replace(video, patches=patches, patch_weights=cast(Any, weights))
 
 
 def video_batch(frames: Sequence[np.ndarray], num_frames: int) -> VideoBatch:
@@ -80,3 +59,17 @@ def read_ahead(pool: ThreadPoolExecutor, read: Callable, parts: Sequence) -> Ite
         if waiting:
             yield [future.result() for future in waiting]
         waiting = coming
+
+
+def pad_patches(features: VideoFeatures, count: int) -> VideoFeatures:
+    """Adds patches up to `count` at each tap, as the model pads: the first one, of weight 0."""
+    patches, weights = features.patches, features.patch_weights
+    if patches is None or weights is None or patches.shape[2] == count:
+        return features
+    missing = count - patches.shape[2]
+    first = np.repeat(patches[:, :, :1], missing, axis=2)
+    padded: dict[str, Any] = {
+        "patches": np.concatenate([patches, first], axis=2),
+        "patch_weights": np.pad(weights, [(0, 0), (0, 0), (0, missing)]),
+    }
+    return dataclasses.replace(features, **padded)

@@ -16,7 +16,7 @@ from data.errors import UsageError
 from data.storage.path import PathLike
 from hvp_jax.evaluation import scorer
 from hvp_jax.models.similarity import VideoFeatures, sentence_vector
-from hvp_jax.retrieval.batching import pad_tokens, video_batch
+from hvp_jax.retrieval.batching import pad_patches, video_batch
 from hvp_jax.retrieval.retriever import Retriever
 from hvp_jax.search.tokens import KINDS, dequantize, quantize
 
@@ -180,7 +180,7 @@ def to_arrow(rows: Sequence[Row], features: VideoFeatures, columns: pa.Schema) -
         values["vector"] = np.asarray(vector, np.float32)
     if features.patches is not None:
         # Clips of few frames may have fewer tokens than others.
-        features = pad_tokens(features, count)
+        features = pad_patches(features, count)
         patches = np.asarray(features.patches, np.float32)
         integers, scale = quantize(patches, columns.metadata[b"tokens"].decode())
         values |= {"tokens": integers, "token_scale": scale}
