@@ -6,16 +6,20 @@ verb's flags by name, and add an entry to VERBS with that function as its `targe
 
 import argparse
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
 
-from data import paths
-from data.storage.path import Path
+from hvp_jax.cli.flag_kinds import (
+    Flag,
+    flag,
+    names_of,
+    path_flag,
+    positive,
+    required,
+    seconds,
+    shard_of,
+    text,
+)
 from hvp_jax.evaluation.rerank import METHODS
 from hvp_jax.weights.param_mapping import FORMATS
-
-Flag = tuple[str, dict[str, Any]]  # the arguments of `add_argument`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,59 +45,6 @@ class Verb:
     def valued(self) -> list[str]:
         """The names of the flags that are followed by a value."""
         return [name for name, options in self.one_of + self.flags if "action" not in options]
-
-
-def text(value: str) -> str:
-    if not value:
-        raise argparse.ArgumentTypeError("expected a non-empty value")
-    return value
-
-
-def positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 on")
-    return int(value)
-
-
-def seconds(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 0 on")
-    return number
-
-
-def flag(name: str, metavar: str, help: str, kind=text, **options) -> Flag:
-    return name, {"metavar": metavar, "help": help, "type": kind, **options}
-
-
-def path_flag(name: str, metavar: str, help: str, kind: paths.Kind = "any") -> Flag:
-    def path(value: str) -> Path:
-        return Path(paths.check_path(name, text(value), kind))
-
-    return flag(name, metavar, help, path)
-
-
-def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    """A kind of flag: different names from `choices`, separated by commas."""
-
-    def names(value: str) -> tuple[str, ...]:
-        given = tuple(value.split(","))
-        if not set(given) <= set(choices) or len(set(given)) < len(given):
-            raise argparse.ArgumentTypeError(
-                f"expected different names from {', '.join(choices)}, separated by commas; "
-                f"got {value!r}"
-            )
-        return given
-
-    return names
-
-
-def required(flag: Flag) -> Flag:
-    name, options = flag
-    return name, {**options, "required": True}
 
 
 CONFIG = flag("--config", "FILE.py[:ARG]", "the config file; --config.KEY=VALUE overrides a key")
@@ -132,6 +83,26 @@ CLUSTER_HELP = (
     "run as jobs of submitit: slurm or local, with its options, as in slurm:gpus_per_node=1"
 )
 CLUSTER = flag("--cluster", "EXECUTOR[:KEY=VALUE,...]", CLUSTER_HELP)
+INDEX = path_flag("--index", "URI", "the folder of the index, which may be in a bucket", "folder")
+VIDEOS_HELP = "the folder of the videos, or a text file with the path of one on each line"
+VIDEOS = path_flag("--videos", "DIR", VIDEOS_HELP)
+SEGMENT_HELP = "cut longer videos into stretches of so many seconds; by default 60"
+SEGMENT_SECONDS = flag("--segment-seconds", "S", SEGMENT_HELP, positive, default=60)
+TOKENS_HELP = "keep the tokens of a clip as %(choices)s; by default int16"
+TOKENS = flag("--tokens", "TYPE", TOKENS_HELP, choices=("int16", "int8"), default="int16")
+SHARD_HELP = "encode every Nth video only, from video I on, which counts from 0"
+SHARD = flag("--shard", "I/N", SHARD_HELP, shard_of)
+JOIN_HELP = "encode nothing: make what the shards have encoded part of the index"
+JOIN = "--join", {"help": JOIN_HELP, "action": "store_true"}
+QUERIES = path_flag("--queries", "FILE", "a text file with a query on each line", "file")
+EXAMPLE = path_flag("--video", "FILE", "find clips that are like this video", "file")
+TOP = flag("--k", "K", "how many clips to find; by default 10", positive, default=10)
+CANDIDATES_HELP = "how many clips of stage one are scored in full; by default 200"
+CANDIDATES = flag("--candidates", "N", CANDIDATES_HELP, positive, default=200)
+WHERE_HELP = "search the clips that this SQL selects only, such as \"path LIKE '%%2024%%'\""
+WHERE = flag("--where", "SQL", WHERE_HELP, default=argparse.SUPPRESS)
+EXACT = "--exact", {"help": "score all clips in full", "action": "store_true"}
+SHEET = path_flag("--sheet", "FILE.png", "draw the best clips of each query there")
 WEIGHTS = path_flag(
     "--weights", "RUN", "the workdir of a run, or any weights that config.model.weights takes"
 )
@@ -200,6 +171,17 @@ VERBS = {
         "hvp_jax.cli.verbs.bench:run",
         "measure the speed and memory of training, scoring or input",
         (required(CONFIG), WORKDIR),
+    ),
+    "index": Verb(
+        "hvp_jax.cli.verbs.search.index:run",
+        "make a folder of videos searchable, or bring its index up to date",
+        (*map(required, (WEIGHTS, VIDEOS, INDEX)), SEGMENT_SECONDS, TOKENS, SHARD, JOIN),
+    ),
+    "search": Verb(
+        "hvp_jax.cli.verbs.search.search:run",
+        "find the clips of an index that fit a text best, or that are like a video",
+        (*(required(INDEX), QUERIES, EXAMPLE, TOP, CANDIDATES, WHERE, EXACT, SHEET, WEIGHTS),),
+        words=("texts", {"metavar": "TEXT", "nargs": "*", "help": "what the clips show"}),
     ),
     "report": Verb(
         "hvp_jax.cli.verbs.report:run",
