@@ -17,7 +17,7 @@ from data.records import Annotations, Clip, DatasetLocation
 from data.splits import clips_of_splits, hold_out
 from data.storage import listing
 from data.synthetic import shapes
-from data.video.frame_choice import head, uniform
+from data.video.frame_choice import FrameChoice, head, uniform
 
 
 def location_from_config(config: ConfigDict) -> DatasetLocation:
@@ -168,15 +168,19 @@ def open_frame_source(
     if not config.data.shards:
         require_sound(clips)
     data = config.data
-    # Random frames are for training only, see `batches`.
     return frame_sources.open_frames(
         clips,
         image_size,
         data.max_frames,
         data.shards,
         workers=data.workers,
-        choice=head if data.frame_choice == "head" else uniform,
+        choice=frame_choice(config),
     )
+
+
+def frame_choice(config: ConfigDict) -> FrameChoice:
+    """Which frames of a clip are evaluated. Random ones are for training only, see `batches`."""
+    return head if config.data.frame_choice == "head" else uniform
 
 
 def padded_num_frames(config: ConfigDict, source: frame_sources.FrameSource, least: int = 0) -> int:

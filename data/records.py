@@ -38,6 +38,14 @@ class Clip:
     end: float | None = None
 
 
+class Segment(NamedTuple):
+    """A video file, or a stretch of it: `start` and `end` as in `Clip`."""
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+
+
 def fingerprint(clips: Iterable[Clip]) -> str:
     """The SHA-256 of clips: ids, splits, captions, segments and their order, not pixels."""
     digest = hashlib.sha256()

@@ -24,7 +24,7 @@ if HAS_IT and FAST_COMPILE not in os.environ.get("XLA_FLAGS", ""):  # xdist's wo
 absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes expect parsed flags
 # Checks the annotated shapes and types at run time, in the tests only.
 jaxtyping.install_import_hook(
-    ["hvp_jax.models", "hvp_jax.training", "hvp_jax.evaluation", "data.batches"],
+    [*(f"hvp_jax.{x}" for x in ("models", "training", "evaluation", "retrieval")), "data.batches"],
     "beartype.beartype",
 )
 for name in ("absl", "jax", "orbax", "grain"):

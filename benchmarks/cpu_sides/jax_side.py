@@ -20,12 +20,8 @@ from hvp_jax.evaluation import scorer
 from hvp_jax.models.distillation.stage import TokenDistillation
 from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
 from hvp_jax.models.layers import TokenWeight
-from hvp_jax.models.similarity import (
-    TextFeatures,
-    VideoFeatures,
-    l2_normalize,
-    normalize_token_weights,
-)
+from hvp_jax.models.score_weights import normalize_token_weights
+from hvp_jax.models.similarity import TextFeatures, VideoFeatures, l2_normalize
 from hvp_jax.monitoring.throughput import release_freed_memory
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.training import train_state

@@ -23,7 +23,8 @@ class Verb:
 
     A verb whose --config is optional reads the workdir's config.json if it is not given.
     With `sweeps`, --config is a file of `configs/sweeps/`, and the parameter a `Plan`.
-    Exactly one of the flags in `one_of` must be given.
+    Exactly one of the flags in `one_of` must be given. `words` is what the arguments without a flag
+    are, such as the text of a query; None: there are none.
     """
 
     target: str
@@ -31,9 +32,14 @@ class Verb:
     flags: tuple[Flag, ...]
     one_of: tuple[Flag, ...] = ()
     sweeps: bool = False
+    words: Flag | None = None
 
     def names(self) -> list[str]:
         return [name for name, _ in self.one_of + self.flags]
+
+    def valued(self) -> list[str]:
+        """The names of the flags that are followed by a value."""
+        return [name for name, options in self.one_of + self.flags if "action" not in options]
 
 
 def text(value: str) -> str:

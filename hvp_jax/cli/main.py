@@ -157,9 +157,13 @@ def _split_changes(arguments: list[str]) -> tuple[list[tuple[str, str]], list[st
 
 
 def _parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The verb, and the values of all of its flags except `--json`."""
-    # The verb is the first word that is neither a flag nor its value; argparse wants it first.
-    valued = {flag for verb in VERBS.values() for flag in verb.names()}
+    """The verb, and the values of its words and of all of its flags except `--json`.
+
+    The verb is the first word that is neither a flag nor its value. What comes after `--` is words.
+    """
+    valued = {flag for verb in VERBS.values() for flag in verb.valued()}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    arguments, after = arguments[:end], arguments[end + 1 :]
     pairs = enumerate(itertools.pairwise(["", *arguments]))
     words = [i for i, (before, word) in pairs if word[:1] != "-" and before not in valued]
     if not words:
@@ -174,12 +178,13 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
             raise UsageError(f"{verb} has no flag {word}{_nearest(name, known)}")
-    if more:
+    more += after
+    if more and not VERBS[verb].words:
         raise UsageError(
             f"unexpected argument {more[0]!r}; all arguments except the verb begin with --"
         )
-    arguments = [verb, *arguments[: words[0]], *arguments[words[0] + 1 :]]
-    values = vars(_parsers()[""].parse_args(arguments))
+    flags = [word for i, word in enumerate(arguments) if i not in words]
+    values = vars(_parsers()[verb].parse_args([*flags, *(["--", *more] if more else [])]))
     del values["json"]  # `main` handles it
     return verb, values
 
@@ -199,7 +204,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
             group = parser.add_mutually_exclusive_group(required=True)
             for flag, options in verb.one_of:
                 group.add_argument(flag, **options)
-        for flag, options in verb.flags:
+        for flag, options in (*verb.flags, *([verb.words] if verb.words else [])):
             parser.add_argument(flag, **options)
         help_text = "print one JSON object to stdout and everything else to stderr"
         parser.add_argument("--json", action="store_true", help=help_text)

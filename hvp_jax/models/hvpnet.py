@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hvp_jax.models import similarity
+from hvp_jax.models import score_weights, similarity
 from hvp_jax.models.clip import CLIP
 from hvp_jax.models.clip_config import PAPER_TERMS, VARIANTS, ClipConfig, fits_fused_tower
 from hvp_jax.models.distillation.clustering import ACCELERATOR_GROUP
@@ -90,10 +90,10 @@ class HVPNet(nn.Module):
         """The weights of "word", "patch" or "frame" tokens, 0 for padding."""
         if self.token_weights == "uniform":
             wide = jnp.promote_types(x.dtype, jnp.float32)
-            return similarity.uniform_token_weights(jnp.broadcast_to(valid, x.shape[:-1]), wide)
+            return score_weights.uniform_token_weights(jnp.broadcast_to(valid, x.shape[:-1]), wide)
         raw = getattr(self, f"{tokens}_weight")(x)
         self.sow("intermediates", f"{tokens}_weights", raw)
-        return similarity.normalize_token_weights(raw, valid, self.normalize)
+        return score_weights.normalize_token_weights(raw, valid, self.normalize)
 
     def encode_text(self, ids: Int[Array, "b w"], mask: WordMask) -> TextFeatures:
         """Token ids and padding mask -> normalised features and word weights."""
@@ -135,7 +135,7 @@ class HVPNet(nn.Module):
         if head.uses_patches:
             features |= self._patch_features(x.reshape(len(x), batch, -1, x.shape[3]), count, key)
         if self.tap_weights == "learned":
-            weights = similarity.normalize_tap_weights(self.raw_tap_weights)
+            weights = score_weights.normalize_tap_weights(self.raw_tap_weights)
             features["tap_weights"] = jnp.broadcast_to(weights, (batch, *weights.shape))
         return VideoFeatures(**features)
 

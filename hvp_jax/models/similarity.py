@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from hvp_jax.models.clip_config import TERMS
+from hvp_jax.models.score_weights import uniform_token_weights
 
 # The field of `VideoFeatures` that a term needs, in the order of TERMS.
 FIELDS = dict(zip(TERMS, ("patches", "patch_sum", "frame_sum", "clip_feature"), strict=True))
@@ -60,27 +61,6 @@ def l2_normalize(x: Float[Array | np.ndarray, "*shape d"]) -> Float[Array, "*sha
     return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def normalize_token_weights(
-    raw: Float[Array, "*shape n"], valid: Bool[Array, "... n"], normalize: str
-) -> Float[Array, "*shape n"]:
-    """Outputs of a weighting network -> token weights, 0 for padding.
-
-    `normalize` is "softmax", over the valid tokens, or "none" (the reference).
-    """
-    raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
-    if normalize == "softmax":
-        raw = jax.nn.softmax(jnp.where(valid, raw, -jnp.inf), axis=-1)
-    return jnp.where(valid, raw, 0)
-
-
-def uniform_token_weights(
-    valid: Bool[Array, "*shape n"], dtype: DTypeLike
-) -> Float[Array, "*shape n"]:
-    """1/n for n valid tokens, 0 for padding."""
-    weights = valid.astype(dtype)
-    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1)
-
-
 def mean_clip_feature(
     frames: Float[Array, "l b t d"], valid: Bool[Array, "b t"]
 ) -> Float[Array, "b l d"]:
@@ -88,12 +68,6 @@ def mean_clip_feature(
     weights = uniform_token_weights(valid, frames.dtype)
     mean = jnp.einsum("bt,lbtd->bld", weights, frames, precision=jax.lax.Precision.HIGHEST)
     return l2_normalize(mean)
-
-
-def normalize_tap_weights(raw: Float[Array, "terms l"]) -> Float[Array, "terms l"]:
-    """Parameters -> the weights of the taps in every term, whose mean is 1."""
-    raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
-    return raw.shape[1] * jax.nn.softmax(raw, axis=1)
 
 
 def pad_with_first_token(
@@ -203,6 +177,21 @@ def sentence_scores(
         for feature in (video.patch_sum, video.frame_sum, video.clip_feature)
         if feature is not None
     ]
+
+
+@typing.no_type_check
+def sentence_vector(video: VideoFeatures) -> Float[Array | np.ndarray, "clips d"] | None:
+    """The vector whose product with a sentence is the sum of the terms after word-patch.
+
+    None if there is no such term. Arrays of NumPy give one of NumPy.
+    """
+    parts = []
+    for row, term in enumerate(terms_of(video)):
+        if term != "word_patch":
+            feature = getattr(video, FIELDS[term])
+            weights = 1 if video.tap_weights is None else video.tap_weights[:, row, :, None]
+            parts.append((weights * feature).sum(axis=1))
+    return sum(parts) if parts else None
 
 
 def weigh_taps(

@@ -20,11 +20,12 @@ from data.storage.path import Path
 from data.tokenizer import VOCAB_SIZE
 from hvp_jax.checkpoints import checkpointer
 from hvp_jax.checkpoints.model_card import card_shapes, card_spec, read_card
-from hvp_jax.config.precision import cast_params
-from hvp_jax.config.resolve import spec_of_variant
+from hvp_jax.config.precision import cast_params, enable_float64
+from hvp_jax.config.resolve import check_platform, resolve, spec_of_variant
 from hvp_jax.models.clip_config import VARIANTS, ClipConfig
-from hvp_jax.models.hvpnet import HVPNet, init_params
+from hvp_jax.models.hvpnet import HVPNet, from_config, init_params
 from hvp_jax.models.model_spec import ModelSpec, head_of
+from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.weights import formats
 from hvp_jax.weights.identity.activation import require
 
@@ -84,6 +85,28 @@ def _weights_at(path: Path, activation: str | None) -> InitialWeights:
         ModelSpec(source.clip_config, source.taps, source.head, pretrained=True),
         source.load,
     )
+
+
+class BuiltModel(NamedTuple):
+    """A model that scores, and its weights, which are not loaded yet."""
+
+    config: ConfigDict  # resolved
+    model: HVPNet
+    weights: InitialWeights
+
+    def load_params(self, partitioner: Partitioner) -> Any:
+        """The parameters, on every device of this process."""
+        params = init_or_load_params(self.weights, self.model, self.config.seed)
+        return partitioner.replicate_params(partitioner.shard_state(params))
+
+
+def build_model(config: ConfigDict, workdir: Path | None = None) -> BuiltModel:
+    """The model of a config and of the weights that `find_initial_weights` finds."""
+    enable_float64(config)
+    weights = find_initial_weights(config, workdir)
+    config = resolve(config, weights.spec)
+    check_platform(config, jax.default_backend())
+    return BuiltModel(config, from_config(config, weights.spec.clip_config), weights)
 
 
 def has_checkpoints(workdir: Path) -> bool:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.models import similarity
+from hvp_jax.models import score_weights, similarity
 from tests.helpers.small import normal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -127,9 +127,9 @@ def test_padding_tokens_change_neither_scores_nor_gradients(sides):
     def score(words, word_raw, patches, patch_raw, valid_words, valid_tokens):
         scores = similarity.word_patch(
             similarity.pad_with_first_token(similarity.l2_normalize(words), valid_words),
-            similarity.normalize_token_weights(word_raw, valid_words, "softmax"),
+            score_weights.normalize_token_weights(word_raw, valid_words, "softmax"),
             similarity.pad_with_first_token(similarity.l2_normalize(patches), valid_tokens),
-            similarity.normalize_token_weights(patch_raw, valid_tokens, "softmax"),
+            score_weights.normalize_token_weights(patch_raw, valid_tokens, "softmax"),
         )
         return (scores * probe).sum(), scores
 
@@ -145,7 +145,7 @@ def test_padding_tokens_change_neither_scores_nor_gradients(sides):
 def test_token_weights_are_normalised_over_the_valid_tokens():
     raw = np.float32([[1, 2, 3, 50], [-1, 0, 4, 2], [300, -300, 1, 1]])
     valid = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool)
-    normalize = similarity.normalize_token_weights
+    normalize = score_weights.normalize_token_weights
     none = normalize(jnp.asarray(raw), jnp.asarray(valid), "none")
     np.testing.assert_array_equal(none, np.where(valid, raw, 0))
     softmax = normalize(jnp.asarray(raw), jnp.asarray(valid), "softmax")

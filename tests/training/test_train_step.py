@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvp_jax.models import similarity
+from hvp_jax.models import score_weights, similarity
 from hvp_jax.models.hvpnet import HVPNet
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.parallel.sharding import MIN_SHARDED_SIZE
@@ -202,7 +202,7 @@ def apply_linear(variables, ids, mask, video, video_mask, *, key):
         noise = jax.vmap(jax.random.normal, (0, None))(key, features.shape[1:])
         features = features + noise * params["scale"]
     patches = similarity.l2_normalize(features)[:, None, :4]  # [B, 1, 4, D]
-    weights = similarity.normalize_token_weights((words**3).sum(-1), mask, "softmax")
+    weights = score_weights.normalize_token_weights((words**3).sum(-1), mask, "softmax")
     text = similarity.TextFeatures(words, weights, words[:, 1])
     ones = jnp.ones(patches.shape[:3])
     video = similarity.VideoFeatures(patches, ones, patches.sum(2), patches.sum(2) ** 3)

@@ -2,19 +2,15 @@
 
 from collections.abc import Sequence
 
-import jax
 from ml_collections import ConfigDict
 
 from data import inputs, splits
 from data.errors import UsageError
 from data.storage.path import Path
 from hvp_jax.checkpoints import checkpointer
-from hvp_jax.config.precision import enable_float64
-from hvp_jax.config.resolve import check_platform, resolve
 from hvp_jax.evaluation.rerank import caption_bank, needs_bank
 from hvp_jax.evaluation.results import EvalResult, write_results
 from hvp_jax.evaluation.scorer import Scorer
-from hvp_jax.models.hvpnet import from_config
 from hvp_jax.models.model_spec import head_of
 from hvp_jax.monitoring import json_files
 from hvp_jax.parallel.compile_cache import use_compile_cache
@@ -36,11 +32,8 @@ def run(config: ConfigDict, workdir: Path, rerank: Sequence[str] = ()) -> EvalRe
             f"--rerank={','.join(rerank)} takes its bank from split train, which is evaluated: use "
             "another --config.eval.split, or --rerank=dsl"
         )
-    enable_float64(config)
-    initial_weights = initial.find_initial_weights(config, workdir)
-    config = resolve(config, initial_weights.spec)
-    check_platform(config, jax.default_backend())
-    model = from_config(config, initial_weights.spec.clip_config)
+    built = initial.build_model(config, workdir)
+    config, model = built.config, built.model
     partitioner = Partitioner(config.parallel)
     decoded_splits = () if config.data.shards else (config.eval.split,)
     with primary_first("process 0 has read the data set"):
@@ -60,12 +53,10 @@ def run(config: ConfigDict, workdir: Path, rerank: Sequence[str] = ()) -> EvalRe
         selected = {"step": 0, "chosen_on": None, "weights": config.model.weights}
         if is_primary():
             json_files.make_workdir(workdir)
-    if initial_weights.spec.head is None and head_of(model).modules():
+    if built.weights.spec.head is None and head_of(model).modules():
         selected["warning"] = UNTRAINED
     use_compile_cache(config.compile_cache, workdir)
-    params = partitioner.replicate_params(
-        partitioner.shard_state(initial.init_or_load_params(initial_weights, model, config.seed))
-    )
+    params = built.load_params(partitioner)
     source = inputs.open_frame_source(config, model.clip_config.image_size, clips)
     # Padded to the same number of frames as in training, so that metrics match exactly.
     scorer = Scorer(

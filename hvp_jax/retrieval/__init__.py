@@ -1,0 +1,1 @@
+"""Texts and videos in Python: features, scores, and what a score consists of."""
