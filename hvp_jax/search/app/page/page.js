@@ -273,8 +273,8 @@ async function explain(hit) {
   if (!$("why").open) $("why").showModal();
   try {
     const answer = await get("/api/explain", { id: hit.id, q }, request.signal);
-    const best = Math.max(...answer.words.map((word) => word.contribution));
-    const word = answer.words.findIndex((word) => word.contribution === best);
+    const words = answer.words.filter((word) => !isSpecial(word.text)).sort((a, b) => b.contribution - a.contribution);
+    const word = answer.words.indexOf(words[0]); // -1, the sentence, if the model has no words
     why = { answer, word, tap: answer.taps.length - 1, view: "answer" };
     drawParts(answer);
     drawWhy();
@@ -287,6 +287,9 @@ async function explain(hit) {
   }
 }
 
+// "[start]", "[end]" and "[padding]" are not words of the query.
+const isSpecial = (text) => /^\[(start|end|padding)\]$/.test(text);
+
 function drawWhy() {
   const { answer } = why;
   const chips = answer.words.map(({ text, contribution }, i) => ({ text, contribution, i }));
@@ -294,7 +297,7 @@ function drawWhy() {
   if (bySentence >= 0) chips.unshift({ text: "whole sentence", contribution: sum(answer.parts[bySentence]), i: SENTENCE });
   const most = Math.max(...answer.words.map((word) => Math.abs(word.contribution)), 1e-9);
   redraw($("words"), chips.map(({ text, contribution, i }) => {
-    const chip = element("button", { type: "button", className: i === SENTENCE ? "chip sentence" : "chip", onclick: () => choose({ word: i }) },
+    const chip = element("button", { type: "button", className: `chip ${i === SENTENCE ? "sentence" : isSpecial(text) ? "special" : ""}`, onclick: () => choose({ word: i }) },
       element("span", { textContent: text }), element("small", { textContent: signed(contribution) }));
     chip.setAttribute("aria-pressed", i === why.word);
     chip.style.setProperty("--share", Math.min(Math.max(contribution, 0) / most, 1));
@@ -417,8 +420,7 @@ function drawParts(answer) {
   const columns = answer.taps.map((_, i) => cell(plain(sum(rows.map((row) => row.values[i])), 4)));
   const foot = element("tr", { className: "total" }, cell("Score", "th"), ...columns, cell(plain(total, 4)));
   $("parts").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body), element("tfoot", {}, foot));
-  const off = Math.abs(total - answer.score);
-  if (off > 1e-4) $("why-status").textContent = `The parts differ from the score by ${off.toExponential(1)}.`;
+  $("total").textContent = plain(answer.score);
 }
 
 // ---------------------------------------------------------------- keyboard
