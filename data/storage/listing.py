@@ -31,31 +31,59 @@ def find(folder: PathLike) -> list[str]:
 
 
 def sizes(paths: Iterable[PathLike]) -> dict[str, int]:
-    """The size in bytes of each of the files that exists.
-
-    Of a bucket, the folders of the files are listed, since a request for each would take long.
-    """
+    """The size in bytes of each of the files that exists."""
     known: dict[str, int] = {}
-    in_folder: dict[str, set[str]] = {}
-    for path in (os.fspath(path) for path in paths):
-        if is_bucket(path):
-            in_folder.setdefault(os.path.dirname(path), set()).add(path)
-        else:
-            with contextlib.suppress(OSError):
-                known[path] = os.path.getsize(path)
-    with ThreadPoolExecutor(THREADS) as pool:
-        for wanted, found in zip(
-            in_folder.values(), pool.map(_sizes_in_folder, in_folder), strict=True
-        ):
-            known |= {path: size for path, size in found.items() if path in wanted}
+    on_disk, in_bucket = _by_place(paths)
+    for path in on_disk:
+        with contextlib.suppress(OSError):
+            known[path] = os.path.getsize(path)
+    return known | {path: item["size"] or 0 for path, item in _listed(in_bucket).items()}
+
+
+def versions(paths: Iterable[PathLike]) -> dict[str, str]:
+    """What changes when a file changes, of each of the files that exists.
+
+    On a disk it is the size and the time of the last change, in a bucket the object's generation
+    (gs://) or its ETag (s3://).
+    """
+    known: dict[str, str] = {}
+    on_disk, in_bucket = _by_place(paths)
+    for path in on_disk:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            known[path] = f"{status.st_size}-{status.st_mtime_ns}"
+    for path, item in _listed(in_bucket).items():
+        known[path] = str(item.get("generation") or item.get("ETag") or item["size"]).strip('"')
     return known
 
 
-def _sizes_in_folder(folder: str) -> dict[str, int]:
+def _by_place(paths: Iterable[PathLike]) -> tuple[list[str], list[str]]:
+    """The paths on disks, and those in buckets."""
+    texts = [os.fspath(path) for path in paths]
+    return [x for x in texts if not is_bucket(x)], [x for x in texts if is_bucket(x)]
+
+
+def _listed(paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What a bucket says of each of the objects that exists.
+
+    The folders of the objects are listed, since a request for each would take long.
+    """
+    in_folder: dict[str, set[str]] = {}
+    for path in paths:
+        in_folder.setdefault(os.path.dirname(path), set()).add(path)
+    known: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        folders = pool.map(_objects_in_folder, in_folder)
+        for wanted, found in zip(in_folder.values(), folders, strict=True):
+            known |= {path: item for path, item in found.items() if path in wanted}
+    return known
+
+
+def _objects_in_folder(folder: str) -> dict[str, dict[str, Any]]:
     scheme, system = _file_system(folder)
     with contextlib.suppress(FileNotFoundError):
         items = system.ls(folder, detail=True)
-        return {f"{scheme}://{x['name']}": x["size"] or 0 for x in items if x["type"] == "file"}
+        return {f"{scheme}://{item['name']}": item for item in items if item["type"] == "file"}
     return {}
 
 

@@ -80,6 +80,14 @@ def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     return names
 
 
+def shard_of(value: str) -> tuple[int, int]:
+    """A kind of flag: "I/N" -> (I, N), I from 0 to N - 1."""
+    index, _, count = value.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{value!r} is not I/N with I from 0 to N - 1, as in 0/4")
+    return int(index), int(count)
+
+
 def required(flag: Flag) -> Flag:
     name, options = flag
     return name, {**options, "required": True}
@@ -121,6 +129,28 @@ CLUSTER_HELP = (
     "run as jobs of submitit: slurm or local, with its options, as in slurm:gpus_per_node=1"
 )
 CLUSTER = flag("--cluster", "EXECUTOR[:KEY=VALUE,...]", CLUSTER_HELP)
+WEIGHTS_HELP = "the folder of a run, or any weights that model.weights takes"
+WEIGHTS = path_flag("--weights", "RUN", WEIGHTS_HELP)
+INDEX = path_flag("--index", "URI", "the folder of the index, which may be in a bucket", "folder")
+VIDEOS_HELP = "the folder of the videos, or a text file with the path of one on each line"
+VIDEOS = path_flag("--videos", "DIR", VIDEOS_HELP)
+SEGMENT_HELP = "cut longer videos into stretches of so many seconds; by default 60"
+SEGMENT_SECONDS = flag("--segment-seconds", "S", SEGMENT_HELP, positive, default=60)
+TOKENS_HELP = "keep the tokens of a clip as %(choices)s; by default int16"
+TOKENS = flag("--tokens", "TYPE", TOKENS_HELP, choices=("int16", "int8"), default="int16")
+SHARD_HELP = "encode every Nth video only, from video I on, which counts from 0"
+SHARD = flag("--shard", "I/N", SHARD_HELP, shard_of)
+JOIN_HELP = "encode nothing: make what the shards have encoded part of the index"
+JOIN = "--join", {"help": JOIN_HELP, "action": "store_true"}
+QUERIES = path_flag("--queries", "FILE", "a text file with a query on each line", "file")
+EXAMPLE = path_flag("--video", "FILE", "find clips that are like this video", "file")
+TOP = flag("--k", "K", "how many clips to find; by default 10", positive, default=10)
+CANDIDATES_HELP = "how many clips of stage one are scored in full; by default 200"
+CANDIDATES = flag("--candidates", "N", CANDIDATES_HELP, positive, default=200)
+WHERE_HELP = "search the clips that this SQL selects only, such as \"path LIKE '%%2024%%'\""
+WHERE = flag("--where", "SQL", WHERE_HELP, default=argparse.SUPPRESS)
+EXACT = "--exact", {"help": "score all clips in full", "action": "store_true"}
+SHEET = path_flag("--sheet", "FILE.png", "draw the best clips of each query there")
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(
@@ -172,6 +202,17 @@ VERBS = {
         "hvp_jax.cli.verbs.bench:run",
         "measure the speed and memory of training, scoring or input",
         (required(CONFIG), WORKDIR),
+    ),
+    "index": Verb(
+        "hvp_jax.cli.verbs.index:run",
+        "make a folder of videos searchable, or bring its index up to date",
+        (*map(required, (WEIGHTS, VIDEOS, INDEX)), SEGMENT_SECONDS, TOKENS, SHARD, JOIN),
+    ),
+    "search": Verb(
+        "hvp_jax.cli.verbs.search:run",
+        "find the clips of an index that fit a text best, or that are like a video",
+        (*(required(INDEX), QUERIES, EXAMPLE, TOP, CANDIDATES, WHERE, EXACT, SHEET, WEIGHTS),),
+        words=("texts", {"metavar": "TEXT", "nargs": "*", "help": "what the clips show"}),
     ),
     "report": Verb(
         "hvp_jax.cli.verbs.report:run",

@@ -99,6 +99,8 @@ def check(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         raise UsageError(f"{verb} has no flag --config.{changes[0][0]}")
     if workdir := values.get("workdir"):
         paths.require_writable_folder("--workdir", workdir)
+    if verb == "index":
+        paths.require_writable_folder("--index", values["index"])
     destination = values.get("destination")
     if destination and not is_bucket(destination):  # it is replaced as a whole
         paths.require_writable_folder("--destination", absolute(destination).parent)

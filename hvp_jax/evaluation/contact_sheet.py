@@ -39,10 +39,13 @@ class Hit(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A caption, the rank of its own clip, and the best-scoring clips in order."""
+    """A caption, the rank of its own clip, and the best-scoring clips in order.
+
+    Without a rank no clip is known to be the right one.
+    """
 
     text: str
-    rank: float
+    rank: float | None
     hits: Sequence[Hit]
 
 
@@ -64,9 +67,7 @@ def draw_contact_sheet(png_path: PathLike, queries: Sequence[Query | tuple]) -> 
         axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         axes.axis("off")
         _write(axes, MARGIN, 44, "Text to video", size=15, weight="bold")
-        listed = sum(any(hit.is_correct for hit in query.hits) for query in rows)
-        note = f"The right clip is among the best {NUM_HITS} for {listed} of {len(rows)} queries."
-        _write(axes, MARGIN, 68, note, size=9, color=GREY)
+        _write(axes, MARGIN, 68, _note(rows), size=9, color=GREY)
         for position, name in enumerate(ORDINALS):
             _write(axes, _strip_left(position), HEADER_HEIGHT - 14, name, size=8, color=GREY)
         for row, query in enumerate(rows):
@@ -78,6 +79,14 @@ def draw_contact_sheet(png_path: PathLike, queries: Sequence[Query | tuple]) -> 
         # Two evaluations may run in a workdir: a file is complete, whoever wrote it.
         with storage.open_atomically(png_path, "wb") as file:
             figure.savefig(file, format="png", facecolor=PAPER)
+
+
+def _note(rows: Sequence[Query]) -> str:
+    known = [query for query in rows if query.rank is not None]
+    if not known:
+        return f"The best {NUM_HITS} clips of each query."
+    listed = sum(any(hit.is_correct for hit in query.hits) for query in known)
+    return f"The right clip is among the best {NUM_HITS} for {listed} of {len(known)} queries."
 
 
 def _strip_left(position: int) -> int:
@@ -95,6 +104,8 @@ def _draw_query(axes: Axes, top: int, query: Query) -> None:
     # Behind the strips, in case a wide line reaches them.
     style: dict[str, Any] = {"va": "top", "linespacing": 1.35, "zorder": 0}
     _write(axes, MARGIN, top + ROW_PADDING, "\n".join(lines), size=10, **style)
+    if query.rank is None:
+        return
     listed = any(hit.is_correct for hit in query.hits)
     label = f"rank {query.rank:g}" if listed else f"right clip at rank {query.rank:g}"
     color = GREEN if listed else ORANGE

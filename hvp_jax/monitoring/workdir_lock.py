@@ -35,6 +35,7 @@ HEARTBEAT_INTERVAL = 5.0  # seconds
 # NFS clients may show a file as it was 60 s ago (acregmax); three heartbeats may be late as well.
 PATIENCE = 60 + 3 * HEARTBEAT_INTERVAL
 POLL_INTERVAL = 1.0  # seconds between two attempts
+ADVICE = "wait until it ends, or use another workdir"
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ class WorkdirLock:
         interval: float = HEARTBEAT_INTERVAL,
         patience: float = PATIENCE,
         poll: float = POLL_INTERVAL,
+        advice: str = ADVICE,
     ):
         self.workdir, self.path = workdir, workdir / LOCK_FILE
         self.poll, self.refusal, self.held = poll, "", False
-        self._interval, self._patience = interval, patience
+        self._interval, self._patience, self._advice = interval, patience, advice
         self._new_folders: list[Path] = []
         if not is_bucket(workdir):
             self._new_folders = [path for path in (workdir, *workdir.parents) if not path.exists()]
@@ -107,7 +109,7 @@ class WorkdirLock:
         if alive:
             self.refusal = (
                 f"{self.workdir} is in use by another run: {process_identity.describe(holder)}; "
-                "wait until it ends, or use another workdir"
+                f"{self._advice}"
             )
         elif alive is False or self._unchanged >= self._patience:
             if self._read() == found:

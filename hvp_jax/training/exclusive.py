@@ -9,17 +9,18 @@ from types import FrameType
 
 from data.errors import UsageError
 from data.storage.path import Path, PathLike
-from hvp_jax.monitoring.workdir_lock import WorkdirLock
+from hvp_jax.monitoring.workdir_lock import ADVICE, WorkdirLock
 from hvp_jax.parallel.processes import broadcast_from_primary, broadcast_text, is_primary
 
 
 @contextlib.contextmanager
-def exclusive(workdir: PathLike) -> Iterator[None]:
+def exclusive(workdir: PathLike, advice: str = ADVICE) -> Iterator[None]:
     """Holds the lock of a workdir, which process 0 takes for all processes of a run.
 
-    Raises UsageError, in all of them, if another run holds it or it cannot be written.
+    Raises UsageError, in all of them, if another run holds it, which ends with `advice`, or if it
+    cannot be written.
     """
-    lock = WorkdirLock(Path(workdir))
+    lock = WorkdirLock(Path(workdir), advice=advice)
     with _released_by_sigterm(lock):
         try:
             # One broadcast per attempt: a single one, minutes late, would time out elsewhere.
