@@ -65,6 +65,12 @@ def path_flag(name: str, metavar: str, help: str, kind: paths.Kind = "any") -> F
     return flag(name, metavar, help, path)
 
 
+def port(value: str) -> int:
+    if not value.isdecimal() or int(value) > 65535:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a port, from 1 to 65535, or 0 for any")
+    return int(value)
+
+
 def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     """A kind of flag: different names from `choices`, separated by commas."""
 
@@ -151,6 +157,7 @@ WHERE_HELP = "search the clips that this SQL selects only, such as \"path LIKE '
 WHERE = flag("--where", "SQL", WHERE_HELP, default=argparse.SUPPRESS)
 EXACT = "--exact", {"help": "score all clips in full", "action": "store_true"}
 SHEET = path_flag("--sheet", "FILE.png", "draw the best clips of each query there")
+PORT = flag("--port", "N", "by default 8000; 0: one that is free", port, default=8000)
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(
@@ -213,6 +220,11 @@ VERBS = {
         "find the clips of an index that fit a text best, or that are like a video",
         (*(required(INDEX), QUERIES, EXAMPLE, TOP, CANDIDATES, WHERE, EXACT, SHEET, WEIGHTS),),
         words=("texts", {"metavar": "TEXT", "nargs": "*", "help": "what the clips show"}),
+    ),
+    "serve": Verb(
+        "hvp_jax.cli.verbs.serve:run",
+        "search an index in the browser, at 127.0.0.1, until Ctrl-C",
+        (required(INDEX), PORT, WEIGHTS),
     ),
     "report": Verb(
         "hvp_jax.cli.verbs.report:run",

@@ -4,7 +4,8 @@ import dataclasses
 import logging
 
 from data.errors import UsageError
-from data.storage.path import PathLike
+from data.storage.path import Path
+from hvp_jax.parallel.compile_cache import use_compile_cache
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ class ServeResult:
     text: str = dataclasses.field(default="ended", metadata={"json": None})
 
 
-def run(index: PathLike, port: int, weights: PathLike | None = None) -> ServeResult:
+def run(index: Path, port: int, weights: Path | None = None) -> ServeResult:
     """Serves the page at 127.0.0.1 until Ctrl-C.
 
     Raises UsageError if the port is taken or there is no index, before anything is served.
@@ -29,7 +30,9 @@ def run(index: PathLike, port: int, weights: PathLike | None = None) -> ServeRes
             raise
         raise UsageError(f"serve needs {error.name}: pip install -r requirements-app.txt") from None
     listening = server.bind(port)
-    app = app_of(Index.open(index, weights))
+    opened = Index.open(index, weights)
+    use_compile_cache(opened.retriever.config.compile_cache, index)
+    app = app_of(opened)
     address = f"http://{server.HOST}:{listening.getsockname()[1]}"
     logger.info("%s searches %s; Ctrl-C ends", address, index)
     server.run(app, listening)
