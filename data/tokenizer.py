@@ -37,6 +37,11 @@ def encode(caption: str) -> list[int]:
     return _tokenizer().encode(html.unescape(html.unescape(ftfy.fix_text(caption))))
 
 
+def decode(token: int) -> str:
+    """What a token stands for; a space at its end says that a word ends there."""
+    return _tokenizer().decode([token])
+
+
 def tokenize(captions: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
     """N captions as ids [N, words] int32 and mask [N, words] bool.
 

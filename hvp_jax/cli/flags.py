@@ -6,6 +6,7 @@ verb's flags by name, and add an entry to VERBS with that function as its `targe
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,16 @@ def positive(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 on")
     return int(value)
+
+
+def seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 0 on")
+    return number
 
 
 def flag(name: str, metavar: str, help: str, kind=text, **options) -> Flag:
@@ -158,6 +169,14 @@ WHERE = flag("--where", "SQL", WHERE_HELP, default=argparse.SUPPRESS)
 EXACT = "--exact", {"help": "score all clips in full", "action": "store_true"}
 SHEET = path_flag("--sheet", "FILE.png", "draw the best clips of each query there")
 PORT = flag("--port", "N", "by default 8000; 0: one that is free", port, default=8000)
+VIDEO = path_flag("--video", "FILE", "a video file", "file")
+STRETCH = tuple(
+    flag(f"--{edge}", "SECONDS", f"where the stretch of the video {edge}s", seconds)
+    for edge in ("start", "end")
+)
+OUTPUT_HELP = "a folder for explanation.png and explanation.json"
+OUTPUT = path_flag("--output", "DIR", OUTPUT_HELP, "folder")
+TEXT = ("text", {"metavar": "TEXT", "help": "what the video shows, in quotes", "type": text})
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(
@@ -193,6 +212,12 @@ VERBS = {
         "train every setting of a sweep with every seed, and compare them; go on if stopped",
         (required(SWEEP), required(SWEEP_DIR), JOBS, CLUSTER),
         sweeps=True,
+    ),
+    "explain": Verb(
+        "hvp_jax.cli.verbs.explain:run",
+        "show what the score of a text and a video consists of: words, patches, frames, layers",
+        (required(WEIGHTS), required(VIDEO), *STRETCH, OUTPUT),
+        words=TEXT,
     ),
     "port": Verb(
         "hvp_jax.cli.verbs.port:run",

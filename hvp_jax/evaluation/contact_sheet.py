@@ -66,10 +66,10 @@ def draw_contact_sheet(png_path: PathLike, queries: Sequence[Query | tuple]) -> 
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         axes.axis("off")
-        _write(axes, MARGIN, 44, "Text to video", size=15, weight="bold")
-        _write(axes, MARGIN, 68, _note(rows), size=9, color=GREY)
+        write(axes, MARGIN, 44, "Text to video", size=15, weight="bold")
+        write(axes, MARGIN, 68, _note(rows), size=9, color=GREY)
         for position, name in enumerate(ORDINALS):
-            _write(axes, _strip_left(position), HEADER_HEIGHT - 14, name, size=8, color=GREY)
+            write(axes, _strip_left(position), HEADER_HEIGHT - 14, name, size=8, color=GREY)
         for row, query in enumerate(rows):
             top = HEADER_HEIGHT + row * ROW_HEIGHT
             axes.plot([MARGIN, width - MARGIN], [top, top], color=FAINT, lw=0.8)
@@ -99,17 +99,17 @@ def _label_y(top: int) -> int:
 
 
 def _draw_query(axes: Axes, top: int, query: Query) -> None:
-    text = _drawable(query.text) or "(no text)"
+    text = drawable(query.text) or "(no text)"
     lines = textwrap.wrap(text, 29, max_lines=3, placeholder=" …")
     # Behind the strips, in case a wide line reaches them.
     style: dict[str, Any] = {"va": "top", "linespacing": 1.35, "zorder": 0}
-    _write(axes, MARGIN, top + ROW_PADDING, "\n".join(lines), size=10, **style)
+    write(axes, MARGIN, top + ROW_PADDING, "\n".join(lines), size=10, **style)
     if query.rank is None:
         return
     listed = any(hit.is_correct for hit in query.hits)
     label = f"rank {query.rank:g}" if listed else f"right clip at rank {query.rank:g}"
     color = GREEN if listed else ORANGE
-    _write(axes, MARGIN, _label_y(top), label, size=8, color=color, weight="bold")
+    write(axes, MARGIN, _label_y(top), label, size=8, color=color, weight="bold")
 
 
 def _draw_hit(axes: Axes, left: int, row_top: int, hit: Hit) -> None:
@@ -133,12 +133,12 @@ def _draw_hit(axes: Axes, left: int, row_top: int, hit: Hit) -> None:
             aspect="auto",
             zorder=2,
         )
-    name = _drawable(hit.clip_id)
+    name = drawable(hit.clip_id)
     name = name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"
     weight, color = ("bold", GREEN) if hit.is_correct else ("normal", GREY)
-    _write(axes, left + BORDER, label_y, name, size=7.5, color=color, weight=weight)
+    write(axes, left + BORDER, label_y, name, size=7.5, color=color, weight=weight)
     right, score = left + STRIP_WIDTH - BORDER, f"{hit.score:.3f}"
-    _write(axes, right, label_y, score, size=7.5, color=color, ha="right")
+    write(axes, right, label_y, score, size=7.5, color=color, ha="right")
     if hit.is_correct:
         x, y = left + STRIP_WIDTH - 3, top + 3
         axes.add_patch(Circle((x, y), 10, fc=GREEN, ec=PAPER, lw=1.6, zorder=4))
@@ -154,13 +154,13 @@ def _select_frames(frames: np.ndarray) -> list[np.ndarray]:
     return [frames[i, y : y + side, x : x + side] for i in chosen]
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """One line of text without control characters or lone surrogates, which cannot be drawn."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _write(
-    axes: Axes, x: int, y: int, text: str, *, size: int | float, color: str = INK, **style: Any
+def write(
+    axes: Axes, x: float, y: float, text: str, *, size: float, color: str = INK, **style: Any
 ) -> None:
     # A dollar sign in a caption does not start a formula.
     axes.text(x, y, text, size=size, color=color, parse_math=False, **style)

@@ -41,10 +41,15 @@ def to_json_types(value: Any) -> Any:
 
 def make_workdir(workdir: Path) -> None:
     """Creates the workdir if it does not exist. Raises UsageError if that fails."""
+    make_folder(workdir, "--workdir")
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Creates the folder that a flag names, likewise."""
     try:
-        files.make_folder(workdir)
+        files.make_folder(folder)
     except OSError as error:
-        raise UsageError(f"--workdir={workdir} cannot be created: {error.strerror}") from None
+        raise UsageError(f"{flag}={folder} cannot be created: {error.strerror}") from None
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from data.video import decode
 from hvp_jax.evaluation import scorer
 from hvp_jax.models.model_spec import head_of
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures
+from hvp_jax.parallel import libtpu
 from hvp_jax.parallel.partitioner import Partitioner
 from hvp_jax.retrieval import loading
 from hvp_jax.retrieval.batching import (
@@ -39,6 +40,9 @@ from hvp_jax.retrieval.batching import (
     read_ahead,
     video_batch,
 )
+from hvp_jax.retrieval.explain import Pair, explain, labels_of
+from hvp_jax.retrieval.explanation import Explanation
+from hvp_jax.retrieval.observe import Observed, observer
 from hvp_jax.training.resume import recorded_num_frames
 from hvp_jax.weights.initial import BuiltModel
 
@@ -92,6 +96,7 @@ class Retriever:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; use a whole number from 1 on")
+        libtpu.quiet_without_chips()
         path = absolute(check_path("weights", os.fspath(weights)))
         return cls(loading.build_model(path, precision), path, batch_size)
 
@@ -170,16 +175,19 @@ class Retriever:
     def encode_frames(self, frames: Sequence[Frames]) -> VideoFeatures:
         """The features of clips, arrays [clips, ...], from the frames of `read_frames`."""
         _require_some(frames, "clips")
-        is_long = [len(clip) > self._usual_frames for clip in frames]
-        parts = []
-        order = sorted(range(len(frames)), key=is_long.__getitem__)
-        split = len(frames) - sum(is_long)
-        for rows, padded in ((order[:split], self._usual_frames), (order[split:], self.max_frames)):
+        lengths = [self._padded_length(clip) for clip in frames]
+        parts, order = [], np.argsort(lengths, kind="stable").tolist()
+        for length in sorted(set(lengths)):
+            rows = [i for i in order if lengths[i] == length]
             for chunk in chunks(rows, self.batch_size):
-                batch = video_batch([frames[i] for i in chunk], padded)
+                batch = video_batch([frames[i] for i in chunk], length)
                 parts.append(self._encode(self._video, batch))
         back = np.argsort(order)
         return jax.tree.map(lambda x: x[back], concatenated(parts))
+
+    def _padded_length(self, frames: Frames) -> int:
+        """How many frames a clip is padded to."""
+        return self._usual_frames if len(frames) <= self._usual_frames else self.max_frames
 
     def encode_videos(self, videos: Sequence[Video]) -> VideoFeatures:
         """The features of video files or stretches of them, arrays [clips, ...].
@@ -210,6 +218,33 @@ class Retriever:
             dtype=self.model.dtype,
         )
         return scores[:rows, :columns]
+
+    def explain(self, text: str, video: Video) -> Explanation:
+        """What the score of a text and a video consists of: words, patches, frames, terms, taps.
+
+        Raises UsageError as `check_query`, and DataError as `read_frames`.
+        """
+        self.check_query(text)
+        images = self.read_frames(video)
+        padded = self._padded_length(images)
+        masked = self.config.similarity.mask_padding
+        tokens = self._tokens(text)
+        pair = Pair(
+            model=self.model,
+            text=self.encode_texts([text]),
+            labels=labels_of(tokens, len(tokens) + 2 if masked else self.max_words),
+            observed=self._observe(self._params_of_one_device, video_batch([images], padded)),
+            num_frames=len(images) if masked else padded,
+        )
+        return explain(pair, query=text, video=_segment(video), images=images)
+
+    @functools.cached_property
+    def _observe(self) -> Callable[[Any, VideoBatch], Observed]:
+        return observer(self.model)
+
+    @functools.cached_property
+    def _params_of_one_device(self) -> Any:
+        return jax.tree.map(lambda x: x.addressable_data(0), self.params)
 
     def _encode(self, function: Callable, batch: TextBatch | VideoBatch) -> Any:
         """The features of a batch of at most `batch_size` rows, computed with padding."""
