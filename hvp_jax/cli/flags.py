@@ -146,8 +146,6 @@ CLUSTER_HELP = (
     "run as jobs of submitit: slurm or local, with its options, as in slurm:gpus_per_node=1"
 )
 CLUSTER = flag("--cluster", "EXECUTOR[:KEY=VALUE,...]", CLUSTER_HELP)
-WEIGHTS_HELP = "the folder of a run, or any weights that model.weights takes"
-WEIGHTS = path_flag("--weights", "RUN", WEIGHTS_HELP)
 INDEX = path_flag("--index", "URI", "the folder of the index, which may be in a bucket", "folder")
 VIDEOS_HELP = "the folder of the videos, or a text file with the path of one on each line"
 VIDEOS = path_flag("--videos", "DIR", VIDEOS_HELP)
@@ -168,7 +166,9 @@ WHERE_HELP = "search the clips that this SQL selects only, such as \"path LIKE '
 WHERE = flag("--where", "SQL", WHERE_HELP, default=argparse.SUPPRESS)
 EXACT = "--exact", {"help": "score all clips in full", "action": "store_true"}
 SHEET = path_flag("--sheet", "FILE.png", "draw the best clips of each query there")
-PORT = flag("--port", "N", "by default 8000; 0: one that is free", port, default=8000)
+WEIGHTS = path_flag(
+    "--weights", "RUN", "the workdir of a run, or any weights that config.model.weights takes"
+)
 VIDEO = path_flag("--video", "FILE", "a video file", "file")
 STRETCH = tuple(
     flag(f"--{edge}", "SECONDS", f"where the stretch of the video {edge}s", seconds)
@@ -177,6 +177,7 @@ STRETCH = tuple(
 OUTPUT_HELP = "a folder for explanation.png and explanation.json"
 OUTPUT = path_flag("--output", "DIR", OUTPUT_HELP, "folder")
 TEXT = ("text", {"metavar": "TEXT", "help": "what the video shows, in quotes", "type": text})
+PORT = flag("--port", "N", "by default 8000; 0: one that is free", port, default=8000)
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(

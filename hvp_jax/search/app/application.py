@@ -60,10 +60,12 @@ def create_app(
     root: PathLike,
     explain: Callable[[str, Segment], dict[str, Any]],
     about: Callable[[], dict[str, Any]],
+    warm_up: Callable[[], object] = lambda: None,
 ) -> Starlette:
     """The application that searches an index. It serves no file but videos of it below `root`.
 
     `explain` and `about` make the answers of /api/explain and /api/index, as `openapi` has them.
+    `warm_up` is called before the first search, and the page does not wait for it.
     """
     api = _Api(index, Media(index, root), explain, about)
     routes = [Route(path, _page(*file)) for path, file in PAGE.items()] + [
@@ -79,6 +81,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        api.warm_up(warm_up)
         yield
         api.close()
 
@@ -149,6 +152,9 @@ class _Api:
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(openapi.document(why.SCHEMA))
+
+    def warm_up(self, function: Callable[[], object]) -> None:
+        self._model.submit(function)
 
     def close(self) -> None:
         for pool in (self._model, self._decoders):

@@ -19,7 +19,11 @@ def app_of(index: Index) -> Starlette:
         return why.to_json(index.retriever.explain(text, clip))
 
     return create_app(
-        index, root=index.manifest.root, explain=explain, about=lambda: describe(index)
+        index,
+        root=index.manifest.root,
+        explain=explain,
+        about=lambda: describe(index),
+        warm_up=lambda: index.search(["a video"]),  # compiles what a search computes
     )
 
 

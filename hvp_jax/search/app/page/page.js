@@ -5,10 +5,9 @@ const $ = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const STEP = 12; // results a page
 const TERMS = {
-  word_patch: "words and patches",
-  sentence_patch: "sentence and patches",
-  sentence_frame: "sentence and frames",
-  sentence_clip: "sentence and clip",
+  sentence_patch: "the sentence with patches",
+  sentence_frame: "the sentence with frames",
+  sentence_clip: "the sentence with the clip",
 };
 
 // ---------------------------------------------------------------- requests and text
@@ -374,7 +373,7 @@ function drawAnswer(cell, patch, i) {
     cell.classList.add("lit");
     drawEdges(cell, concepts, patch, i);
   } else {
-    cell.style.setProperty("--dark", 0.62);
+    cell.style.setProperty("--dark", 0.58);
   }
 }
 
@@ -401,8 +400,17 @@ function markConcept(concept) {
   for (const cell of $("frames").querySelectorAll("i")) cell.classList.toggle("faded", concept !== null && cell.dataset.concept !== String(concept));
 }
 
+// One half of this term is the words', and the other the patches'.
+function halves(answer, values) {
+  const ofWords = values.map((_, i) => sum(answer.words.map((word) => word.contributions[i])));
+  return [
+    { name: "each word with a patch", values: ofWords },
+    { name: "each patch with a word", values: values.map((value, i) => value - ofWords[i]) },
+  ];
+}
+
 function drawParts(answer) {
-  const rows = answer.terms.map((term, i) => ({ name: TERMS[term] || term, values: answer.parts[i] }));
+  const rows = answer.terms.flatMap((term, i) => (term === "word_patch" ? halves(answer, answer.parts[i]) : { name: TERMS[term] || term, values: answer.parts[i] }));
   const total = sum(rows.map((row) => sum(row.values)));
   const most = Math.max(...rows.map((row) => sum(row.values.map(Math.abs))), 1e-9);
   $("bars").replaceChildren(...rows.map(({ name, values }) => {
