@@ -11,7 +11,7 @@ import os
 import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,7 +84,7 @@ class Retriever:
         )
 
     @classmethod
-    def load(cls, weights: PathLike, *, batch_size: int = 32, precision: str = "") -> Self:
+    def load(cls, weights: PathLike, *, batch_size: int = 32, precision: str = "") -> "Retriever":
         """The model of a run's workdir, or of any file or folder that `model.weights` takes.
 
         Of a run, it is the checkpoint that `eval` scores. `batch_size`: the largest number of

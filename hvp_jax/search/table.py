@@ -133,7 +133,11 @@ def explained(where: str) -> Iterator[None]:
 
 def schema(retriever: Retriever, kind: str) -> pa.Schema:
     """The columns of a table with the features of a model and tokens of `kind`."""
-    features = _shapes(retriever)
+    return columns_of(_shapes(retriever), kind)
+
+
+def columns_of(features: VideoFeatures, kind: str) -> pa.Schema:
+    """The columns for features of these shapes."""
     columns = [
         *(pa.field(name, pa.string()) for name in ("id", "path")),
         *(pa.field(name, pa.float64()) for name in ("start", "end", "duration")),

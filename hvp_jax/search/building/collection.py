@@ -134,7 +134,9 @@ def _describe(root: str, names: list[str], texts: set[str] | None) -> list[Video
 
 def _captions_by_name(captions: dict[str, list[str]], name: str) -> tuple[str, ...]:
     key = common.normalize(name)
-    keys: Iterable[str] = dict.fromkeys((key, os.path.splitext(key)[0]))
+    # In the list of a data set's videos their names begin with the folder.
+    names = (key, key.removeprefix("videos/"))
+    keys: Iterable[str] = dict.fromkeys(x for n in names for x in (n, os.path.splitext(n)[0]))
     return tuple(text for key in keys for text in captions.get(key, ()))
 
 

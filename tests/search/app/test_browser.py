@@ -248,7 +248,8 @@ CONTRAST = """() => {
     const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
     if (!text || !element.checkVisibility() || element.matches("option, .skip")) continue;
     const behind = [];
-    for (let e = element; e; e = e.parentElement) behind.unshift(getComputedStyle(e).backgroundColor);
+    for (let e = element; e; e = e.parentElement)
+      behind.unshift(getComputedStyle(e).backgroundColor);
     const [a, b] = [numbers(behind), numbers([...behind, getComputedStyle(element).color])];
     const [low, high] = [level(a), level(b)].sort((x, y) => x - y);
     worst.push([(high + 0.05) / (low + 0.05), element.outerHTML.slice(0, 90)]);
