@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SIZE = {"width": 1240, "height": 775}
+SIZE = {"width": 1240, "height": 880}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUERY = "a large striped yellow star is blinking on navy"
 SECONDS = 120_000  # milliseconds; the first explanation is compiled
@@ -77,8 +77,7 @@ def draw(address: str, output: str, query: str, word: str) -> None:
                 explanation(page, query, word)
             path = os.path.join(output, name)
             page.screenshot(path=path)
-            # 256 colours: a third of the size, and no difference to see.
-            Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+            Image.open(path).convert("RGB").save(path, optimize=True)
             page.close()
         chromium.close()
 
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--index", required=True, help="an index of the clips of `make demo`")
     parser.add_argument("--output", default=os.path.join(ROOT, "docs"))
     parser.add_argument("--query", default=QUERY)
-    parser.add_argument("--word", default="yellow", help="the word that is explained")
+    parser.add_argument("--word", default="whole sentence", help="the word that is explained")
     values = parser.parse_args()
     with served(values.index) as address:
         draw(address, values.output, values.query, values.word)

@@ -332,7 +332,7 @@ function choose(change) {
 function answerText() {
   const { answer, word, tap } = why;
   if (!answer.grid[0]) return "This model compares whole frames only.";
-  if (word === SENTENCE) return "The brighter a patch, the more its concept gives to sentence and patches at this layer.";
+  if (word === SENTENCE) return "The brighter a patch, the more its concept gives to the likeness of the sentence and the patches at this layer.";
   const { text, cosines, concepts, contributions, contribution } = answer.words[word];
   const count = answer.concepts[tap].filter((concept) => concept === concepts[tap]).length;
   const patches = count === 1 ? "1 patch" : `${count} patches`;
@@ -366,9 +366,9 @@ function frame(source, position) {
 function drawAnswer(cell, patch, i) {
   const { answer, word, tap } = why, concepts = answer.concepts[tap];
   if (word === SENTENCE) {
-    const given = answer.sentence[tap], low = Math.min(...given), high = Math.max(...given);
-    const share = concepts[patch] < 0 ? 0 : (given[concepts[patch]] - low) / (high - low || 1);
-    cell.style.setProperty("--dark", 0.8 * (1 - share));
+    const given = answer.sentence[tap], most = Math.max(...given, 1e-9);
+    const share = concepts[patch] < 0 ? 0 : Math.max(given[concepts[patch]], 0) / most;
+    cell.style.setProperty("--dark", 0.72 * (1 - Math.sqrt(share)));
   } else if (concepts[patch] === answer.words[word].concepts[tap]) {
     cell.classList.add("lit");
     drawEdges(cell, concepts, patch, i);
