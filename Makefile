@@ -7,12 +7,15 @@ PYTHON := .venv/bin/python
 DEV := requirements-dev.txt requirements.txt requirements-app.txt requirements-beam.txt requirements-bucket.txt requirements-cluster.txt requirements-search.txt requirements-torch.txt
 DEMO := --config=configs/demo.py --config.data.root=$(WORKDIR)/clips --config.data.shards=$(WORKDIR)/shards
 
-.PHONY: demo test lint
+.PHONY: demo search-demo test lint
 
 demo: .venv/installed
 	$(PYTHON) run.py prepare $(DEMO)
 	$(PYTHON) run.py train $(DEMO) --workdir=$(WORKDIR)
 	@echo "images: $(WORKDIR)/loss_curve.png and $(WORKDIR)/contact_sheet.png"
+
+search-demo: .venv/installed-search
+	$(PYTHON) benchmarks/search_demo.py --workdir=$(WORKDIR)
 
 test: lint
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -34,6 +37,10 @@ lint: .venv/installed-dev
 .venv/installed-dev: $(DEV) .venv/installed
 	$(INSTALL)
 	@touch .venv/installed .venv/installed-dev
+
+.venv/installed-search: requirements-search.txt .venv/installed
+	$(INSTALL)
+	@touch .venv/installed .venv/installed-search
 
 define INSTALL
 @echo "installing $(filter %.txt,$^) into .venv"

@@ -175,12 +175,12 @@ VERBS = {
         (required(CONFIG), WORKDIR),
     ),
     "index": Verb(
-        "hvp_jax.cli.verbs.index:run",
+        "hvp_jax.cli.verbs.search.index:run",
         "make a folder of videos searchable, or bring its index up to date",
         (*map(required, (WEIGHTS, VIDEOS, INDEX)), SEGMENT_SECONDS, TOKENS, SHARD, JOIN),
     ),
     "search": Verb(
-        "hvp_jax.cli.verbs.search:run",
+        "hvp_jax.cli.verbs.search.search:run",
         "find the clips of an index that fit a text best, or that are like a video",
         (*(required(INDEX), QUERIES, EXAMPLE, TOP, CANDIDATES, WHERE, EXACT, SHEET, WEIGHTS),),
         words=("texts", {"metavar": "TEXT", "nargs": "*", "help": "what the clips show"}),

@@ -160,7 +160,15 @@ def drawable(text: str) -> str:
 
 
 def write(
-    axes: Axes, x: float, y: float, text: str, *, size: float, color: str = INK, **style: Any
+    axes: Axes,
+    x: int | float,
+    y: int | float,
+    text: str,
+    *,
+    size: int | float,
+    color: str = INK,
+    **style: Any,
 ) -> None:
+    """Writes text at a place on a figure."""
     # A dollar sign in a caption does not start a formula.
     axes.text(x, y, text, size=size, color=color, parse_math=False, **style)

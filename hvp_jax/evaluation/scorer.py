@@ -229,11 +229,22 @@ def encode_video(
     """The video features of a batch, which comes with the clips' indices in the gallery.
 
     `noise_seed` enables the clustering's noise (the reference), with a key for each index.
+
+    A CPU computes clip by clip: in a batch, rounding depends on its size, which changes clusters.
     """
     (video, mask), index = batch
     keys = None
     if noise_seed is not None:
         assert index is not None  # the noise of a clip depends on its index
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(noise_seed), index)
-    features = model.apply({"params": params}, video, mask, keys, method="encode_video")
-    return cast(VideoFeatures, features)  # as above
+
+    def encode(clips) -> VideoFeatures:
+        return cast(VideoFeatures, model.apply({"params": params}, *clips, method="encode_video"))
+
+    if jax.default_backend() != "cpu":
+        return encode((video, mask, keys))
+
+    def encode_one(clip):
+        return jax.tree.map(lambda x: x[0], encode(jax.tree.map(lambda x: x[None], clip)))
+
+    return jax.lax.map(encode_one, (video, mask, keys))

@@ -92,10 +92,10 @@ class Explanation:
     images: UInt8[np.ndarray, "t s s 3"]  # the frames
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the images, in JSON's own types."""
-        names = [x.name for x in dataclasses.fields(self) if x.name != "images"]
+        """Everything but the images, in JSON's own types; the text is called `query`."""
+        names = [x.name for x in dataclasses.fields(self) if x.name not in ("text", "images")]
         members = {name: getattr(self, name) for name in names}
-        return to_json_types(members | {"video": self.video._asdict()})
+        return to_json_types({"query": self.text, **members, "video": self.video._asdict()})
 
     def draw(self, path: PathLike) -> None:
         """Draws the figure, a PNG. Raises UsageError if it cannot be written."""

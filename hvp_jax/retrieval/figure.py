@@ -123,7 +123,7 @@ class _Sheet:
         extent = (x, x + CELL, y + CELL, y)
         axes.imshow(image, extent=extent, interpolation="lanczos", aspect="auto", zorder=2)
 
-    def _draw_outline(self, axes: Axes, x: int, y: int, colour: str, alpha: float) -> None:
+    def _draw_outline(self, axes: Axes, x: int, y: int, colour: str, alpha: int | float) -> None:
         """Marks a frame whose class token is among the patches."""
         box = Rectangle((x, y), CELL, CELL, fill=False, ec=colour, lw=2.4, alpha=alpha, zorder=3)
         axes.add_patch(box)
@@ -190,7 +190,7 @@ def _shape(explanation: Explanation) -> tuple[int, int]:
     return explanation.concepts[-1].shape[1:]
 
 
-def _mark(tokens: np.ndarray, members: tuple[Member, ...], value: float) -> None:
+def _mark(tokens: np.ndarray, members: tuple[Member, ...], value: int | float) -> None:
     """Sets the tokens [frames, tokens of a frame] that are members."""
     side = round((tokens.shape[1] - 1) ** 0.5)
     for frame, row, column in ((m.frame, m.row, m.column) for m in members):

@@ -22,7 +22,6 @@ from data.batches.batch import TextBatch, VideoBatch
 from data.batches.frame_sources import num_threads
 from data.errors import UsageError
 from data.paths import check_path
-from data.records import Segment
 from data.storage.path import Path, PathLike, absolute, is_bucket
 from data.video import decode
 from hvp_jax.evaluation import scorer
@@ -42,6 +41,7 @@ from hvp_jax.retrieval.batching import (
 )
 from hvp_jax.retrieval.explain import Pair, explain, labels_of
 from hvp_jax.retrieval.explanation import Explanation
+from hvp_jax.retrieval.given import Video, require_some, segment_of, shown, tokens_of
 from hvp_jax.retrieval.observe import Observed, observer
 from hvp_jax.training.resume import recorded_num_frames
 from hvp_jax.weights.initial import BuiltModel
@@ -52,7 +52,6 @@ BATCH_SIZES = (1, 8)
 BLOCKS = (1, 8, 64, 256, scorer.BLOCK)
 
 Frames = UInt8[np.ndarray, "n s s 3"]
-Video = PathLike | Segment | tuple
 
 
 class Retriever:
@@ -123,23 +122,12 @@ class Retriever:
 
     def check_query(self, text: str) -> None:
         """Raises UsageError if the model cannot read all of a query, or if it says nothing."""
-        tokens = len(self._tokens(text))
+        tokens = len(tokens_of(text))
         if tokens > self.max_words - 2:
             raise UsageError(
-                f"the query {_shown(text)} has {tokens} tokens and the model reads at most "
+                f"the query {shown(text)} has {tokens} tokens and the model reads at most "
                 f"{self.max_words - 2}; shorten it"
             )
-
-    def _tokens(self, text: str) -> list[int]:
-        """The tokens of a text that says something."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"the text {_shown(text)} is not UTF-8; write it again") from None
-        tokens = tokenizer.encode(text)
-        if not tokens:
-            raise UsageError(f"the text {_shown(text)} is empty; describe what a video shows")
-        return tokens
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """The features of texts, arrays [texts, ...].
@@ -147,9 +135,9 @@ class Retriever:
         A text of more than `max_words` tokens is cut, as in evaluation; `check_query` refuses it.
         Raises UsageError if a text is empty.
         """
-        _require_some(texts, "texts")
+        require_some(texts, "texts")
         for text in texts:
-            self._tokens(text)
+            tokens_of(text)
         batches = (
             TextBatch(*tokenizer.tokenize(part, self.max_words))
             for part in chunks(texts, self.batch_size)
@@ -162,7 +150,7 @@ class Retriever:
         At most `max_frames`, of `image_size` pixels. Raises DataError, which names the file, if it
         cannot be read, or if a stretch is beyond its end.
         """
-        path, start, end = _segment(video)
+        path, start, end = segment_of(video)
         return decode.read_frames(
             path,
             self.image_size,
@@ -174,7 +162,7 @@ class Retriever:
 
     def encode_frames(self, frames: Sequence[Frames]) -> VideoFeatures:
         """The features of clips, arrays [clips, ...], from the frames of `read_frames`."""
-        _require_some(frames, "clips")
+        require_some(frames, "clips")
         lengths = [self._padded_length(clip) for clip in frames]
         parts, order = [], np.argsort(lengths, kind="stable").tolist()
         for length in sorted(set(lengths)):
@@ -195,8 +183,8 @@ class Retriever:
         Files are read while others are encoded. Raises DataError, which names the file, if one
         cannot be read.
         """
-        _require_some(videos, "videos")
-        segments = [_segment(video) for video in videos]
+        require_some(videos, "videos")
+        segments = [segment_of(video) for video in videos]
         waits = any(is_bucket(segment.path) for segment in segments)
         with ThreadPoolExecutor(num_threads(types.SimpleNamespace(waits=waits))) as pool:
             batches = read_ahead(pool, self.read_frames, chunks(segments, self.batch_size))
@@ -228,7 +216,7 @@ class Retriever:
         images = self.read_frames(video)
         padded = self._padded_length(images)
         masked = self.config.similarity.mask_padding
-        tokens = self._tokens(text)
+        tokens = tokens_of(text)
         pair = Pair(
             model=self.model,
             text=self.encode_texts([text]),
@@ -236,7 +224,7 @@ class Retriever:
             observed=self._observe(self._params_of_one_device, video_batch([images], padded)),
             num_frames=len(images) if masked else padded,
         )
-        return explain(pair, query=text, video=_segment(video), images=images)
+        return explain(pair, query=text, video=segment_of(video), images=images)
 
     @functools.cached_property
     def _observe(self) -> Callable[[Any, VideoBatch], Observed]:
@@ -251,21 +239,3 @@ class Retriever:
         rows = num_rows(batch)
         features = function(self.params, pad_rows(batch, least(self._sizes, rows)))
         return jax.tree.map(lambda x: x[:rows], features)
-
-
-def _segment(video: Video) -> Segment:
-    if isinstance(video, tuple):
-        return Segment(*video)
-    return Segment(check_path("video", os.fspath(video), "file"))
-
-
-def _require_some(values: Sequence, what: str) -> None:
-    if isinstance(values, str | os.PathLike):
-        raise TypeError(f"{what} must be a sequence, not {values!r} alone")
-    if not len(values):
-        raise UsageError(f"there are no {what}; give at least one")
-
-
-def _shown(text: str) -> str:
-    """The beginning of a text, for a message."""
-    return ascii(text if len(text) <= 40 else f"{text[:39]}…")

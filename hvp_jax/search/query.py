@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import lancedb
@@ -46,7 +46,7 @@ class Index:
         self._read()
 
     @classmethod
-    def open(cls, uri: PathLike, weights: PathLike | None = None) -> Self:
+    def open(cls, uri: PathLike, weights: PathLike | None = None) -> "Index":
         """The index at `uri` with the model that it was made with, loaded from `weights` if given.
 
         Raises UsageError if there is no index, or if the weights are another model's.
@@ -138,14 +138,17 @@ class Index:
         columns = [*clips.META, *clips.feature_columns(table.schema)]
         found: list[list[Hit]] = [[] for _ in jax.tree.leaves(text)[0]]
         query = table.search()
-        with clips.explained(where):
-            for block in (query.where(where) if where else query).select(columns).to_batches(BLOCK):
-                if not block.num_rows:
-                    continue
-                scores = self.retriever.score(text, clips.to_features(block))
-                for i, row in enumerate(scores):
-                    best = found[i] + _hits(block, row, k)
-                    found[i] = sorted(best, key=lambda hit: -hit.score)[:k]
+        if where:
+            query = query.where(where)
+            with clips.explained(where):
+                table.search().where(where).select(["id"]).limit(1).to_arrow()
+        for block in query.select(columns).to_batches(BLOCK):
+            if not block.num_rows:
+                continue
+            scores = self.retriever.score(text, clips.to_features(block))
+            for i, row in enumerate(scores):
+                best = found[i] + _hits(block, row, k)
+                found[i] = sorted(best, key=lambda hit: -hit.score)[:k]
         return found
 
     def search_by_video(

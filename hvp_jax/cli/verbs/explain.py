@@ -45,7 +45,7 @@ def run(
         json_files.write_json(output / "explanation.json", members)
         explanation.draw(output / "explanation.png")
         log.info("figure: %s", output / "explanation.png")
-    return ExplainResult({"explanation": members}, _summary(explanation))
+    return ExplainResult(members, _summary(explanation))
 
 
 def _summary(explanation: Explanation) -> str:

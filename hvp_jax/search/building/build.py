@@ -147,6 +147,9 @@ def _update(
         _delete_stale(uri, current)
         _finish(retriever, uri, wanted)
     after = set(encoded) | before if shard else _videos_of(uri)
+    missing = len(current - after) if join else 0
+    if not shard and not missing:
+        pending.forget_skipped(uri)
     names = {name for name, _ in before}
     fresh = {name for name, version in after - before}
     return BuildResult(
@@ -156,7 +159,7 @@ def _update(
         added=len(fresh - names),
         changed=len(fresh & names),
         removed=0 if shard else len(names - {name for name, _ in after}),
-        missing=len(current - after) if join else 0,
+        missing=missing,
         skipped=skipped,
         shard=f"{shard[0]}/{shard[1]}" if shard else "",
     )

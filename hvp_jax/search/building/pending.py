@@ -58,7 +58,10 @@ def read(uri: PathLike, known: Iterable[Key]) -> list[Pending]:
         if not name.startswith(PREFIX):
             continue
         path = os.path.join(folder, name)
-        content = json.loads(storage.read_bytes(path))
+        try:
+            content = json.loads(storage.read_bytes(path))
+        except FileNotFoundError:  # another process has committed it
+            continue
         videos = [(video, version) for video, version in content["videos"]]
         if seen.isdisjoint(videos):
             seen.update(videos)
@@ -89,6 +92,14 @@ def read_skipped(uri: PathLike, versions: dict[str, str]) -> dict[str, str]:
                 if versions.get(video, "") == version:
                     skipped[video] = reason
     return skipped
+
+
+def forget_skipped(uri: PathLike) -> None:
+    """Removes what the shards have noted."""
+    folder = os.path.join(uri, FOLDER)
+    for name in _names(folder):
+        if name.startswith(SKIPPED[:8]):
+            storage.remove(os.path.join(folder, name))
 
 
 def _names(folder: str) -> list[str]:

@@ -58,8 +58,10 @@ def read_all(
         opened = Opened(video)
         with _noting_faults(opened):
             local = opened.copy.enter_context(local_video(video.path))
-            if not is_bucket(video.path) and (fault := fault_of_file(local)[0]):
-                raise DataError(f"{local}: {fault}")
+            if not is_bucket(video.path):  # opening a pipe would wait for ever
+                opened.reason = fault_of_file(local)[0]
+            if opened.reason:
+                return opened
             opened.duration = timeline_of(local).end
             opened.segments = stretches.cut(local, opened.duration, segment_seconds)
             opened.captions = collection.captions_of(video)

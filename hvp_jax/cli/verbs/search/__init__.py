@@ -1,0 +1,1 @@
+"""The verbs of an index: making it, and searching it."""
