@@ -19,10 +19,10 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SIZE = {"width": 1240, "height": 880}
+SIZE = {"width": 1200, "height": 880}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUERY = "a large striped yellow star is blinking on navy"
-SECONDS = 120_000  # milliseconds; the first explanation is compiled
+TIMEOUT = 120_000  # milliseconds; the first explanation is compiled
 
 
 @contextmanager
@@ -56,6 +56,7 @@ def explanation(page: Page, query: str, word: str) -> None:
     results(page, query)
     page.locator(".card .why").first.click()
     page.locator("#words button", has_text=word).first.click()
+    page.mouse.move(0, 0)
     page.wait_for_load_state("networkidle")
 
 
@@ -69,7 +70,7 @@ def draw(address: str, output: str, query: str, word: str) -> None:
             page = chromium.new_page(
                 viewport=SIZE, color_scheme=scheme, reduced_motion="reduce", base_url=address
             )
-            page.set_default_timeout(SECONDS)
+            page.set_default_timeout(TIMEOUT)
             page.goto("/")
             if scheme == "light":
                 results(page, query)
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--index", required=True, help="an index of the clips of `make demo`")
     parser.add_argument("--output", default=os.path.join(ROOT, "docs"))
     parser.add_argument("--query", default=QUERY)
-    parser.add_argument("--word", default="whole sentence", help="the word that is explained")
+    parser.add_argument("--word", default="star", help="the word that is explained")
     values = parser.parse_args()
     with served(values.index) as address:
         draw(address, values.output, values.query, values.word)

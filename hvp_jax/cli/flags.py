@@ -186,7 +186,7 @@ VERBS = {
         words=("texts", {"metavar": "TEXT", "nargs": "*", "help": "what the clips show"}),
     ),
     "serve": Verb(
-        "hvp_jax.cli.verbs.serve:run",
+        "hvp_jax.cli.verbs.search.serve:run",
         "search an index in the browser, at 127.0.0.1, until Ctrl-C",
         (required(INDEX), PORT, WEIGHTS),
     ),

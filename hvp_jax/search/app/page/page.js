@@ -335,7 +335,7 @@ function answerText() {
   if (word === SENTENCE) return "The brighter a patch, the more its concept gives to the likeness of the sentence and the patches at this layer.";
   const { text, cosines, concepts, contributions, contribution } = answer.words[word];
   const count = answer.concepts[tap].filter((concept) => concept === concepts[tap]).length;
-  const patches = count === 1 ? "1 patch" : `${count} patches`;
+  const patches = count === 1 ? "1 patch" : count ? `${count} patches` : "class tokens, which have no place in a frame,";
   return `“${text}” is most like a concept of ${patches} at this layer, with cosine ${plain(cosines[tap], 2)}. This gives ${signed(contributions[tap])} here, and ${signed(contribution)} at all layers.`;
 }
 
