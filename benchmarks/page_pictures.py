@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SIZE = {"width": 1200, "height": 880}
+PICTURES = (("light", 845, "search_page.png"), ("dark", 910, "search_page_dark.png"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUERY = "a large striped yellow star is blinking on navy"
 TIMEOUT = 120_000  # milliseconds; the first explanation is compiled
@@ -55,7 +55,7 @@ def explanation(page: Page, query: str, word: str) -> None:
     """The explanation of the best clip, for a word of the query."""
     results(page, query)
     page.locator(".card .why").first.click()
-    page.locator("#words button", has_text=word).first.click()
+    page.locator("#words span", has_text=re.compile(f"^{re.escape(word)}$")).first.click()
     page.mouse.move(0, 0)
     page.wait_for_load_state("networkidle")
 
@@ -66,9 +66,12 @@ def draw(address: str, output: str, query: str, word: str) -> None:
         raise SystemExit(f"there is no {' or '.join(BROWSERS)}: install one")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        for scheme, name in (("light", "search_page.png"), ("dark", "search_page_dark.png")):
+        for scheme, height, name in PICTURES:
             page = chromium.new_page(
-                viewport=SIZE, color_scheme=scheme, reduced_motion="reduce", base_url=address
+                viewport={"width": 1200, "height": height},
+                color_scheme=scheme,
+                reduced_motion="reduce",
+                base_url=address,
             )
             page.set_default_timeout(TIMEOUT)
             page.goto("/")
