@@ -19,7 +19,7 @@ from hvp_jax.search.building import build as building
 from hvp_jax.search.building import encoding, pending
 from hvp_jax.search.query import Index
 from tests.helpers.command import COMPILED, ROOT
-from tests.helpers.small_runs import write_clip
+from tests.helpers.search_clips import write_clip
 from tests.search.conftest import LONG, NAMES, SECONDS, write_videos
 
 STRETCHES = 4  # of the long video
