@@ -43,7 +43,7 @@ function clock(seconds) {
   return [...parts, tail].join(":");
 }
 
-const signed = (x, digits = 3) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
+const signed = (x, digits = 3) => (Math.abs(x) < 0.5 / 10 ** digits ? "" : x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const plain = (x, digits = 3) => (x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
 
