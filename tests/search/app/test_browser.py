@@ -45,7 +45,7 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory) -> Index:
+def index(tmp_path_factory, quick_compile) -> Index:
     """Nine clips, three of them stretches of one file."""
     folder = tmp_path_factory.mktemp("page")
     videos = folder / "videos"
