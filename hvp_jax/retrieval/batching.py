@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -59,9 +59,8 @@ def pad_tokens(video: VideoFeatures, count: int) -> VideoFeatures:
         return video
     first = np.repeat(video.patches[:, :, :1], missing, axis=2)
     weights = np.pad(np.asarray(video.patch_weights), ((0, 0), (0, 0), (0, missing)))
-    return video.replace(
-        patches=np.concatenate([video.patches, first], axis=2), patch_weights=weights
-    )
+    patches: Any = np.concatenate([video.patches, first], axis=2)
+    return dataclasses.replace(video, patches=patches, patch_weights=cast(Any, weights))
 
 
 def video_batch(frames: Sequence[np.ndarray], num_frames: int) -> VideoBatch:

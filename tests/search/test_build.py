@@ -67,9 +67,9 @@ def same_to_rounding(ours: dict, theirs: dict) -> None:
         for name, value in row.items():
             other = theirs[id][name]
             if name in ("vector", "token_scale", "token_weights", "tap_weights"):
-                assert value == pytest.approx(other, abs=1e-6), (id, name)
+                assert value == pytest.approx(other, rel=1e-5, abs=1e-5), (id, name)
             elif name == "tokens":
-                assert max(abs(a - b) for a, b in zip(value, other, strict=True)) <= 1, id
+                assert max(abs(a - b) for a, b in zip(value, other, strict=True)) <= 3, id
             else:
                 assert value == other, (id, name)
 
