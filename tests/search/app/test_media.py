@@ -1,14 +1,11 @@
 """Videos of the index, and nothing else, with ranges; posters and previews of any file."""
 
 import io
-import socket
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import UsageError
-from hvp_jax.search.app import server
 from tests.helpers.clips import numbered, write_video
 from tests.helpers.fake_index import FakeIndex
 
@@ -144,14 +141,3 @@ def test_videos_in_a_bucket(client_of, bucket_server, folder):
     assert image_of(client.get("/api/poster/a/clip.mp4")).size == (64, 48)
     for name in ("gone.mp4", "%2E%2E%2Fsecret.mp4"):
         assert client.get(f"/media/{name}").status_code == 404
-
-
-def test_a_port_that_is_taken_is_refused_in_one_line():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--port={port} is used by another program; choose"):
-            server.bind(port)
-    with server.bind(0) as listening:
-        assert listening.getsockname()[0] == "127.0.0.1"
