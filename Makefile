@@ -4,7 +4,7 @@
 WORKDIR ?= demo
 PYTHONS ?= python3.11 python3.12 python3
 PYTHON := .venv/bin/python
-DEV := requirements-dev.txt requirements.txt requirements-beam.txt requirements-bucket.txt requirements-cluster.txt requirements-search.txt requirements-torch.txt
+DEV := requirements-dev.txt requirements.txt requirements-app.txt requirements-beam.txt requirements-bucket.txt requirements-cluster.txt requirements-search.txt requirements-torch.txt
 DEMO := --config=configs/demo.py --config.data.root=$(WORKDIR)/clips --config.data.shards=$(WORKDIR)/shards
 
 .PHONY: demo search-demo test lint

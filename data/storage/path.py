@@ -29,6 +29,15 @@ def absolute(path: PathLike) -> epath.Path:
     return Path(path) if is_bucket(path) else Path(os.path.abspath(path))
 
 
+def is_inside(path: PathLike, folder: PathLike) -> bool:
+    """Whether a path is below a folder, also after its symbolic links have been followed."""
+    if is_bucket(folder):
+        return os.fspath(path).startswith(f"{os.fspath(folder).rstrip('/')}/") and (
+            ".." not in os.fspath(path).split("/")
+        )
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
+
+
 # fsspec, and so epath, imports these modules when such a path is first used.
 for _protocol, _module in (("gs", "gcs"), ("gcs", "gcs"), ("s3", "s3")):
     _name = f"data.storage.{_module}.FileSystem"

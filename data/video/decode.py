@@ -8,7 +8,7 @@ wanted, each from the access point before it, or all of them up to the last one 
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -25,6 +25,8 @@ from data.video.timeline import Timeline, frames_of_clip, read_timeline, require
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 KEPT_TIMELINES = 64  # a long file's takes a megabyte
+
+Render = Callable[[av.VideoFrame, tuple[bool, int, int]], np.ndarray]  # a frame and its orientation
 
 
 def read_frames(
@@ -44,33 +46,47 @@ def read_frames(
 
     Raises DataError if nothing decodes, or if the clip is beyond the end of the video.
     """
+    render = functools.partial(render_frame, size=size)
+    return np.stack(read_images(path, render, max_frames, start=start, end=end, choice=choice))
+
+
+def read_images(
+    path: str,
+    render: Render,
+    max_frames: int,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    choice: FrameChoice = uniform,
+) -> list[np.ndarray]:
+    """As `read_frames`, but each frame as `render` makes it, which is one of `video/render`."""
     try:
         with local_video(path) as local:
-            return _read_local(local, size, max_frames, start, end, choice=choice)
+            return _read_local(local, render, max_frames, start, end, choice=choice)
     except (FileNotFoundError, PermissionError) as error:
         raise unreadable(path, describe(error)) from None
 
 
 def _read_local(
     path: str,
-    size: int,
+    render: Render,
     max_frames: int,
     start: float | None,
     end: float | None,
     *,
     choice: FrameChoice,
-) -> np.ndarray:
+) -> list[np.ndarray]:
     timeline = timeline_of(path)
     require_within(path, timeline, start, end)
     numbers = frames_of_clip(timeline, max_frames, start, end, choice=choice)
-    frames = _pick_by_seeking(path, size, timeline, numbers)
+    frames = _pick_by_seeking(path, render, timeline, numbers)
     if frames is None and timeline.pts_match and timeline.pts is not None:
-        frames = _pick_frames(path, size, timeline.pts[numbers].tolist(), by_pts=True)
+        frames = _pick_frames(path, render, timeline.pts[numbers].tolist(), by_pts=True)
     if frames is None:
-        frames = _pick_frames(path, size, numbers, by_pts=False)
+        frames = _pick_frames(path, render, numbers, by_pts=False)
     if not frames:
         raise unreadable(path, "no frame decodes")
-    return np.stack(frames)
+    return frames
 
 
 def timeline_of(path: str) -> Timeline:
@@ -107,7 +123,7 @@ def require_stretch(path: str, start: float | None, end: float | None) -> None:
 
 
 def _pick_by_seeking(
-    path: str, size: int, timeline: Timeline, numbers: list[int]
+    path: str, render: Render, timeline: Timeline, numbers: list[int]
 ) -> list[np.ndarray] | None:
     """The frames with these numbers, rising; None if the file has to be decoded from its start."""
     frames: dict[int, np.ndarray] = {}
@@ -118,7 +134,7 @@ def _pick_by_seeking(
             for run in runs:
                 for number, frame in decode_run(container, stream, decoder, timeline, run):
                     orientation = orientation or read_orientation(frame)
-                    frames[number] = render_frame(frame, orientation, size)
+                    frames[number] = render(frame, orientation)
     except seeking.NotTrusted:
         return None
     return [frames[number] for number in numbers]
@@ -144,7 +160,9 @@ def decode_run(
                 yield number, frame
 
 
-def _pick_frames(path: str, size: int, wanted: list[int], by_pts: bool) -> list[np.ndarray] | None:
+def _pick_frames(
+    path: str, render: Render, wanted: list[int], by_pts: bool
+) -> list[np.ndarray] | None:
     """The frames whose time stamps (`by_pts`) or numbers are `wanted`, in rising order.
 
     None if the decoder's time stamps do not rise, which makes them useless.
@@ -159,14 +177,14 @@ def _pick_frames(path: str, size: int, wanted: list[int], by_pts: bool) -> list[
                 return None
             remaining = wanted[len(frames) :]
             if lost := sum(want < key for want in remaining):
-                frames += [render_frame(previous or frame, orientation, size)] * lost
+                frames += [render(previous or frame, orientation)] * lost
             if due := remaining.count(key):
-                frames += [render_frame(frame, orientation, size)] * due
+                frames += [render(frame, orientation)] * due
             if len(frames) == len(wanted):
                 return frames
             previous, previous_key = frame, key
         if previous and orientation:
-            frames += [render_frame(previous, orientation, size)] * (len(wanted) - len(frames))
+            frames += [render(previous, orientation)] * (len(wanted) - len(frames))
     return frames
 
 

@@ -41,11 +41,23 @@ def read_orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
 
 
 def render_frame(frame: av.VideoFrame, orientation: tuple[bool, int, int], size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: transparency over black, then rotated, resized and cropped."""
+    """uint8 [size, size, 3]: a frame as it is shown, resized and cropped."""
+    return resize_and_crop(_as_shown(frame, orientation), size)
+
+
+def render_whole(frame: av.VideoFrame, orientation: tuple[bool, int, int], side: int) -> np.ndarray:
+    """uint8 [H, W, 3]: a frame as it is shown, all of it, with no side longer than `side`."""
+    image = Image.fromarray(_as_shown(frame, orientation))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _as_shown(frame: av.VideoFrame, orientation: tuple[bool, int, int]) -> np.ndarray:
+    """uint8 [H, W, 3]: transparency over black, then rotated."""
     has_alpha = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
     pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", threads=1)
     if has_alpha:
         pixels = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
     swap, down, right = orientation
     pixels = (pixels.swapaxes(0, 1) if swap else pixels)[::down, ::right]
-    return resize_and_crop(np.ascontiguousarray(pixels, np.uint8), size)
+    return np.ascontiguousarray(pixels, np.uint8)

@@ -23,6 +23,12 @@ def positive(value: str) -> int:
     return int(value)
 
 
+def port(value: str) -> int:
+    if not value.isdecimal() or int(value) > 65535:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a port, from 1 to 65535, or 0 for any")
+    return int(value)
+
+
 def seconds(value: str) -> float:
     try:
         number = float(value)

@@ -12,6 +12,7 @@ from hvp_jax.cli.flag_kinds import (
     flag,
     names_of,
     path_flag,
+    port,
     positive,
     required,
     seconds,
@@ -114,6 +115,7 @@ STRETCH = tuple(
 OUTPUT_HELP = "a folder for explanation.png and explanation.json"
 OUTPUT = path_flag("--output", "DIR", OUTPUT_HELP, "folder")
 TEXT = ("text", {"metavar": "TEXT", "help": "what the video shows, in quotes", "type": text})
+PORT = flag("--port", "N", "by default 8000; 0: one that is free", port, default=8000)
 # How the processes of a run connect: passed to `distributed.parse_flags`, not to the verb.
 DISTRIBUTED = (
     flag(
@@ -182,6 +184,11 @@ VERBS = {
         "find the clips of an index that fit a text best, or that are like a video",
         (*(required(INDEX), QUERIES, EXAMPLE, TOP, CANDIDATES, WHERE, EXACT, SHEET, WEIGHTS),),
         words=("texts", {"metavar": "TEXT", "nargs": "*", "help": "what the clips show"}),
+    ),
+    "serve": Verb(
+        "hvp_jax.cli.verbs.search.serve:run",
+        "search an index in the browser, at 127.0.0.1, until Ctrl-C",
+        (required(INDEX), PORT, WEIGHTS),
     ),
     "report": Verb(
         "hvp_jax.cli.verbs.report:run",

@@ -70,6 +70,8 @@ def test_every_key_that_is_a_path_is_checked(home, fake, capfd, verb):
         ("--source", ["port", "--destination=x"]),
         ("--destination", ["port", "--source=x"]),
         ("--config", ["prepare"]),
+        ("--index", ["serve"]),
+        ("--weights", ["serve", "--index=x"]),
     ],
 )
 def test_every_flag_that_is_a_path_is_checked(home, fake, capfd, flag, arguments):

@@ -1,12 +1,14 @@
 """Frames that are rotated, of odd size or transparent; single images; several streams."""
 
+import functools
+
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.video.decode import read_frames
-from data.video.render import resize_and_crop
+from data.video.decode import read_frames, read_images
+from data.video.render import render_whole, resize_and_crop
 from tests.helpers.clips import cover, encode, numbered, numbers, quarters, write_video
 
 
@@ -37,6 +39,10 @@ def test_display_matrix_of_phones(tmp_path):
 
     path = write_video(tmp_path / "a.mp4", [quarters(64, 48)] * 2, prepare=prepare)
     assert same_quarters(read_frames(str(path), 32, 1), np.rot90(quarters(64, 48), -1))
+    (whole,) = read_images(str(path), functools.partial(render_whole, side=32), 1)
+    assert whole.shape == (32, 24, 3)  # not cropped
+    spots = whole[np.ix_([8, 24], [6, 18])].astype(int)
+    assert np.abs(spots - np.rot90(quarters(2, 2), -1)).max() < 40
 
 
 @pytest.mark.parametrize("width, height", [(97, 51), (51, 97), (33, 33), (5, 7)])
