@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ VIDEO = VideoFeatures(
 
 
 def full(video: VideoFeatures) -> np.ndarray:
-    return np.asarray(scores(TEXT, video).sum((0, 1)))
+    return np.asarray(scores(*jax.device_put((TEXT, video))).sum((0, 1)))
 
 
 def rows() -> list[table.Row]:

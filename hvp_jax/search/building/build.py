@@ -144,10 +144,12 @@ def _update(
     current = {key for key in versions.items() if key[0] not in skipped}
     if not shard:
         pending.commit(uri, pending.read(uri, before))
-        pending.forget_skipped(uri)
         _delete_stale(uri, current)
         _finish(retriever, uri, wanted)
     after = set(encoded) | before if shard else _videos_of(uri)
+    missing = len(current - after) if join else 0
+    if not shard and not missing:
+        pending.forget_skipped(uri)
     names = {name for name, _ in before}
     fresh = {name for name, version in after - before}
     return BuildResult(
@@ -157,7 +159,7 @@ def _update(
         added=len(fresh - names),
         changed=len(fresh & names),
         removed=0 if shard else len(names - {name for name, _ in after}),
-        missing=len(current - after) if join else 0,
+        missing=missing,
         skipped=skipped,
         shard=f"{shard[0]}/{shard[1]}" if shard else "",
     )
