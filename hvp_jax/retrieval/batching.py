@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from data.batches.batch import VideoBatch
+from hvp_jax.models.similarity import VideoFeatures
 
 
 def chunks(values: Sequence, size: int) -> list[Any]:
@@ -57,3 +58,16 @@ def read_ahead(pool: ThreadPoolExecutor, read: Callable, parts: Sequence) -> Ite
         if waiting:
             yield [future.result() for future in waiting]
         waiting = coming
+
+
+def pad_patches(features: VideoFeatures, count: int) -> VideoFeatures:
+    """Adds patches up to `count` at each tap, as the model pads: the first one, of weight 0."""
+    patches, weights = features.patches, features.patch_weights
+    if patches is None or weights is None or patches.shape[2] == count:
+        return features
+    missing = count - patches.shape[2]
+    first = np.repeat(patches[:, :, :1], missing, axis=2)
+    return features.replace(
+        patches=np.concatenate([patches, first], axis=2),
+        patch_weights=np.pad(weights, [(0, 0), (0, 0), (0, missing)]),
+    )

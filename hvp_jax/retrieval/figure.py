@@ -15,12 +15,13 @@ from hvp_jax.evaluation.contact_sheet import FAINT, GREY, INK, ORANGE, PAPER, dr
 from hvp_jax.monitoring import json_files
 from hvp_jax.retrieval.explanation import Explanation, Member, Word
 
-# Lengths in layout pixels; the image has two pixels for each.
+# Lengths in layout pixels, half of the image's.
 MARGIN, LABEL_WIDTH, LEAST_STRIP = 40, 200, 620  # a strip: all frames of a row
 LEFT = MARGIN + LABEL_WIDTH  # of the strips
 CELL, GAP, ROW_GAP = 150, 6, 14  # the side of a frame, between frames, between rows
 HEAD, HEADING, BAR, TERM_GAP = 118, 62, 15, 12  # heights
 MAX_FRAMES, MAX_WORDS, MAX_CONCEPTS = 8, 4, 6  # that are shown
+LEAST_SHARE = 0.01  # of what the first word gave, for another one to be shown
 BLUE = "#2f5fd0"
 COLOURS = ("#d9822b", "#2f5fd0", "#15995b", "#a3479b", "#c9b21f", "#17a2b8")  # of concepts
 SAME_IN_ALL = ("[start]", "[padding]")  # words that no text has of its own
@@ -50,7 +51,10 @@ class _Sheet:
         self.right = LEFT + max(strip, LEAST_STRIP)
         self.width = self.right + MARGIN
         words = [word for word in explanation.words if word.word not in SAME_IN_ALL]
-        self.words = sorted(words, key=lambda word: -word.contribution)[:MAX_WORDS]
+        words.sort(key=lambda word: -word.contribution)
+        most = words[0].contribution if words else 0.0
+        least = min(most, LEAST_SHARE * most)
+        self.words = [word for word in words if word.contribution >= least][:MAX_WORDS]
         self.taps = range(len(explanation.taps)) if explanation.patches else range(0)
         row = CELL + ROW_GAP
         bars = len(explanation.taps) * BAR + TERM_GAP
@@ -171,8 +175,7 @@ class _Sheet:
                 y = top + i * BAR
                 write(axes, LEFT, y + 10, f"layer {tap}", size=7.5, color=GREY)
                 left, width = min(zero, zero + value * scale), abs(value) * scale
-                box = Rectangle((left, y + 1), width, BAR - 4, fc=BLUE, ec="none")
-                axes.add_patch(box)
+                axes.add_patch(Rectangle((left, y + 1), width, BAR - 4, fc=BLUE, ec="none"))
                 x = max(zero, zero + value * scale) + 6
                 write(axes, x, y + 10, f"{value:+.3f}", size=7.5, color=GREY)
             top += max(len(part) * BAR, 32) + TERM_GAP

@@ -35,6 +35,7 @@ from hvp_jax.retrieval.batching import (
     concatenated,
     least,
     num_rows,
+    pad_patches,
     pad_rows,
     read_ahead,
     video_batch,
@@ -43,6 +44,7 @@ from hvp_jax.retrieval.explain import Pair, explain, labels_of
 from hvp_jax.retrieval.explanation import Explanation
 from hvp_jax.retrieval.given import Video, require_some, segment_of, shown, tokens_of
 from hvp_jax.retrieval.observe import Observed, observer
+from hvp_jax.retrieval.trace import halved
 from hvp_jax.training.resume import recorded_num_frames
 from hvp_jax.weights.initial import BuiltModel
 
@@ -51,7 +53,7 @@ BATCH_SIZES = (1, 8)
 # Texts, and clips, that are scored at a time are padded likewise.
 BLOCKS = (1, 8, 64, 256, scorer.BLOCK)
 
-Frames = UInt8[np.ndarray, "n s s 3"]
+Frames = UInt8[np.ndarray, "_ s s 3"]  # of a clip: any number of them
 
 
 class Retriever:
@@ -74,6 +76,10 @@ class Retriever:
         self._sizes = sorted({-(-size // devices) * devices for size in sizes})
         # Most clips are padded as in the run, and longer ones to the greatest number of frames.
         usual = recorded_num_frames(weights) if self.config.similarity.mask_padding else 0
+        side = self.image_size // self.model.clip_config.patch_size
+        self._max_patches = self.max_frames * (side * side + 1)
+        for _ in range(self.model.stages):
+            self._max_patches = halved(self._max_patches)
         self._usual_frames = min(usual or self.max_frames, self.max_frames)
         self._text = partitioner.compile_eval_fn(
             functools.partial(scorer.encode_text, model=self.model)
@@ -169,7 +175,8 @@ class Retriever:
             rows = [i for i in order if lengths[i] == length]
             for chunk in chunks(rows, self.batch_size):
                 batch = video_batch([frames[i] for i in chunk], length)
-                parts.append(self._encode(self._video, batch))
+                features = self._encode(self._video, batch)
+                parts.append(pad_patches(features, self._max_patches))
         back = np.argsort(order)
         return jax.tree.map(lambda x: x[back], concatenated(parts))
 

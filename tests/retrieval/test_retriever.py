@@ -82,7 +82,11 @@ def test_clips_of_any_length_keep_their_places(retriever, videos, features):
     assert len(retriever.read_frames((str(videos[1]), None, 1))) == 2
     mixed = retriever.encode_videos([videos[0], short, str(videos[2])])
     assert equal(jax.tree.map(lambda x: x[::2], mixed), jax.tree.map(lambda x: x[[0, 2]], features))
-    assert equal(jax.tree.map(lambda x: x[1:2], mixed), retriever.encode_videos([short]))
+    alone = retriever.encode_videos([short])
+    assert equal(jax.tree.map(lambda x: x[1:2], mixed), alone)
+    assert alone.patches.shape == (1, 2, 5, 32) and (alone.patch_weights[0, :, 3:] == 0).all()
+    explained = retriever.explain("a dog", short).score
+    assert retriever.score(["a dog"], mixed)[0, 1] == pytest.approx(explained, abs=1e-5)
     assert not np.allclose(mixed.patch_sum[1], features.patch_sum[1], atol=1e-3)
 
 
