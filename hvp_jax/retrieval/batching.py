@@ -1,8 +1,9 @@
 """Rows of arrays in batches of few sizes."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -37,8 +38,29 @@ def pad_rows(tree: Any, size: int) -> Any:
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """The rows of trees of arrays, one tree after the other."""
+    """The rows of trees of arrays, one tree after the other.
+
+    Clips that were padded to fewer frames have fewer tokens; they get as many as the others.
+    """
+    if parts and isinstance(parts[0], VideoFeatures) and parts[0].patches is not None:
+        count = max(part.patches.shape[2] for part in parts)
+        parts = [pad_tokens(part, count) for part in parts]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def pad_tokens(video: VideoFeatures, count: int) -> VideoFeatures:
+    """The features of clips with so many tokens at each tap: the first again, of weight 0.
+
+    That changes no score.
+    """
+    assert video.patches is not None and video.patch_weights is not None
+    missing = count - video.patches.shape[2]
+    if not missing:
+        return video
+    first = np.repeat(video.patches[:, :, :1], missing, axis=2)
+    weights = np.pad(np.asarray(video.patch_weights), ((0, 0), (0, 0), (0, missing)))
+    patches: Any = np.concatenate([video.patches, first], axis=2)
+    return dataclasses.replace(video, patches=patches, patch_weights=cast(Any, weights))
 
 
 def video_batch(frames: Sequence[np.ndarray], num_frames: int) -> VideoBatch:

@@ -16,7 +16,7 @@ from data.errors import UsageError
 from data.storage.path import PathLike
 from hvp_jax.evaluation import scorer
 from hvp_jax.models.similarity import VideoFeatures, sentence_vector
-from hvp_jax.retrieval.batching import video_batch
+from hvp_jax.retrieval.batching import pad_tokens, video_batch
 from hvp_jax.retrieval.retriever import Retriever
 from hvp_jax.search.tokens import KINDS, dequantize, quantize
 
@@ -192,15 +192,12 @@ def to_arrow(rows: Sequence[Row], features: VideoFeatures, columns: pa.Schema) -
     if vector is not None:
         values["vector"] = np.asarray(vector, np.float32)
     if features.patches is not None:
-        # Clips of few frames may have fewer tokens than others: the rest is padding.
+        # Clips of few frames may have fewer tokens than others.
+        features = pad_tokens(features, count)
         patches = np.asarray(features.patches, np.float32)
-        missing = count - patches.shape[2]
-        first = np.repeat(patches[:, :, :1], missing, axis=2)
-        integers, scale = quantize(
-            np.concatenate([patches, first], axis=2), columns.metadata[b"tokens"].decode()
-        )
-        weights = np.pad(np.asarray(features.patch_weights), ((0, 0), (0, 0), (0, missing)))
-        values |= {"tokens": integers, "token_scale": scale, "token_weights": weights}
+        integers, scale = quantize(patches, columns.metadata[b"tokens"].decode())
+        values |= {"tokens": integers, "token_scale": scale}
+        values["token_weights"] = np.asarray(features.patch_weights, np.float32)
         if features.tap_weights is not None:
             values["tap_weights"] = np.asarray(features.tap_weights)[:, 0]  # of word-patch
     for name, array in values.items():

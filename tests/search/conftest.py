@@ -7,7 +7,8 @@ import pytest
 from hvp_jax.retrieval.retriever import Retriever
 from hvp_jax.search.building.build import build
 from hvp_jax.search.query import Index
-from tests.helpers.small_runs import write_clip, write_run
+from tests.helpers.random_runs import EVERYTHING, write_run
+from tests.helpers.search_clips import write_clip
 
 NAMES = (*(f"clip{i}.mp4" for i in range(8)), "2024/it's.mp4", "2024/deeper/b.mp4")
 LONG = "2024/long.mp4"  # 50 s
@@ -17,7 +18,9 @@ CAPTIONS = [f"a {size} {thing}" for size in ("small", "large") for thing in ("do
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("run") / "run")
+    """A run on clips of at most two frames, of a model that takes three."""
+    sizes = {"data.max_frames": 3, "data.max_words": 12}
+    return write_run(tmp_path_factory.mktemp("run"), num_frames=2, **EVERYTHING, **sizes)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +31,7 @@ def retriever(run_dir):
 def write_videos(folder):
     """Ten clips and a long video, with captions; and what is no video, or a broken one."""
     for seed, name in enumerate(NAMES):
-        write_clip(folder / name, seed)
+        write_clip(folder / name, seed, seconds=1 + seed % 3)
     write_clip(folder / LONG, 99, seconds=50)
     (folder / "broken.mp4").write_bytes(b"")
     (folder / "notes.mkv").write_text("no video")

@@ -19,7 +19,7 @@ from hvp_jax.search.building import build as building
 from hvp_jax.search.building import encoding, pending
 from hvp_jax.search.query import Index
 from tests.helpers.command import COMPILED, ROOT
-from tests.helpers.small_runs import write_clip
+from tests.helpers.search_clips import write_clip
 from tests.search.conftest import LONG, NAMES, SECONDS, write_videos
 
 STRETCHES = 4  # of the long video
@@ -67,9 +67,9 @@ def same_to_rounding(ours: dict, theirs: dict) -> None:
         for name, value in row.items():
             other = theirs[id][name]
             if name in ("vector", "token_scale", "token_weights", "tap_weights"):
-                assert value == pytest.approx(other, abs=1e-6), (id, name)
+                assert value == pytest.approx(other, rel=1e-5, abs=1e-5), (id, name)
             elif name == "tokens":
-                assert max(abs(a - b) for a, b in zip(value, other, strict=True)) <= 1, id
+                assert max(abs(a - b) for a, b in zip(value, other, strict=True)) <= 3, id
             else:
                 assert value == other, (id, name)
 

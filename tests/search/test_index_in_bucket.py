@@ -5,7 +5,7 @@ import pytest
 from hvp_jax.search.building.build import build
 from hvp_jax.search.query import Index
 from tests.helpers.bucket import emulated_s3
-from tests.helpers.small_runs import write_clip
+from tests.helpers.search_clips import write_clip
 
 
 @pytest.fixture(scope="module")
