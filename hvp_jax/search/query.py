@@ -220,6 +220,8 @@ def _nearest(query: Any, metric: str, count: int, where: str) -> pa.Table:
     query = query.distance_type(metric).limit(count).with_row_id(True)
     if metric == "cosine":  # an index of the vectors is one of dot products
         query = query.bypass_vector_index()
+    else:
+        query = query.nprobes(clips.PARTITIONS)
     query = query.select([*clips.META, "_distance"])
     with clips.explained(where):
         return (query.where(where) if where else query).to_arrow()

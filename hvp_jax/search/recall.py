@@ -116,7 +116,7 @@ def _places(pool: np.ndarray, outside: np.ndarray, clips_outside: int, rows: int
 def _stage_one(table: lancedb.table.Table, sentence: np.ndarray, count: int) -> np.ndarray:
     """The row ids of the best clips by the vector, best first."""
     query: Any = table.search(sentence)
-    query = query.distance_type("dot").limit(count).with_row_id(True)
+    query = query.distance_type("dot").nprobes(clips.PARTITIONS).limit(count).with_row_id(True)
     return query.select(["_distance"]).to_arrow()["_rowid"].to_numpy()
 
 
