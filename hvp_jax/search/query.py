@@ -33,6 +33,7 @@ class Hit:
     path: str
     start: float | None  # seconds; None: the whole video
     end: float | None
+    duration: float  # of the whole video, in seconds
     score: float
     captions: str
 

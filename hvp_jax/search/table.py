@@ -29,7 +29,7 @@ except ImportError:
     raise UsageError("an index needs `pip install -r requirements-search.txt`") from None
 
 NAME = "clips"
-META = ("id", "path", "start", "end", "captions")  # what a hit consists of
+META = ("id", "path", "start", "end", "duration", "captions")  # what a hit consists of
 FEATURES = ("vector", "tokens", "token_scale", "token_weights", "tap_weights")
 
 # From so many clips on, stage one uses an index of the vectors: below, all are compared in less

@@ -168,6 +168,7 @@ def test_the_command_searches(run_cli, built, run_dir, tmp_path):
     for query in result["queries"]:
         best, second = query["hits"]
         assert set(best) == {"path", "start", "end", "score"} and best["score"] >= second["score"]
+        assert all(0 <= hit["start"] < hit["end"] for hit in query["hits"])
     assert (tmp_path / "sheet.png").read_bytes()[:4] == b"\x89PNG"
     assert (
         SECONDS == 20

@@ -38,7 +38,7 @@ def run(
     if queries:
         texts = [*texts, *(line.strip() for _, line in files.read_lines(str(queries)))]
     if bool(texts) == bool(video):
-        raise UsageError("give a text, --queries=FILE or --video=FILE: one of texts and a video")
+        raise UsageError("give texts, --queries=FILE, or --video=FILE without texts")
     opened = Index.open(index, weights)
     use_compile_cache(opened.retriever.config.compile_cache, index)
     measured = None
@@ -66,4 +66,6 @@ def _answer(names: list[str], found: list[list[Hit]]) -> dict[str, Any]:
 
 
 def _fields(hit: Hit) -> dict[str, Any]:
-    return {"path": hit.path, "start": hit.start, "end": hit.end, "score": hit.score}
+    """A hit in the JSON; a whole video is the stretch from 0 to its end."""
+    start, end = (0.0, hit.duration) if hit.end is None else (hit.start, hit.end)
+    return {"path": hit.path, "start": start, "end": end, "score": hit.score}
