@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: names, types, shapes and a checksum of every array.
 
 Orbax and TensorStore do not detect every changed byte. A checksum is a wrap-around integer sum
-over the array's bits, computed on the devices that hold the array. It depends neither on the
-order of summation nor on the sharding, and every process gets it.
+over the array's bits, computed on the devices that hold a large array and by NumPy for a small
+one. It depends neither on the order of summation nor on the sharding, and every process gets it.
 """
 
 import json
@@ -19,6 +19,7 @@ from data.storage import files as storage
 from data.storage.path import Path
 from hvp_jax.checkpoints import bucket
 
+SMALL = 2**20  # elements: NumPy sums so few in less time than a device's program compiles
 ITEM = "manifest"  # a JSON item of a checkpoint, beside the array items params and rest
 # The names that earlier versions wrote.
 OLD_ITEM = "seal"
@@ -52,6 +53,16 @@ def checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
 
 
+def checksum_on_host(x: np.ndarray) -> int:
+    """What `checksum` computes for an array [...], by NumPy."""
+    word = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[x.dtype.itemsize]
+    bits = np.frombuffer(x.tobytes(), word).astype(np.uint32)
+    h = bits + np.arange(bits.size, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+    return int(np.sum(h ^ (h >> 16), dtype=np.uint32))
+
+
 def _named_leaves(tree: Any) -> dict[str, jax.Array]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
@@ -65,16 +76,20 @@ def _structure(tree: Any) -> dict[str, list]:
 def _checksums(tree: Any) -> dict[str, int]:
     cpu = jax.local_devices(backend="cpu")[0]
 
-    def dispatch(x: jax.Array | np.ndarray) -> jax.Array:
-        if isinstance(x, np.ndarray):
+    def one(x: jax.Array | np.ndarray) -> int:
+        on_devices = isinstance(x, jax.Array)
+        if not on_devices or x.is_fully_addressable or x.is_fully_replicated:
+            if x.size <= SMALL:
+                return checksum_on_host(np.asarray(x))
+        if not on_devices:
             if x.dtype.itemsize == 8:  # the same bits: JAX may have no 8-byte types enabled
                 x = np.frombuffer(x.tobytes(), np.uint32).reshape(*x.shape, 2)
             x = jax.device_put(x, cpu)
-        return checksum(x)
+        return int(jax.device_get(checksum(x)))
 
     # One after the other: two programs with collectives across processes must not be in flight
     # together, since processes might start them in different orders.
-    return {name: int(jax.device_get(dispatch(x))) for name, x in _named_leaves(tree).items()}
+    return {name: one(x) for name, x in _named_leaves(tree).items()}
 
 
 def empty_like(recorded: dict[str, Any] | None, item: str, shapes: Any) -> Any:

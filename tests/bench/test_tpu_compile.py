@@ -11,6 +11,7 @@ if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu has no wheel for this machine", allow_module_level=True)
 
 TOPOLOGIES = ("v5e:2x2", "v4:2x2x1")
+TWO_SLICES = "2xv5e:2x2"
 BATCH, CHIPS, WORDS, WIDTH, TAPS, TERMS = 32, 4, 8, 128, 1, 3
 SMALL = (
     *("bench", "--config=configs/msrvtt.py", "--config.bench=tpu", "--config.precision=bfloat16"),
@@ -22,23 +23,39 @@ QUICK = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 EMBEDDING = 49408 * WIDTH * 4  # bytes in float32 of the largest weight, the words'
 
 
-@pytest.fixture(scope="module", params=["pmap", "fsdp"])
-def result(request, run_cli):
-    """The topologies of the JSON, and how the step is distributed."""
-    flags = [f"--config.topology={','.join(TOPOLOGIES)}", f"--config.train.batch_size={BATCH}"]
-    if request.param == "fsdp":
-        flags += ["--config.parallel=shard_map", "--config.fsdp=true"]
-    done = run_cli(*SMALL, *flags, "--json", **QUICK)
+def compiled(run_cli, names: tuple[str, ...], *flags: str) -> dict:
+    """The topologies of the JSON."""
+    flags += (f"--config.topology={','.join(names)}", f"--config.train.batch_size={BATCH}")
+    done = run_cli(*SMALL, *flags, "--json", timeout=900, **QUICK)
     assert done.status == 0, done.stderr
     # Nothing but our own progress: the compiler is silent.
     assert [line.partition(" ")[2] for line in done.stderr.splitlines()] == [
-        f"compiling the step of {BATCH} examples for {name}" for name in TOPOLOGIES
+        f"compiling the step of {BATCH} examples for {name}" for name in names
     ]
-    return request.param, json.loads(done.stdout)["topologies"]
+    rows = json.loads(done.stdout)["topologies"]
+    assert tuple(rows) == names
+    return rows
+
+
+@pytest.fixture(scope="module")
+def of_pmap(run_cli):
+    return compiled(run_cli, TOPOLOGIES)
+
+
+@pytest.fixture(scope="module")
+def of_fsdp(run_cli):
+    flags = ("--config.parallel=shard_map", "--config.fsdp=true")
+    return compiled(run_cli, (*TOPOLOGIES, TWO_SLICES), *flags)
+
+
+@pytest.fixture(scope="module", params=["pmap", "fsdp"])
+def result(request):
+    """How the step is distributed, and the topologies of one slice."""
+    rows = request.getfixturevalue(f"of_{request.param}")
+    return request.param, {name: rows[name] for name in TOPOLOGIES}
 
 
 def test_the_step_fits_and_its_time_is_estimated(result):
-    assert tuple(result[1]) == TOPOLOGIES
     for row in result[1].values():
         assert row["fits"] and row["largest_batch"] is None and row["message"] is None
         assert row["chips"] == CHIPS
@@ -81,12 +98,8 @@ def test_the_collectives_are_those_of_the_step(result):
             assert use["all-reduce"]["largest_bytes"] < 4 * 2**14  # smaller weights are whole
 
 
-def test_between_two_slices_go_gradients_and_no_weights(run_cli):
-    flags = ["--config.parallel=shard_map", "--config.fsdp=true", "--config.topology=2xv5e:2x2"]
-    flags += [f"--config.train.batch_size={BATCH}", "--json"]
-    done = run_cli(*SMALL, *flags, timeout=900, **QUICK)
-    assert done.status == 0, done.stderr
-    row = json.loads(done.stdout)["topologies"]["2xv5e:2x2"]
+def test_between_two_slices_go_gradients_and_no_weights(of_fsdp):
+    row = of_fsdp[TWO_SLICES]
     assert row["fits"] and row["chips"] == 2 * CHIPS
     use = row["collectives"]
     # A slice gathers its weights and scatters their gradients by itself.

@@ -48,6 +48,7 @@ def run(saved, tmp_path):
 def test_a_checksum_depends_on_every_bit_and_its_position_but_not_on_the_sharding():
     x = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     total = int(manifest.checksum(x))
+    assert manifest.checksum_on_host(x) == total
     assert int(manifest.checksum(jax.device_put(x, SHARDED))) == total
     columns = NamedSharding(MESH, PartitionSpec(None, "batch"))
     assert int(manifest.checksum(jax.device_put(x, columns))) == total
@@ -65,6 +66,10 @@ def test_a_checksum_depends_on_every_bit_and_its_position_but_not_on_the_shardin
     for dtype in (bool, np.int8, jnp.bfloat16, np.int32):
         bits = np.array([0, 1, 1, 0, 1], dtype)
         assert int(manifest.checksum(bits)) != int(manifest.checksum(bits[::-1]))
+        assert int(manifest.checksum(bits)) == manifest.checksum_on_host(bits)
+    wide = np.array([[2**40, -3, 0]])  # 8 bytes count as two numbers of 4
+    halves = np.frombuffer(wide.tobytes(), np.uint32).reshape(1, 3, 2)
+    assert manifest.checksum_on_host(wide) == int(manifest.checksum(halves))
 
 
 def test_the_newest_state_is_restored_with_its_iterator_state(run):

@@ -29,6 +29,8 @@ OPTAX = {
     "lion": optax.lion(RATE, 0.9, 0.99, weight_decay=DECAY),
     "muon": contrib.muon(RATE, consistent_rms=0.2, weight_decay=DECAY),
 }
+# As one program, not as hundreds.
+create_train_state = jax.jit(train_state.create_train_state, static_argnums=1)
 LAST = ClipLayers(vision_layers=3, text_layers=2, learning=1)
 
 
@@ -68,9 +70,9 @@ def test_muon_takes_every_layer_and_every_convolution_as_one_matrix(params):
     assert {path: x for path, x in dimensions.items() if x is not None} == expected
     assert {"clip/text/projection", "distill/stage_0/conv/kernel"} <= set(expected)
 
-    gradients = jax.tree.map(lambda x: jnp.float32(normal(x.size, *x.shape)), params)
+    gradients = jax.tree.map(lambda x: np.float32(normal(x.size, *x.shape)), params)
     ours = make("muon", warmup_fraction=0.0, weight_decay=0.0)
-    updates, _ = jax.jit(ours.update)(gradients, ours.init(params), params)
+    updates, _ = jax.jit(ours.update)(gradients, jax.jit(ours.init)(params), params)
     path = "clip/visual/tower/blocks/mlp_in/kernel"  # [3, 64, 256]
     for update in np.asarray(flatten_dict(updates, sep="/")[path]):
         # Newton-Schulz leaves singular values near 1; times 0.2 √256 and the learning rate.
@@ -86,8 +88,8 @@ def test_muon_takes_every_layer_and_every_convolution_as_one_matrix(params):
 def test_gradients_that_are_not_finite_change_no_state(name, params):
     ours = make(name, clip_layers=LAST)
     update = jax.jit(ours.update)
-    _, state = update(params, ours.init(params), params, finite=jnp.array(True))
-    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    _, state = update(params, jax.jit(ours.init)(params), params, finite=jnp.array(True))
+    broken = jax.tree.map(lambda x: x * np.float32(np.nan), params)
     _, after = update(broken, state, params, finite=jnp.array(False))
     jax.tree.map(np.testing.assert_array_equal, after, state)
     _, good = update(params, state, params, finite=jnp.array(True))
@@ -105,23 +107,31 @@ def test_the_default_has_the_state_of_before(params):
     assert len(jax.tree.leaves(state)) == 2 * len(jax.tree.leaves(params)) + 1
 
 
-@pytest.mark.parametrize(("name", "slices"), [("lion", 1), ("muon", 1), ("muon", 2)])
-def test_eight_devices_with_shards_make_the_updates_of_one(name, slices, params):
-    """Two steps of a small model; a large matrix and its moments are sharded over the devices."""
-    tx = make(name, clip_layers=LAST, warmup_fraction=0.0)
-    spec = step_spec.StepSpec(
-        model=MODEL.clone(learning_layers=1), optimizer=tx, noise=False, clip_layers=LAST
-    )
-    states = []
-    for arguments in ((False, 1), (True, 8, slices)):
+@pytest.fixture(scope="module")
+def after_two_steps(params):
+    """(name, the partitioner's arguments) -> the state after two steps of a small model."""
+
+    @functools.cache
+    def run(name: str, *arguments) -> train_state.TrainState:
+        tx = make(name, clip_layers=LAST, warmup_fraction=0.0)
+        spec = step_spec.StepSpec(
+            model=MODEL.clone(learning_layers=1), optimizer=tx, noise=False, clip_layers=LAST
+        )
         partitioner = make_partitioner("shard_map", *arguments)
-        state = partitioner.shard_state(train_state.create_train_state(params, tx))
+        state = partitioner.shard_state(create_train_state(params, tx))
         step = partitioner.compile_train_step(functools.partial(train_step, spec=spec), state)
         for i in range(2):
             state, metrics = step(state, partitioner.shard_batch(batch_of(i)))
         assert np.isfinite(metrics["loss"]) and int(state.skipped) == 0
-        states.append(state)
-    one, sharded = states
+        return state
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "slices"), [("lion", 1), ("muon", 1), ("muon", 2)])
+def test_eight_devices_with_shards_make_the_updates_of_one(name, slices, after_two_steps):
+    """Two steps of a small model; a large matrix and its moments are sharded over the devices."""
+    states = one, sharded = after_two_steps(name, False, 1), after_two_steps(name, True, 8, slices)
     kernel = sharded.params["clip"]["visual"]["tower"]["blocks"]["mlp_in"]["kernel"]
     moments = [m for m in jax.tree.leaves(sharded.opt_state) if m.shape == kernel.shape]
     sizes = {m.addressable_shards[0].data.size * 8 // slices for m in moments}
@@ -135,8 +145,8 @@ def test_eight_devices_with_shards_make_the_updates_of_one(name, slices, params)
 @pytest.mark.parametrize("name", ["lion", "muon"])  # one state of optax's own, one of groups
 def test_a_checkpoint_keeps_the_state(name, params, tmp_path):
     tx = make(name, clip_layers=LAST)
-    state = train_state.create_train_state(params, tx)
-    gradients = jax.tree.map(lambda x: jnp.float32(normal(x.size, *x.shape)), params)
+    state = create_train_state(params, tx)
+    gradients = jax.tree.map(lambda x: np.float32(normal(x.size, *x.shape)), params)
     update = jax.jit(tx.update)
     _, opt_state = update(gradients, state.opt_state, params)
     partitioner = Partitioner("shard_map")
@@ -144,7 +154,7 @@ def test_a_checkpoint_keeps_the_state(name, params, tmp_path):
     batches = batches_at(1)
     with Checkpointer(tmp_path, 1) as checkpoints:
         checkpoints.save(1, state.items(), batches, None)
-    fresh = partitioner.shard_state(train_state.create_train_state(params, tx))
+    fresh = partitioner.shard_state(create_train_state(params, tx))
     with Checkpointer(tmp_path, 1) as checkpoints:
         items, at = checkpoints.restore_latest(fresh.items(), batches, print)
     restored = train_state.TrainState.from_items(items)
