@@ -34,7 +34,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from configs import base
 from data.storage.path import Path as StoragePath
 from hvp_jax.retrieval.retriever import Retriever
-from hvp_jax.search import manifest, recall
+from hvp_jax.search import manifest, recall, vector_index
 from hvp_jax.search import table as clips
 from hvp_jax.search.query import CANDIDATES, Index, _nearest
 from hvp_jax.weights.initial import build_model
@@ -213,7 +213,7 @@ def main() -> int:
     if manifest.read(args.index) is None:
         make(args.index, model, args.clips, args.stored)
         start = time.perf_counter()
-        clips.ensure_vector_index(args.index)
+        vector_index.ensure(args.index)
         result["making the index of the vectors, s"] = time.perf_counter() - start
     index = Index(args.index, model)
     table = Path(clips.dataset_uri(args.index))

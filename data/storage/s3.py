@@ -7,6 +7,7 @@ from data.storage import faults
 
 try:
     import botocore.exceptions
+    import fsspec.asyn
     import s3fs
 except ImportError:
     raise UsageError("s3:// needs `pip install -r requirements-bucket.txt`") from None
@@ -26,6 +27,24 @@ class FileSystem(s3fs.S3FileSystem):
         except Exception as error:
             path = "/".join(str(options[key]) for key in ("Bucket", "Key") if options.get(key))
             raise _explain(error, f"s3://{path}") from error
+
+    def read_version(self, path: str) -> tuple[bytes, str]:
+        """An object's content and ETag."""
+        return fsspec.asyn.sync(self.loop, self._read_version, path)
+
+    async def _read_version(self, path: str) -> tuple[bytes, str]:
+        bucket, key, _ = self.split_path(path)
+        answer = await self._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            return await body.read(), answer["ETag"]
+
+    def replace_version(self, path: str, content: bytes, etag: str) -> None:
+        """Replaces an object; raises FileExistsError if it has another ETag, or is gone."""
+        bucket, key, _ = self.split_path(path)
+        try:
+            self.call_s3("put_object", Bucket=bucket, Key=key, Body=content, IfMatch=etag)
+        except FileNotFoundError as error:
+            raise FileExistsError(*error.args) from None
 
 
 def _explain(error: Exception, path: str) -> Exception:

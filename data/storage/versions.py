@@ -1,4 +1,4 @@
-"""An object in gs:// that is replaced only while it is the one that was read.
+"""An object of a bucket that is replaced only while it is the one that was read.
 
 So of two processes that replace it, one learns that it came too late.
 """
@@ -14,7 +14,7 @@ class Version(NamedTuple):
     """The content of an object, and the number that its bucket gave it."""
 
     content: bytes
-    generation: str
+    generation: str  # in s3:// its ETag
 
 
 def read(path: PathLike) -> Version:

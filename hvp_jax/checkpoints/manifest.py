@@ -77,11 +77,10 @@ def _checksums(tree: Any) -> dict[str, int]:
     cpu = jax.local_devices(backend="cpu")[0]
 
     def one(x: jax.Array | np.ndarray) -> int:
-        on_devices = isinstance(x, jax.Array)
-        if not on_devices or x.is_fully_addressable or x.is_fully_replicated:
-            if x.size <= SMALL:
-                return checksum_on_host(np.asarray(x))
-        if not on_devices:
+        whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        if whole and x.size <= SMALL:
+            return checksum_on_host(np.asarray(x))
+        if not isinstance(x, jax.Array):
             if x.dtype.itemsize == 8:  # the same bits: JAX may have no 8-byte types enabled
                 x = np.frombuffer(x.tobytes(), np.uint32).reshape(*x.shape, 2)
             x = jax.device_put(x, cpu)

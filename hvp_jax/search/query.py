@@ -17,7 +17,7 @@ from data.storage import listing
 from data.storage.path import PathLike
 from hvp_jax.models.similarity import TextFeatures, sentence_vector
 from hvp_jax.retrieval.retriever import Retriever
-from hvp_jax.search import manifest, recall
+from hvp_jax.search import manifest, recall, vector_index
 from hvp_jax.search import table as clips
 
 K, CANDIDATES = 10, 200
@@ -222,7 +222,7 @@ def _nearest(query: Any, metric: str, count: int, where: str) -> pa.Table:
     if metric == "cosine":  # an index of the vectors is one of dot products
         query = query.bypass_vector_index()
     else:
-        query = query.nprobes(clips.PARTITIONS)
+        query = query.nprobes(vector_index.PARTITIONS)
     query = query.select([*clips.META, "_distance"])
     with clips.explained(where):
         return (query.where(where) if where else query).to_arrow()

@@ -16,6 +16,7 @@ import numpy as np
 from data import tokenizer
 from hvp_jax.retrieval.retriever import Retriever
 from hvp_jax.search import table as clips
+from hvp_jax.search import vector_index
 
 TOP = 10
 QUERIES = 64
@@ -116,7 +117,9 @@ def _places(pool: np.ndarray, outside: np.ndarray, clips_outside: int, rows: int
 def _stage_one(table: lancedb.table.Table, sentence: np.ndarray, count: int) -> np.ndarray:
     """The row ids of the best clips by the vector, best first."""
     query: Any = table.search(sentence)
-    query = query.distance_type("dot").nprobes(clips.PARTITIONS).limit(count).with_row_id(True)
+    query = (
+        query.distance_type("dot").nprobes(vector_index.PARTITIONS).limit(count).with_row_id(True)
+    )
     return query.select(["_distance"]).to_arrow()["_rowid"].to_numpy()
 
 

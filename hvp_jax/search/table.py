@@ -24,22 +24,12 @@ try:
     import lance
     import lancedb
     import pyarrow as pa
-    from lancedb.index import IvfRq
 except ImportError:
     raise UsageError("an index needs `pip install -r requirements-search.txt`") from None
 
 NAME = "clips"
 META = ("id", "path", "start", "end", "duration", "captions")  # what a hit consists of
 FEATURES = ("vector", "tokens", "token_scale", "token_weights", "tap_weights")
-
-# From so many clips on, stage one uses an index of the vectors: below, all are compared in less
-# than 50 ms. The index keeps each component in 8 bits. Fewer bits lose clips that are among the
-# best, and its partitions are all searched, as vectors of no clear groups need it.
-VECTOR_INDEX_ROWS = 100_000
-VECTOR_BITS = 8
-PARTITION_ROWS = 4096
-PARTITIONS = 256  # at most
-KMEANS_SAMPLE, KMEANS_ITERATIONS = 64, 10  # rows of each partition; all are searched anyway
 
 
 class Row(NamedTuple):
@@ -97,24 +87,6 @@ def create(uri: PathLike, columns: pa.Schema) -> None:
     except OSError as error:
         if "already exists" not in str(error):
             raise
-
-
-def ensure_vector_index(uri: PathLike) -> None:
-    """Makes an index of the vectors of a large table, or adds new rows to the one that it has."""
-    table = find_table(uri)
-    if table is None or "vector" not in table.schema.names:
-        return
-    if table.list_indices():
-        open_dataset(uri).optimize.optimize_indices()
-    elif table.count_rows() >= VECTOR_INDEX_ROWS:
-        config = IvfRq(
-            distance_type="dot",
-            num_partitions=min(table.count_rows() // PARTITION_ROWS, PARTITIONS),
-            num_bits=VECTOR_BITS,
-            sample_rate=KMEANS_SAMPLE,
-            max_iterations=KMEANS_ITERATIONS,
-        )
-        table.create_index("vector", config=config)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from data.storage.path import Path, PathLike, absolute
 from hvp_jax.retrieval.retriever import Retriever
-from hvp_jax.search import manifest, recall
+from hvp_jax.search import manifest, recall, vector_index
 from hvp_jax.search import table as clips
 from hvp_jax.search.building import encoding, pending
 from hvp_jax.search.building.collection import Collection, read_collection
@@ -187,7 +187,7 @@ def _finish(retriever: Retriever, uri: str, wanted: Manifest) -> None:
     dataset = clips.open_dataset(uri)
     dataset.optimize.compact_files(target_rows_per_fragment=encoding.CHUNK)
     dataset.cleanup_old_versions(KEPT_FOR)
-    clips.ensure_vector_index(uri)
+    vector_index.ensure(uri)
     table = clips.find_table(uri)
     assert table is not None  # it was opened above
     found = manifest.require(uri)
