@@ -79,7 +79,7 @@ def meta_batch(number: int, rows: int, columns: pa.Schema) -> pa.Table:
 
 
 def token_batches(number: int, rows: int, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The tokens of a fragment: random directions, each with a scale that makes it a unit vector."""
+    """The tokens of a fragment: random directions, each with a scale to length 1."""
     rng = np.random.default_rng((2, number))
     dim, count = 512, columns.field("token_scale").type.list_size
     for first in range(0, rows, BATCH):

@@ -17,7 +17,7 @@ from data.storage import listing
 from data.storage.path import PathLike
 from hvp_jax.models.similarity import TextFeatures, sentence_vector
 from hvp_jax.retrieval.retriever import Retriever
-from hvp_jax.search import manifest, recall, vector_index
+from hvp_jax.search import manifest, recall, scoring, vector_index
 from hvp_jax.search import table as clips
 
 K, CANDIDATES = 10, 200
@@ -115,10 +115,12 @@ class Index:
         for i in range(len(texts)):
             of_text = jax.tree.map(lambda x, i=i: x[i : i + 1], features)
             count = max(k, candidates) if "tokens" in names else k
-            rows = _nearest(table.search(of_text.sentence[0]), "dot", count, where)
+            query = table.search(of_text.sentence[0])
             if "tokens" in names:
+                rows = _nearest(query, "dot", count, where, columns=())
                 found.append(self._score(table, of_text, rows, k))
             else:
+                rows = _nearest(query, "dot", count, where)
                 found.append(_hits(rows, 1 - rows["_distance"].to_numpy(), k))
         return found
 
@@ -129,9 +131,13 @@ class Index:
         ids = rows["_rowid"].to_pylist()
         if not ids:
             return []
-        columns = [*clips.META, *clips.feature_columns(table.schema)]
+        columns = [*clips.feature_columns(table.schema), "_rowid"]
         full = table.take_row_ids(ids).select(columns).to_arrow()
-        return _hits(full, self.retriever.score(text, clips.to_features(full))[0], k)
+        scores = scoring.score(text, clips.to_features(full), self.retriever.model.dtype)[0]
+        best = np.argsort(-scores, kind="stable")[:k]
+        of_id = dict(zip(full["_rowid"].to_numpy()[best].tolist(), scores[best], strict=True))
+        meta = table.take_row_ids(list(of_id)).select([*clips.META, "_rowid"]).to_arrow()
+        return _hits(meta, np.array([of_id[i] for i in meta["_rowid"].to_pylist()]), k)
 
     def _search_all(
         self, table: lancedb.table.Table, text: TextFeatures, k: int, where: str
@@ -146,7 +152,7 @@ class Index:
         for block in query.select(columns).to_batches(BLOCK):
             if not block.num_rows:
                 continue
-            scores = self.retriever.score(text, clips.to_features(block))
+            scores = scoring.score(text, clips.to_features(block), self.retriever.model.dtype)
             for i, row in enumerate(scores):
                 best = found[i] + _hits(block, row, k)
                 found[i] = sorted(best, key=lambda hit: -hit.score)[:k]
@@ -216,14 +222,16 @@ def _require_clips(uri: PathLike, table: lancedb.table.Table | None) -> lancedb.
     return table
 
 
-def _nearest(query: Any, metric: str, count: int, where: str) -> pa.Table:
+def _nearest(
+    query: Any, metric: str, count: int, where: str, *, columns: Sequence[str] = clips.META
+) -> pa.Table:
     """The rows that are nearest to the vector of a query, with their ids in the table."""
     query = query.distance_type(metric).limit(count).with_row_id(True)
     if metric == "cosine":  # an index of the vectors is one of dot products
         query = query.bypass_vector_index()
     else:
         query = query.nprobes(vector_index.PARTITIONS)
-    query = query.select([*clips.META, "_distance"])
+    query = query.select([*columns, "_distance"])
     with clips.explained(where):
         return (query.where(where) if where else query).to_arrow()
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from data import tokenizer
 from hvp_jax.retrieval.retriever import Retriever
+from hvp_jax.search import scoring, vector_index
 from hvp_jax.search import table as clips
-from hvp_jax.search import vector_index
 
 TOP = 10
 QUERIES = 64
@@ -42,7 +42,7 @@ def measure(retriever: Retriever, table: lancedb.table.Table, seed: int = 0) -> 
     drawn = rng.choice(rows, min(rows, RANDOM if rows > POOL else POOL), replace=False)
     random = table.take_offsets(sorted(drawn.tolist())).select(columns).to_arrow()
     random_ids, random_features = random["_rowid"].to_numpy(), clips.to_features(random)
-    random_scores = retriever.score(text, random_features)
+    random_scores = scoring.score(text, random_features, retriever.model.dtype)
     places = []
     for i in range(len(random_scores)):
         of_text = jax.tree.map(lambda x, i=i: x[i : i + 1], text)
@@ -54,7 +54,7 @@ def measure(retriever: Retriever, table: lancedb.table.Table, seed: int = 0) -> 
             continue
         pool = table.take_row_ids(pool_ids.tolist()).select(columns).to_arrow()
         back = np.argsort(pool["_rowid"].to_numpy())[np.argsort(np.argsort(pool_ids))]
-        scores = retriever.score(of_text, clips.to_features(pool))[0, back]
+        scores = scoring.score(of_text, clips.to_features(pool), retriever.model.dtype)[0, back]
         outside = random_scores[i, ~np.isin(random_ids, pool_ids)]
         places.append(_places(scores, outside, rows - POOL, rows))
     return {"rows": rows, "captions": bool(captions), "places": places}

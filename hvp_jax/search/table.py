@@ -18,7 +18,8 @@ from hvp_jax.evaluation import scorer
 from hvp_jax.models.similarity import VideoFeatures, sentence_vector
 from hvp_jax.retrieval.batching import pad_patches, video_batch
 from hvp_jax.retrieval.retriever import Retriever
-from hvp_jax.search.tokens import KINDS, dequantize, quantize
+from hvp_jax.search.scoring import StoredFeatures
+from hvp_jax.search.tokens import KINDS, quantize
 
 try:
     import lance
@@ -179,20 +180,21 @@ def to_arrow(rows: Sequence[Row], features: VideoFeatures, columns: pa.Schema) -
     return pa.table([arrays[name] for name in columns.names], schema=columns)
 
 
-def to_features(table: pa.Table | pa.RecordBatch) -> VideoFeatures:
+def to_features(table: pa.Table | pa.RecordBatch) -> StoredFeatures:
     """The features of rows with the columns of `FEATURES` that there are.
 
     The score of a text and these features is that of the clip's own features, to rounding.
     """
     taps, count, dim = _layout(table.schema)
     clips = table.num_rows
-    patches: Any = None
+    tokens: Any = None
+    scale: Any = None
     weights: Any = None
     frame_sum: Any = None
     tap_weights: Any = None
     if "tokens" in table.schema.names:
         scale = _numpy(table, "token_scale").reshape(clips, taps, count)
-        patches = dequantize(_numpy(table, "tokens").reshape(clips, taps, count, dim), scale)
+        tokens = _numpy(table, "tokens").reshape(clips, taps, count, dim)
         weights = _numpy(table, "token_weights").reshape(clips, taps, count)
     if "vector" in table.schema.names:
         frame_sum = np.zeros((clips, taps, dim), np.float32)
@@ -201,9 +203,8 @@ def to_features(table: pa.Table | pa.RecordBatch) -> VideoFeatures:
         of_words = _numpy(table, "tap_weights")
         ones = [np.ones_like(of_words)] if frame_sum is not None else []
         tap_weights = np.stack([of_words, *ones], axis=1)
-    return VideoFeatures(
-        patches=patches, patch_weights=weights, frame_sum=frame_sum, tap_weights=tap_weights
-    )
+    features = VideoFeatures(patch_weights=weights, frame_sum=frame_sum, tap_weights=tap_weights)
+    return StoredFeatures(tokens, scale, features)
 
 
 def feature_columns(columns: pa.Schema) -> list[str]:

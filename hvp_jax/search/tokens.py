@@ -5,7 +5,7 @@ the 11 significant bits of float16.
 """
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 
 KINDS: dict[str, type[np.signedinteger]] = {"int16": np.int16, "int8": np.int8}
 
@@ -21,9 +21,7 @@ def quantize(
 
 
 def dequantize(
-    integers: Integer[np.ndarray, "*shape d"], scale: Float[np.ndarray, "*shape"]
-) -> Float[np.ndarray, "*shape d"]:
+    integers: Integer[Array | np.ndarray, "*shape d"], scale: Float[Array | np.ndarray, "*shape"]
+) -> Float[Array | np.ndarray, "*shape d"]:
     """The tokens, in float32."""
-    tokens = integers.astype(np.float32)
-    tokens *= scale[..., None]
-    return tokens
+    return integers.astype(np.float32) * scale[..., None]

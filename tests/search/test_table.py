@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from hvp_jax.models.similarity import TextFeatures, VideoFeatures, l2_normalize, scores
-from hvp_jax.search import table
+from hvp_jax.search import scoring, table
 from hvp_jax.search.tokens import KINDS, dequantize, quantize
 
 CLIPS, TEXTS, TAPS, TOKENS, DIM = 7, 5, 3, 6, 512
@@ -54,7 +54,7 @@ def columns(video: VideoFeatures, kind: str, tokens: int = TOKENS) -> pa.Schema:
 @pytest.mark.parametrize(("kind", "error"), [("int16", 3e-6), ("int8", 1e-3)])
 def test_scores_of_the_features_of_rows_are_those_of_the_clips(kind, error):
     stored = table.to_arrow(rows(), VIDEO, columns(VIDEO, kind))
-    found = full(table.to_features(stored))
+    found = scoring.score(TEXT, table.to_features(stored), np.float32)
     np.testing.assert_allclose(found, full(VIDEO), atol=error)
     assert kind == "int16" or np.abs(found - full(VIDEO)).max() > 1e-5
 
@@ -71,14 +71,27 @@ def test_scores_of_the_features_of_rows_are_those_of_the_clips(kind, error):
 def test_features_of_other_heads_come_back(left_out):
     video = dataclasses.replace(VIDEO, **dict.fromkeys(left_out))
     stored = table.to_arrow(rows(), video, columns(video, "int16"))
-    np.testing.assert_allclose(full(table.to_features(stored)), full(video), atol=3e-6)
+    np.testing.assert_allclose(
+        scoring.score(TEXT, table.to_features(stored), np.float32), full(video), atol=3e-6
+    )
 
 
 def test_clips_of_fewer_tokens_are_padded():
     stored = table.to_arrow(rows(), VIDEO, columns(VIDEO, "int16", tokens=TOKENS + 3))
     found = table.to_features(stored)
-    assert found.patches.shape == (CLIPS, TAPS, TOKENS + 3, DIM)
-    np.testing.assert_allclose(full(found), full(VIDEO), atol=3e-6)
+    assert found.tokens.shape == (CLIPS, TAPS, TOKENS + 3, DIM)
+    scores = scoring.score(TEXT, found, np.float32)
+    np.testing.assert_allclose(scores, full(VIDEO), atol=3e-6)
+
+
+@pytest.mark.parametrize(("texts", "clips"), [(1, 1), (5, 9), (70, 300)])
+def test_more_texts_and_clips_than_are_scored_at_a_time(texts, clips):
+    stored = table.to_features(table.to_arrow(rows(), VIDEO, columns(VIDEO, "int16")))
+    few = scoring.score(TEXT, stored, np.float32)
+    i, j = np.arange(texts) % TEXTS, np.arange(clips) % CLIPS
+    text, video = jax.tree.map(lambda x: x[i], TEXT), jax.tree.map(lambda x: x[j], stored)
+    many = scoring.score(text, video, np.float32)
+    np.testing.assert_allclose(many, few[i][:, j], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
