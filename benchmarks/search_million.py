@@ -153,9 +153,9 @@ def stage_one_methods(index: Index, vectors: np.ndarray) -> dict[str, Callable]:
     """Name -> a function of a sentence that returns the numbers of the best clips."""
 
     def lance_index(sentence):
-        rows = _nearest(index.table.search(sentence), "dot", CANDIDATES, "")
-        names = rows["id"].to_pylist()
-        return np.array([int(name[:3]) * FRAGMENT + int(name[4:9]) for name in names])
+        rows = _nearest(index.table.search(sentence), "dot", CANDIDATES, "", columns=())
+        numbers = rows["_rowid"].to_numpy().astype(np.uint64)  # fragment and row in it
+        return (numbers >> 32).astype(int) * FRAGMENT + (numbers & 0xFFFFFFFF).astype(int)
 
     methods: dict[str, Callable] = {"this index": lance_index}
     methods["NumPy, all vectors"] = lambda q: best_of(vectors @ q, CANDIDATES)

@@ -41,4 +41,4 @@ def test_stage_one_finds_with_an_index_what_it_finds_without(tmp_path, monkeypat
         best = np.argsort(-scores)
         ids = nearest(tmp_path, sentence)
         assert set(best[:10]) <= set(ids), "the best are among the candidates"
-        assert len(set(ids) & set(best[:BEST])) >= 0.9 * BEST
+        assert len(set(ids) & set(best[:BEST])) >= 0.7 * BEST
