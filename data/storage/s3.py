@@ -40,9 +40,12 @@ class FileSystem(s3fs.S3FileSystem):
 
     def replace_version(self, path: str, content: bytes, etag: str) -> None:
         """Replaces an object; raises FileExistsError if it has another ETag, or is gone."""
+        fsspec.asyn.sync(self.loop, self._replace_version, path, content, etag)
+
+    async def _replace_version(self, path: str, content: bytes, etag: str) -> None:
         bucket, key, _ = self.split_path(path)
         try:
-            self.call_s3("put_object", Bucket=bucket, Key=key, Body=content, IfMatch=etag)
+            await self._call_s3("put_object", Bucket=bucket, Key=key, Body=content, IfMatch=etag)
         except FileNotFoundError as error:
             raise FileExistsError(*error.args) from None
 
@@ -52,7 +55,7 @@ def _explain(error: Exception, path: str) -> Exception:
         return faults.no_credentials(path, LOGIN)
     if isinstance(error, FileNotFoundError):
         return faults.from_status(404, path, "")
-    if isinstance(error, FileExistsError):
+    if isinstance(error, FileExistsError) or _code(error) == "PreconditionFailed":
         return faults.from_status(412, path, "")
     if isinstance(error, PermissionError):
         return faults.from_status(403, path, str(error))
@@ -61,3 +64,9 @@ def _explain(error: Exception, path: str) -> Exception:
     if isinstance(error, OSError) and error.filename is None:
         return OSError(error.errno or 5, error.strerror or str(error), path)
     return error
+
+
+def _code(error: Exception) -> str:
+    """What S3 calls an error, if it is one of its answers."""
+    answer = getattr(error.__cause__, "response", {})
+    return answer.get("Error", {}).get("Code", "")

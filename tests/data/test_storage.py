@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from data.storage import files
+from data.storage import files, versions
 from data.storage.path import Path, absolute, is_bucket
 from tests.helpers.bucket import emulated_bucket, emulated_s3, no_fault, unavailable_for
 
@@ -120,6 +120,22 @@ def test_missing_files_are_named(folder):
         with pytest.raises(FileNotFoundError) as caught:
             read(folder / "missing")
         assert caught.value.strerror
+
+
+@pytest.mark.parametrize("kind", ["gs", "s3"])
+def test_an_object_is_replaced_only_while_it_is_the_one_that_was_read(bucket, s3, kind):
+    path = f"{kind}://bucket/version"
+    files.write_bytes(path, b"first")
+    mine, theirs = versions.read(path), versions.read(path)
+    assert mine.content == b"first"
+    assert versions.replace(path, b"theirs", theirs.generation)
+    assert not versions.replace(path, b"mine", mine.generation)
+    assert versions.read(path).content == b"theirs"
+    last = versions.read(path)
+    files.remove(path)
+    assert not versions.replace(path, b"mine", last.generation)
+    with pytest.raises(FileNotFoundError):
+        versions.read(path)
 
 
 def test_what_others_write_is_seen_at_once(bucket):
