@@ -8,9 +8,8 @@ from typing import Any
 
 from data.storage.faults import OUT_OF_REACH
 
-PATIENCE = (
-    120.0  # seconds; gcsfs gives up after about 35, TensorStore as we set it after two minutes
-)
+# Seconds. gcsfs gives up after about 35, TensorStore as we set it after two minutes.
+PATIENCE = 120.0
 
 
 def answer(function: Callable[[], Any], path: str) -> Any:

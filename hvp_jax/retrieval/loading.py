@@ -54,11 +54,7 @@ def _config_of(weights: Path) -> ConfigDict:
 
 def _assign_head(config: ConfigDict, head: HeadConfig) -> None:
     """Sets the keys that say which parts the head has."""
-    for field, key in {
-        **KEYS,
-        "terms": "similarity.terms",
-        "method": "distillation.method",
-    }.items():
+    for field, key in HEAD_KEYS.items():
         group, _, name = key.partition(".")
         config[group][name] = getattr(head, field)
 
